@@ -1,0 +1,1 @@
+"""Edits of an image that are likely under what a diffusion model learned."""
