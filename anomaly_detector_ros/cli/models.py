@@ -1,0 +1,173 @@
+"""`anomaly-detector models`: what models there are, fetching them and checking their files."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+
+from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.models.landing import Progress as Listener
+from anomaly_detector_ros.models.registry import FileStatus, Registry
+from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile
+
+app = typer.Typer(
+    name="models",
+    help="The models: list them, fetch them, verify their files.",
+    no_args_is_help=True,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@app.command("list")
+def list_models(as_json: Json = False) -> None:
+    """List the models of the registry, and which of them are here.
+
+    Example: anomaly-detector models list
+    """
+    registry = Registry.default()
+    rows = [_summary(registry, name) for name in registry.names()]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    table = Table("model", "state", "size", "licence", "what", box=None)
+    for row in rows:
+        size = f"{row['bytes'] / 1e6:.1f} MB" if row["bytes"] else "-"
+        table.add_row(row["name"], row["state"], size, row["licence"], row["title"])
+    Console().print(table)
+
+
+@app.command()
+def fetch(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Models; default: those of the profile."),
+    ] = None,
+    profile: Annotated[
+        str, typer.Option(help="Fetch what this profile needs, when no name is given.")
+    ] = DEFAULT_PROFILE,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Never touch the network; use local copies only.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Fetch models into the cache; what is here and intact is left as it is.
+
+    Example: anomaly-detector models fetch mobile_sam
+    """
+    registry = Registry.default()
+    wanted = names or load_profile(profile).model_names()
+    results = []
+    with _progress_bar() as listener:
+        for name in wanted:
+            start = time.monotonic()
+            path = registry.fetch(name, offline=offline, progress=listener)
+            seconds = round(time.monotonic() - start, 3)
+            results.append({"name": name, "path": str(path), "seconds": seconds})
+    if as_json:
+        typer.echo(json.dumps(results, indent=2))
+        return
+    for result in results:
+        typer.echo(f"{result['name']}: {result['path']}")
+
+
+@app.command()
+def verify(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Models; default: all that are here."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Hash the files of models; fails when one is missing or altered.
+
+    Example: anomaly-detector models verify
+    """
+    registry = Registry.default()
+    wanted = names or [n for n in registry.names() if _summary(registry, n)["state"] != "absent"]
+    if not wanted:
+        raise UserError("no model is here yet: run `anomaly-detector models fetch`")
+    with _progress_bar() as listener:
+        found = {name: registry.verify(name, progress=listener) for name in wanted}
+    _print_statuses(found, as_json)
+    bad = [name for name, files in found.items() if any(file.state != "ok" for file in files)]
+    if bad:
+        shipped = all(registry.entry(name).shipped for name in bad)
+        remedy = "install the package again" if shipped else (
+            f"run `anomaly-detector models fetch {' '.join(bad)}`"
+        )  # fmt: skip
+        raise UserError(f"missing or altered: {', '.join(bad)}: {remedy}")
+
+
+def _print_statuses(found: dict[str, list[FileStatus]], as_json: bool) -> None:
+    rows = [
+        {"model": name, "file": file.name, "state": file.state, "bytes": file.bytes,
+         "sha256": file.sha256, "path": str(file.path)}
+        for name, files in found.items() for file in files
+    ]  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    table = Table("model", "file", "state", "sha256", box=None)
+    for row in rows:
+        table.add_row(row["model"], row["file"], row["state"], (row["sha256"] or "-")[:16])
+    Console().print(table)
+
+
+def _summary(registry: Registry, name: str) -> dict[str, Any]:
+    """One model for `list`: `state` is present, incomplete (or of a wrong size), or absent."""
+    entry = registry.entry(name)
+    directory = registry.directory(name)
+    try:
+        registry.path(name)
+        state = "present"
+    except UserError:
+        some = any((directory / file.name).exists() for file in entry.files)
+        state = "incomplete" if some else "absent"
+    return {
+        "name": name,
+        "state": state,
+        "title": entry.title,
+        "licence": entry.licence,
+        "project": entry.project,
+        "bytes": entry.bytes,
+        "shipped": entry.shipped is not None,
+        "path": str(directory),
+    }
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Listener]:
+    """A progress bar per file on stderr, so that stdout holds the results alone."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+
+        def listener(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name, total=total or None)
+            bar.update(tasks[name], completed=done, total=total or None)
+
+        yield listener

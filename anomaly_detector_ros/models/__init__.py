@@ -1,0 +1,1 @@
+"""The models: registry, cache, and the sources their files come from."""
