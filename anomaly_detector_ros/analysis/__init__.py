@@ -1,0 +1,1 @@
+"""Analysis: what an edit changed, in feature space, averaged over segments."""

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from anomaly_detector_ros.analysis.mobile_sam import (
+    MobileSamPredictor,
+    disjoint_segments,
+    encoder_input,
+)
+from anomaly_detector_ros.analysis.prompts import anomaly_peaks
+from anomaly_detector_ros.analysis.segmentation import make_segmenter
+from anomaly_detector_ros.analysis.superpixels import SuperpixelSegmenter
+from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.models.registry import Registry
+
+
+def _hills(shape: tuple[int, int], hills: list[tuple[int, int, float]]) -> np.ndarray:
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    out = np.zeros(shape, np.float32)
+    for cx, cy, height in hills:
+        out = np.maximum(out, height * np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / 200.0))
+    return out
+
+
+# The second size is searched at a reduced resolution.
+@pytest.mark.parametrize("factor", [1, 4])
+def test_peaks_come_highest_first_and_in_pixels_of_the_map(factor: int) -> None:
+    hills = [(40, 30, 0.5), (200, 100, 0.9), (120, 60, 0.7)]
+    small = _hills((136, 256), hills)
+    big = np.kron(small, np.ones((factor, factor), np.float32))
+    points = anomaly_peaks(big)
+    want = (np.array([(200, 100), (120, 60), (40, 30)]) + 0.5) * factor - 0.5
+    np.testing.assert_allclose(points, want, atol=0.01)
+    assert points.dtype == np.float32
+
+
+def test_peaks_respect_count_floor_and_distance() -> None:
+    scores = _hills((100, 200), [(30, 50, 1.0), (100, 50, 0.6), (170, 50, 0.15)])
+    assert len(anomaly_peaks(scores, floor=0.1)) == 3
+    assert len(anomaly_peaks(scores, floor=0.2)) == 2
+    assert len(anomaly_peaks(scores, floor=0.1, max_prompts=1)) == 1
+    # The hills are 70 pixels (0.35) apart.
+    assert len(anomaly_peaks(scores, floor=0.1, min_distance=0.2)) == 3
+    assert len(anomaly_peaks(scores, floor=0.1, min_distance=0.4)) == 1
+
+
+def test_floor_is_relative_to_the_background_and_scale_free() -> None:
+    scores = _hills((100, 200), [(30, 50, 1.0), (100, 50, 0.15)])
+    for changed in (scores, scores * 0.01, scores + 5.0):
+        assert len(anomaly_peaks(changed, floor=0.2)) == 1
+
+
+def test_a_flat_map_has_no_peaks() -> None:
+    assert anomaly_peaks(np.full((50, 60), 0.3, np.float32)).shape == (0, 2)
+
+
+def test_peaks_at_the_border_are_kept() -> None:
+    assert anomaly_peaks(_hills((100, 200), [(199, 0, 1.0)])).tolist() == [[199.0, 0.0]]
+
+
+def _rectangle(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+    mask = np.zeros((20, 30), bool)
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+def test_smaller_masks_keep_their_pixels() -> None:
+    small, large = _rectangle(5, 8, 5, 8), _rectangle(0, 10, 0, 20)
+    for order in ([small, large], [large, small]):
+        segments = disjoint_segments(np.stack(order))
+        assert segments.dtype == np.int32
+        assert set(np.unique(segments)) == {0, 1, 2}
+        inner = segments[6, 6]
+        assert ((segments == inner) == small).all()
+        assert ((segments != 0) == large).all()
+
+
+def test_masks_outside_the_area_range_are_dropped() -> None:
+    masks = np.stack([_rectangle(0, 2, 0, 2), _rectangle(5, 10, 0, 20), _rectangle(0, 20, 0, 30)])
+    segments = disjoint_segments(masks, (0.01, 0.5))
+    assert ((segments == 1) == masks[1]).all()
+    assert segments.max() == 1
+
+
+def test_what_smaller_masks_leave_must_be_large_enough() -> None:
+    # All but one row of the second mask lies under the first, which is smaller by that row.
+    masks = np.stack([_rectangle(0, 9, 0, 20), _rectangle(0, 10, 0, 20)])
+    segments = disjoint_segments(masks, (0.05, 1.0))
+    assert ((segments == 1) == masks[0]).all()
+    assert segments.max() == 1
+
+
+def test_no_masks_no_segments() -> None:
+    assert not disjoint_segments(np.zeros((0, 20, 30), bool)).any()
+
+
+@pytest.mark.parametrize(("shape", "used"), [((272, 512), (544, 1024)), ((600, 300), (1024, 512))])
+def test_encoder_input_is_normalised_then_padded_with_zeros(
+    shape: tuple[int, int], used: tuple[int, int]
+) -> None:
+    image = np.full((*shape, 3), (255, 0, 128), np.uint8)
+    pixels = encoder_input(image)
+    assert pixels.shape == (1, 3, 1024, 1024)
+    assert pixels.dtype == np.float32
+    inside = pixels[0, :, : used[0], : used[1]]
+    want = [(255 - 123.675) / 58.395, -116.28 / 57.12, (128 - 103.53) / 57.375]
+    np.testing.assert_allclose(inside.reshape(3, -1).T, np.tile(want, (inside[0].size, 1)), 1e-5)
+    assert not pixels[0, :, used[0] :].any()
+    assert not pixels[0, :, :, used[1] :].any()
+
+
+@pytest.mark.parametrize("shape", [(272, 512), (100, 90), (720, 1280)])
+def test_superpixels_cover_the_image_and_follow_edges(shape: tuple[int, int]) -> None:
+    image = np.full((*shape, 3), 40, np.uint8)
+    y0, y1, x0, x1 = (
+        int(f * n) for f, n in zip((0.3, 0.6, 0.25, 0.7), np.repeat(shape, 2), strict=True)
+    )
+    image[y0:y1, x0:x1] = (200, 180, 20)
+    segments = SuperpixelSegmenter(200).segment(image)
+    assert segments.dtype == np.int32
+    assert segments.shape == shape
+    ids = np.unique(segments)
+    assert ids[0] == 1
+    assert ids[-1] == len(ids)
+    assert 60 <= len(ids) <= 400
+    # Few pixels lie in a segment whose other pixels are mostly of the other colour.
+    inside = np.zeros(shape)
+    inside[y0:y1, x0:x1] = 1
+    share = np.bincount(segments.ravel(), weights=inside.ravel()) / np.maximum(
+        np.bincount(segments.ravel()), 1
+    )
+    assert np.abs(share[segments] - inside).mean() < 0.02
+
+
+def test_superpixels_refuse_settings_out_of_range() -> None:
+    with pytest.raises(UserError, match="count 0"):
+        SuperpixelSegmenter(0)
+
+
+def test_make_segmenter_by_name() -> None:
+    registry = Registry.default()
+    assert make_segmenter("none", {"name": "none", "uncovered": "raw"}, registry) is None
+    superpixels = make_segmenter("superpixels", {"name": "superpixels", "count": 9}, registry)
+    assert superpixels is not None
+    segments = superpixels.segment(np.zeros((60, 60, 3), np.uint8), np.zeros((60, 60), np.float32))
+    assert segments.min() == 1
+    assert segments.max() <= 16
+    with pytest.raises(UserError, match="'sam3': unknown: take one of mobile_sam"):
+        make_segmenter("sam3", {}, registry)
+    with pytest.raises(UserError, match="unknown setting counts"):
+        make_segmenter("superpixels", {"counts": 9}, registry)
+
+
+def test_files_that_are_no_networks_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "noise.onnx").write_bytes(b"not a network" * 20)
+    value = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    result = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    node = helper.make_node("Identity", ["x"], ["y"])
+    model = helper.make_model(
+        helper.make_graph([node], "g", [value], [result]),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    onnx.save(model, tmp_path / "other.onnx")
+    good, noise = tmp_path / "other.onnx", tmp_path / "noise.onnx"
+    with pytest.raises(UserError, match="not a usable ONNX file"):
+        MobileSamPredictor(noise, good)
+    with pytest.raises(UserError, match="not a usable ONNX file"):
+        MobileSamPredictor(good, noise)
+    with pytest.raises(UserError, match="not MobileSAM's"):
+        MobileSamPredictor(good, good)
+    with pytest.raises(UserError, match="no such file"):
+        MobileSamPredictor(tmp_path / "absent.onnx", good)
