@@ -1,0 +1,136 @@
+"""Profiles: named sets of denoiser, sampler, features, upsampler and segmenter with settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.resources import share_dir
+
+DEFAULT_PROFILE = "embedded"
+_PARTS = ("denoiser", "sampler", "edit", "features", "upsampler", "segmenter")
+# The registry models a part needs, by the part's name; names absent here need none.
+_SEGMENTER_MODELS = {"mobile_sam": "mobile_sam"}
+_WEIGHTLESS_FEATURES = ("rgb",)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a `Detector` is made of.
+
+    Attributes:
+        name: the profile's name.
+        title: one line for people.
+        denoiser: ``model`` (registry name or directory), ``size`` (height, width), ``dtype``.
+        sampler: ``name`` (few_step or algorithm1) and its settings, ``num_edits``, ``seed``.
+        edit: ``detail``, how the low-resolution edit becomes an image; see `detector.Detector`.
+        features: ``name`` and settings; see `analysis.features.make_features`.
+        upsampler: ``name``.
+        segmenter: ``name`` and settings; ``uncovered``: see `analysis.scoring.segment_average`.
+        threshold: heatmap value in [0, 1] from which a pixel is an anomaly.
+    """
+
+    name: str
+    title: str = ""
+    denoiser: Mapping[str, Any] = field(default_factory=dict)
+    sampler: Mapping[str, Any] = field(default_factory=dict)
+    edit: Mapping[str, Any] = field(default_factory=dict)
+    features: Mapping[str, Any] = field(default_factory=dict)
+    upsampler: Mapping[str, Any] = field(default_factory=dict)
+    segmenter: Mapping[str, Any] = field(default_factory=dict)
+    threshold: float = 0.3
+
+    def model_names(self) -> list[str]:
+        """Names of the registry's models that this profile needs."""
+        names = []
+        if not Path(self.denoiser["model"]).is_dir():
+            names.append(str(self.denoiser["model"]))
+        if self.features["name"] not in _WEIGHTLESS_FEATURES:
+            names.append(str(self.features["name"]))
+        if self.segmenter["name"] in _SEGMENTER_MODELS:
+            names.append(_SEGMENTER_MODELS[self.segmenter["name"]])
+        return names
+
+
+def _profiles_file(models_dir: Path | None = None) -> Path:
+    return (models_dir or share_dir("models")) / "profiles.yaml"
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"cannot read profiles from '{file}' ({reason}): mend the file") from error
+    if not isinstance(content, dict) or not all(isinstance(p, dict) for p in content.values()):
+        raise UserError(f"'{file}' is not a profiles file: expected 'NAME: {{denoiser: ...}}'")
+    return content
+
+
+def profile_names(models_dir: Path | None = None) -> list[str]:
+    """Names of the installed profiles."""
+    return list(_read(_profiles_file(models_dir)))
+
+
+def load_profile(
+    name: str,
+    *,
+    models_dir: Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Profile:
+    """A profile by name, or the first one of a YAML file if ``name`` ends in .yaml.
+
+    Args:
+        name: profile name or path of a profiles file.
+        models_dir: directory with another ``profiles.yaml``; the installed one by default.
+        overrides: settings to change, by part: ``{"sampler": {"steps": 4}, "threshold": 0.2}``.
+
+    Raises:
+        UserError: the profile, one of its parts or a setting's part is unknown.
+    """
+    if name.endswith((".yaml", ".yml")):
+        profiles = _read(Path(name))
+        name = next(iter(profiles), name)
+    else:
+        profiles = _read(_profiles_file(models_dir))
+    merged = _resolve(name, profiles)
+    _merge(merged, overrides or {})
+    unknown = set(merged) - {"title", "threshold", *_PARTS}
+    if unknown:
+        raise UserError(
+            f"profile '{name}' has an unknown part '{min(unknown)}': "
+            f"known are {', '.join(_PARTS)}, threshold and title"
+        )
+    missing = [part for part in _PARTS if part not in merged]
+    if missing:
+        raise UserError(f"profile '{name}' lacks the part '{missing[0]}': add it or a 'base'")
+    threshold = merged.get("threshold", 0)
+    if not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
+        raise UserError(f"profile '{name}': threshold {threshold} is not a number in [0, 1]")
+    return Profile(name=name, **merged)
+
+
+def _resolve(name: str, profiles: Mapping[str, Any], depth: int = 0) -> dict[str, Any]:
+    if name not in profiles or depth > len(profiles):
+        raise UserError(f"unknown profile '{name}': choose one of {', '.join(profiles)}")
+    own = dict(profiles[name])
+    base = own.pop("base", None)
+    merged = _resolve(base, profiles, depth + 1) if base else {}
+    _merge(merged, own)
+    return merged
+
+
+def _merge(target: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """Settings of ``changes`` replace those of ``target``; a part with a new name replaces it."""
+    for key, value in changes.items():
+        old = target.get(key)
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            renamed = "name" in value and value["name"] != old.get("name")
+            target[key] = dict(value) if renamed else {**old, **value}
+        else:
+            target[key] = value

@@ -1,0 +1,145 @@
+import numpy as np
+import pytest
+import torch
+
+from anomaly_detector_ros.detector import Detector
+from anomaly_detector_ros.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def detector(light_profile):
+    return Detector.from_profile(light_profile, device="cpu", offline=True)
+
+
+def picture(height=60, width=90, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def test_every_array_has_the_size_of_the_input(detector):
+    detection = detector.detect(picture(61, 93))
+    assert detection.heatmap.shape == (61, 93)
+    assert detection.heatmap.dtype == np.float32
+    assert detection.mask.shape == (61, 93)
+    assert detection.mask.dtype == bool
+    assert detection.segments.shape == (61, 93)
+    assert detection.segments.dtype == np.int32
+    assert detection.edited.shape == (61, 93, 3)
+    assert detection.edited.dtype == np.uint8
+    assert 0 <= detection.heatmap.min() <= detection.heatmap.max() <= 1
+    assert 0 <= detection.score <= 1
+    stages = {"synthesis", "features", "upsampling", "segmentation", "scoring", "total"}
+    assert set(detection.timings) == stages
+
+
+def test_seeded_runs_are_bit_identical(detector):
+    first, second = detector.detect(picture()), detector.detect(picture())
+    assert np.array_equal(first.heatmap, second.heatmap)
+    assert np.array_equal(first.edited, second.edited)
+
+
+def test_a_batch_gives_what_single_images_give(detector):
+    images = [picture(60, 90, 0), picture(40, 50, 1)]
+    batch = detector.detect_batch(images)
+    for image, detection in zip(images, batch, strict=True):
+        single = detector.detect(image)
+        np.testing.assert_allclose(detection.heatmap, single.heatmap, atol=1e-4)
+    assert detector.detect_batch([]) == []
+
+
+def test_the_mask_follows_the_threshold(detector):
+    image = picture()
+    detector.threshold = 0.0
+    assert detector.detect(image).mask.all()
+    detector.threshold = 0.05
+    detection = detector.detect(image)
+    assert np.array_equal(detection.mask, detection.heatmap >= 0.05)
+
+
+def test_num_edits_are_averaged(light_profile):
+    def heatmap(count, seed=0):
+        overrides = {"sampler": {"num_edits": count, "seed": seed}}
+        detector = Detector.from_profile(light_profile, offline=True, overrides=overrides)
+        return detector.detect(picture()).heatmap
+
+    assert not np.array_equal(heatmap(1), heatmap(1, seed=1))
+    assert not np.array_equal(heatmap(1), heatmap(3))
+
+
+def test_detail_of_the_input_is_kept_where_nothing_changes(light_profile):
+    settings = {"edit": {"detail": "input"}, "sampler": {"noise_level": 0.0, "steps": 1}}
+    detector = Detector.from_profile(light_profile, offline=True, overrides=settings)
+
+    class Identity:
+        schedule = detector.denoiser.schedule
+
+        def __call__(self, x, t):
+            return x
+
+    detector.denoiser = Identity()
+    image = np.full((60, 90, 3), 120, np.uint8)
+    image[::2] = 130  # detail that the model's size cannot show
+    edited = detector.detect(image).edited.astype(int)
+    assert np.abs(edited - image).mean() < 6
+
+
+def test_algorithm1_runs_by_name(light_profile):
+    overrides = {"sampler": {"name": "algorithm1", "guidance_scale": 100.0, "jacobian": "exact"}}
+    detector = Detector.from_profile(light_profile, offline=True, overrides=overrides)
+    schedule = detector.denoiser.schedule
+    detector.denoiser.schedule = type(schedule).named("cosine", 5)
+    assert detector.detect(picture(16, 24)).heatmap.shape == (16, 24)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        np.zeros((0, 10, 3), np.uint8),
+        np.zeros((10, 10), np.uint8),
+        np.zeros((10, 10, 4), np.uint8),
+        np.zeros((10, 10, 3), np.float32),
+        "image.png",
+    ],
+)
+def test_other_arrays_are_refused(detector, bad):
+    with pytest.raises(UserError, match=r"uint8 RGB array \(H, W, 3\)"):
+        detector.detect(bad)
+
+
+def test_values_that_are_not_finite_never_leave(light_profile):
+    detector = Detector.from_profile(light_profile, offline=True)
+    with torch.no_grad():
+        next(iter(detector.denoiser.unet.parameters())).fill_(float("nan"))
+    with pytest.raises(RuntimeError, match="not finite"):
+        detector.detect(picture())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sampler": {"name": "magic"}}, "unknown sampler 'magic'"),
+        ({"edit": {"detail": "none"}}, "unknown edit.detail 'none'"),
+        ({"features": {"name": "magic"}}, "magic"),
+        ({"segmenter": {"name": "magic"}}, "magic"),
+        ({"denoiser": {"model": "no_such_model"}}, "no_such_model"),
+        ({"denoiser": {"dtype": "int4"}}, "unknown dtype 'int4'"),
+    ],
+)
+def test_unknown_names_are_refused(light_profile, settings, message):
+    with pytest.raises(UserError, match=message):
+        Detector.from_profile(light_profile, offline=True, overrides=settings)
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:99", "mps"])
+def test_unknown_and_absent_devices_are_refused(light_profile, device):
+    with pytest.raises(UserError, match=f"device '{device}'"):
+        Detector.from_profile(light_profile, device=device, offline=True)
+
+
+def test_a_folder_that_is_no_model_is_refused(light_profile, tmp_path):
+    overrides = {"denoiser": {"model": str(tmp_path)}}
+    with pytest.raises(UserError, match="cannot load denoiser"):
+        Detector.from_profile(light_profile, offline=True, overrides=overrides)
+
+
+def test_memory_is_measured(detector):
+    assert detector.memory_bytes() > 50e6

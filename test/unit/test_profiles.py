@@ -1,0 +1,61 @@
+import pytest
+import yaml
+
+from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.profiles import load_profile, profile_names
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_every_installed_profile_loads(name):
+    profile = load_profile(name)
+    assert profile.title
+    assert 0 < profile.threshold < 1
+
+
+def test_embedded_needs_its_registry_models():
+    models = load_profile("embedded").model_names()
+    assert models == ["offroad_small", "dinov2_vits14_focus", "mobile_sam"]
+    assert "mobile_sam" not in load_profile("light").model_names()
+
+
+def test_overrides_change_settings_and_a_new_name_replaces_the_part():
+    overrides = {"sampler": {"steps": 3}, "segmenter": {"name": "none"}, "threshold": 0.9}
+    profile = load_profile("embedded", overrides=overrides)
+    assert profile.sampler["steps"] == 3
+    assert profile.sampler["name"] == "few_step"
+    assert profile.segmenter == {"name": "none"}
+    assert profile.threshold == 0.9
+
+
+def write(tmp_path, content):
+    file = tmp_path / "profiles.yaml"
+    file.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return str(file)
+
+
+PARTS = {part: {} for part in ("denoiser", "sampler", "edit", "features", "upsampler", "segmenter")}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"a": {**PARTS, "smapler": {}}}, "unknown part 'smapler'"),
+        ({"a": {"base": "b"}}, "unknown profile 'b'"),
+        ({"a": {"base": "a"}}, "unknown profile 'a'"),
+        ({"a": {"denoiser": {}}}, "lacks the part 'sampler'"),
+        ({"a": {**PARTS, "threshold": 3}}, "threshold 3"),
+        ({"a": {**PARTS, "threshold": "high"}}, "threshold high"),
+        ("a: [", "cannot read profiles"),
+        ("just text", "not a profiles file"),
+    ],
+)
+def test_bad_profile_files_are_refused(tmp_path, content, message):
+    with pytest.raises(UserError, match=message):
+        load_profile(write(tmp_path, content))
+
+
+def test_unknown_and_missing_profiles_are_refused(tmp_path):
+    with pytest.raises(UserError, match="unknown profile 'nope': choose one of embedded"):
+        load_profile("nope")
+    with pytest.raises(UserError, match="cannot read profiles"):
+        load_profile(str(tmp_path / "absent.yaml"))
