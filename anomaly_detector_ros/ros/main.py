@@ -1,0 +1,91 @@
+"""Entry point of the executable ``anomaly_detector_node``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from anomaly_detector_ros import allocator
+
+if TYPE_CHECKING:
+    from rclpy.executors import Executor
+    from rclpy.node import Node
+
+EXIT_TIME = 1.0
+"""Seconds the image in work gets to finish after SIGINT or SIGTERM."""
+
+
+def main(args: list[str] | None = None) -> None:
+    """Runs the node until SIGINT or SIGTERM and ends the process."""
+    code = run(args)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Python would wait for a model that still loads or runs in a thread, and taking torch apart
+    # alone takes seconds. Nothing is left to save.
+    os._exit(code)
+
+
+def run(args: list[str] | None = None) -> int:
+    """Runs the node until SIGINT or SIGTERM. Returns the exit code."""
+    allocator.tune()  # before anything large is allocated
+
+    import rclpy
+    from rclpy.executors import MultiThreadedExecutor
+
+    from anomaly_detector_ros.errors import UserError
+
+    try:
+        rclpy.init(args=args)
+    except Exception as error:  # malformed --ros-args
+        return _refuse(error)
+    executor = MultiThreadedExecutor(num_threads=4)
+    try:
+        from anomaly_detector_ros.ros.node import AnomalyDetectorNode
+
+        node = AnomalyDetectorNode()
+    except UserError as error:
+        rclpy.try_shutdown()
+        return _refuse(error)
+    executor.add_node(node)
+    with contextlib.suppress(KeyboardInterrupt):
+        spin(executor, node)
+    if not node.busy:  # a transition in another thread still uses what would be destroyed
+        node.close(EXIT_TIME)
+        executor.shutdown(timeout_sec=EXIT_TIME)
+        node.destroy_node()
+    rclpy.try_shutdown()
+    return 0
+
+
+def spin(executor: Executor, node: Node) -> None:
+    """Spins until the node's context is shut down, whatever a callback raises."""
+    # Where InvalidHandle is defined differs between releases; the executors import it in all.
+    from rclpy.executors import ExternalShutdownException, InvalidHandle
+
+    while node.context.ok():
+        try:
+            executor.spin()
+            return  # the context or the executor was shut down
+        except ExternalShutdownException:
+            return
+        except InvalidHandle:
+            # The executor was about to wait for a subscription that a transition, in another
+            # thread, destroyed at that moment. It is gone when the executor looks again.
+            continue
+        except Exception as error:
+            if node.context.ok():
+                node.get_logger().error(f"in a callback: {type(error).__name__}: {error}")
+                time.sleep(0.1)  # should it come again at once
+
+
+def _refuse(error: Exception) -> int:
+    line = " ".join(str(error).split())
+    print(f"anomaly_detector_node: {line}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    main()

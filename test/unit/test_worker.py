@@ -1,0 +1,175 @@
+"""The worker: newest image first, cameras in turn, every image counted once."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from anomaly_detector_ros.ros.counters import CameraCounters
+from anomaly_detector_ros.ros.worker import Frame, Worker
+
+
+class Served:
+    """Serves frames by noting them; `gate` holds the thread back while it is closed."""
+
+    def __init__(self, counters: list[CameraCounters]) -> None:
+        self.counters = counters
+        self.frames: list[tuple[int, object]] = []
+        self.times: list[float] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+
+    def __call__(self, index: int, frame: Frame) -> None:
+        self.times.append(time.monotonic())
+        self.entered.set()
+        assert self.gate.wait(5)
+        if frame.data == "raise":
+            raise ValueError("no good")
+        self.frames.append((index, frame.data))
+        self.counters[index].processed(0.0, 0.0, {})
+
+
+def frame(data: object) -> Frame:
+    return Frame(data, time.monotonic())
+
+
+def wait_until(condition, timeout: float = 5.0) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "condition not met in time"
+        time.sleep(0.002)
+
+
+def settled(counters: CameraCounters) -> bool:
+    return counters.snapshot().pending == 0
+
+
+def test_newest_frame_wins_and_all_are_counted():
+    counters = [CameraCounters()]
+    served = Served(counters)
+    worker = Worker(counters, served)
+    worker.start()
+    served.gate.clear()
+    worker.put(0, frame(0))
+    assert served.entered.wait(5)
+    for number in range(1, 10):
+        worker.put(0, frame(number))
+    served.gate.set()
+    wait_until(lambda: settled(counters[0]))
+    assert worker.stop(5)
+    assert [data for _, data in served.frames] == [0, 9]
+    snapshot = counters[0].snapshot()
+    assert (snapshot.received, snapshot.processed, snapshot.dropped["replaced"]) == (10, 2, 8)
+
+
+def test_cameras_take_turns():
+    counters = [CameraCounters() for _ in range(3)]
+    served = Served(counters)
+    worker = Worker(counters, served)
+    worker.start()
+    served.gate.clear()
+    worker.put(0, frame("first"))
+    assert served.entered.wait(5)
+    # Camera 0 floods, the others leave one image each: they come before camera 0's next.
+    for number in range(20):
+        worker.put(0, frame(number))
+    worker.put(2, frame("two"))
+    worker.put(1, frame("one"))
+    served.gate.set()
+    wait_until(lambda: all(map(settled, counters)))
+    assert worker.stop(5)
+    assert served.frames == [(0, "first"), (1, "one"), (2, "two"), (0, 19)]
+
+
+def test_an_exception_is_counted_reported_and_survived():
+    counters = [CameraCounters()]
+    served = Served(counters)
+    reported: list[tuple[int, Exception]] = []
+    worker = Worker(counters, served, report=lambda index, error: reported.append((index, error)))
+    worker.start()
+    worker.put(0, frame("raise"))
+    wait_until(lambda: settled(counters[0]))
+    worker.put(0, frame("good"))
+    wait_until(lambda: settled(counters[0]))
+    assert worker.stop(5)
+    assert served.frames == [(0, "good")]
+    assert [(index, str(error)) for index, error in reported] == [(0, "no good")]
+    snapshot = counters[0].snapshot()
+    assert (snapshot.processed, snapshot.dropped["failed"]) == (1, 1)
+    assert snapshot.problem == "ValueError: no good"
+
+
+def test_rate_limit_spaces_the_starts_and_can_be_lifted():
+    counters = [CameraCounters()]
+    served = Served(counters)
+    interval = [0.1]
+    worker = Worker(counters, served, min_interval=lambda: interval[0])
+    worker.start()
+    for number in range(30):
+        worker.put(0, frame(number))
+        time.sleep(0.01)
+    wait_until(lambda: settled(counters[0]))
+    assert 3 <= len(served.times) <= 5
+    gaps = [b - a for a, b in zip(served.times, served.times[1:], strict=False)]
+    assert min(gaps) >= 0.099
+    interval[0] = 60.0
+    worker.put(0, frame("late"))
+    time.sleep(0.05)
+    assert counters[0].snapshot().pending == 1
+    interval[0] = 0.0
+    worker.wake()
+    wait_until(lambda: settled(counters[0]))
+    assert worker.stop(5)
+    assert served.frames[-1] == (0, "late")
+
+
+def test_stop_does_not_hang_on_a_frame_in_work():
+    counters = [CameraCounters()]
+    served = Served(counters)
+    worker = Worker(counters, served)
+    worker.start()
+    served.gate.clear()
+    worker.put(0, frame("in work"))
+    assert served.entered.wait(5)
+    worker.put(0, frame("waits"))
+    begun = time.monotonic()
+    assert not worker.stop(0.1)
+    assert time.monotonic() - begun < 1.0
+    worker.put(0, frame("too late"))
+    served.gate.set()
+    assert worker.stop(5)
+    assert served.frames == [(0, "in work")]
+    snapshot = counters[0].snapshot()
+    assert snapshot.dropped["discarded"] == 2
+    assert snapshot.received == snapshot.processed + sum(snapshot.dropped.values()) == 3
+
+
+def test_counters_average_over_a_window():
+    now = [100.0]
+    counters = CameraCounters(clock=lambda: now[0])
+    for _ in range(5):
+        counters.received()
+        counters.processed(0.1, 0.3, {"synthesis": 0.2, "total": 0.25})
+        now[0] += 1.0
+    counters.received()
+    counters.dropped("bad", "no pixels")
+    snapshot = counters.snapshot()
+    assert snapshot.rate == pytest.approx(1.0)
+    assert snapshot.input_rate == pytest.approx(6 / 5)
+    assert snapshot.age == pytest.approx(0.1)
+    assert snapshot.latency == pytest.approx(0.3)
+    assert snapshot.stages == pytest.approx({"synthesis": 0.2, "total": 0.25})
+    assert snapshot.problem == "no pixels"
+    now[0] += 60.0
+    later = counters.snapshot()
+    assert (later.rate, later.age, later.problem, later.recent) == (0.0, None, "", {})
+    assert (later.received, later.processed, later.dropped["bad"]) == (6, 5, 1)
+    assert later.silence == pytest.approx(60.0)
+
+
+def test_unknown_drop_reason_is_refused():
+    with pytest.raises(ValueError, match="drop reason"):
+        CameraCounters().dropped("whim")
