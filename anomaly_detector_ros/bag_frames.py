@@ -1,0 +1,187 @@
+"""Reading camera frames from rosbag2 recordings, with errors that say what is wrong with a bag."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rosbags.interfaces import Connection
+from rosbags.rosbag2 import Reader
+from rosbags.typesys import Stores, get_typestore
+from rosbags.typesys.store import Typestore
+
+from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.images import ImageError
+from anomaly_detector_ros.ros.conversion import compressed_to_rgb, image_to_rgb
+
+NODE_NAME = "anomaly_detector"
+IMAGE = "sensor_msgs/msg/Image"
+COMPRESSED = "sensor_msgs/msg/CompressedImage"
+
+
+def camera_name(topic: str) -> str:
+    """The camera a topic belongs to, as the node would name it.
+
+    >>> camera_name("/camera/image_raw"), camera_name("/front/left/image_raw/compressed")
+    ('camera', 'front/left')
+    >>> camera_name("/image_raw"), camera_name("/thermal")
+    ('camera', 'thermal')
+    """
+    parts = [part for part in topic.split("/") if part]
+    if parts and parts[-1] == "compressed":
+        parts.pop()
+    if parts and parts[-1].startswith("image"):
+        parts.pop()
+    return "/".join(parts) or "camera"
+
+
+def image_topics(bag: Path) -> list[str]:
+    """Topics of a bag that carry camera images; the detector's own outputs are left out.
+
+    Raises:
+        UserError: there is no such bag, or it cannot be read.
+    """
+    with BagReader(bag) as reader:
+        return _image_topics(reader)
+
+
+def read_images(bag: Path, topic: str | None = None) -> Iterator[tuple[int, np.ndarray]]:
+    """Bag timestamp in ns and RGB picture of each frame of a camera topic, in the bag's order.
+
+    Raises:
+        UserError: the bag or the topic is missing or unreadable, or a frame is.
+    """
+    with BagReader(bag) as reader:
+        topic = choose_topic(reader, bag, topic)
+        connections = [c for c in reader.connections if c.topic == topic]
+        for connection, timestamp, raw in read_messages(reader, bag, connections):
+            message = deserialize(raw, connection.msgtype)
+            yield timestamp, message_to_rgb(message, connection.msgtype)
+
+
+class BagReader(Reader):
+    """rosbags' reader that tells what is wrong with a bag in one line.
+
+    Args:
+        bag: bag directory, or one .mcap or .db3 file.
+
+    Raises:
+        UserError: missing, truncated, damaged, or no rosbag2 recording.
+    """
+
+    def __init__(self, bag: Path) -> None:
+        if not bag.exists():
+            raise UserError(
+                f"there is no bag '{bag}': give a rosbag2 directory, .mcap or .db3 file"
+            )
+        if bag.is_dir() and not (bag / "metadata.yaml").is_file():
+            raise UserError(
+                f"'{bag}' is no rosbag2 recording, it has no metadata.yaml: give the bag's "
+                "directory, or run `ros2 bag reindex` on it"
+            )
+        try:
+            super().__init__(bag)
+        except Exception as error:
+            raise _damaged(bag, error) from error
+
+    def open(self) -> None:
+        """Open the bag; raises UserError where it is damaged."""
+        try:
+            super().open()
+        except Exception as error:
+            raise _damaged(self.path, error) from error
+
+    def close(self) -> None:
+        """Close the bag, also one that failed to open."""
+        # What failed to be read can fail to be closed; the first error is the one to tell.
+        with suppress(Exception):
+            super().close()
+
+
+def _damaged(bag: Any, error: Exception) -> UserError:
+    return UserError(
+        f"cannot read bag '{bag}', it is truncated, damaged or no rosbag2 recording "
+        f"({one_line(error)}): recover it or give another bag"
+    )
+
+
+def read_messages(
+    reader: Reader, bag: Path, connections: Sequence[Connection]
+) -> Iterator[tuple[Connection, int, bytes]]:
+    """The reader's messages; whatever it raises on damaged storage becomes a UserError."""
+    if not connections:
+        return
+    messages = reader.messages(connections)
+    while True:
+        try:
+            item = next(messages)
+        except StopIteration:
+            return
+        except Exception as error:  # rosbags raises many kinds on bytes that are not what they seem
+            raise _damaged(bag, error) from error
+        yield item
+
+
+def _image_topics(reader: Reader) -> list[str]:
+    own = f"/{NODE_NAME}/"
+    topics = {c.topic for c in reader.connections if c.msgtype in (IMAGE, COMPRESSED)}
+    return sorted(topic for topic in topics if not topic.startswith(own))
+
+
+def choose_topic(reader: Reader, bag: Path, topic: str | None) -> str:
+    """The camera topic asked for, or the only one there is.
+
+    Raises:
+        UserError: no such topic, another type, no image topic or several; lists the candidates.
+    """
+    candidates = _image_topics(reader)
+    listing = ", ".join(candidates) or "none"
+    if topic is None:
+        if not candidates:
+            raise UserError(f"bag '{bag}' holds no camera images: give a bag with an Image topic")
+        if len(candidates) > 1:
+            raise UserError(
+                f"bag '{bag}' holds several image topics: choose with --topic {listing}"
+            )
+        return candidates[0]
+    topic = "/" + topic.strip("/")
+    types = {c.msgtype for c in reader.connections if c.topic == topic}
+    if not types:
+        raise UserError(f"bag '{bag}' has no topic '{topic}': its image topics are {listing}")
+    if not types <= {IMAGE, COMPRESSED}:
+        raise UserError(
+            f"topic '{topic}' is of type {min(types)}, not an image: the image topics are {listing}"
+        )
+    return topic
+
+
+@lru_cache(maxsize=1)
+def typestore() -> Typestore:
+    """Message types to read and write with."""
+    # The definitions used here are the same in Humble and Jazzy.
+    return get_typestore(Stores.ROS2_HUMBLE)
+
+
+def deserialize(raw: bytes, msgtype: str) -> Any:
+    """The message; ImageError where the bytes are none."""
+    try:
+        return typestore().deserialize_cdr(raw, msgtype)
+    except Exception as error:  # generated code: struct, index, value and assertion errors
+        raise ImageError(f"message is truncated or corrupt: {one_line(error)}") from error
+
+
+def message_to_rgb(message: Any, msgtype: str) -> np.ndarray:
+    """RGB picture of an Image or CompressedImage message."""
+    return image_to_rgb(message) if msgtype == IMAGE else compressed_to_rgb(message)
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, shortened to one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 100 else text[:100] + "..."

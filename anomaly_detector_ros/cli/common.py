@@ -1,0 +1,146 @@
+"""What the commands share: options, output streams, progress, loading a detector, writing files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from anomaly_detector_ros.errors import UserError
+
+if TYPE_CHECKING:
+    from anomaly_detector_ros.detector import Detector
+
+DEFAULT_PROFILE = "embedded"
+
+console = Console(stderr=True, highlight=False)
+"""For people; standard output holds results alone."""
+
+
+class OnError(str, Enum):
+    """What to do with an input that cannot be read."""
+
+    SKIP = "skip"
+    STOP = "stop"
+
+
+ProfileOption = Annotated[
+    str, typer.Option("--profile", help="Models and settings: a profile's name or a YAML file.")
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+OfflineOption = Annotated[
+    bool, typer.Option("--offline", help="Never touch the network: missing models are an error.")
+]
+ThresholdOption = Annotated[
+    float | None,
+    typer.Option(
+        "--threshold", min=0.0, max=1.0, help="Heatmap value from which a pixel is an anomaly."
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
+
+
+def load_detector(
+    profile: str, device: str, *, threshold: float | None = None, offline: bool = False
+) -> Detector:
+    """The profile's detector, with a spinner while its models load.
+
+    Raises:
+        UserError: unknown profile or device, missing weights.
+    """
+    with console.status(f"loading the models of profile '{profile}'"):
+        from anomaly_detector_ros.detector import Detector
+
+        detector = Detector.from_profile(profile, device=device, offline=offline)
+    if threshold is not None:
+        detector.threshold = threshold
+    return detector
+
+
+@contextmanager
+def progress_bar(
+    what: str, total: int | None = None
+) -> Iterator[Callable[[int, int | None], None]]:
+    """A progress bar on standard error; gives a function of (done, total) that moves it."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn() if total != 0 else SpinnerColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+
+        def advance(done: int, of: int | None = None, doing: str = what) -> None:
+            all_of_them = of if of is not None else total
+            bar.update(task, completed=done, total=all_of_them, description=doing)
+
+        yield advance
+
+
+def write_atomically(file: Path, data: bytes) -> None:
+    """Write a file that appears under its name only when it is whole.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    partial = file.with_name(file.name + ".partial")
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, file)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise cannot_write(file, error) from error
+
+
+def append_line(file: Path, line: str) -> None:
+    """Append one line to a file; all of it, or nothing.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    data = (line + "\n").encode()
+    try:
+        with file.open("ab", buffering=0) as out:
+            size = out.tell()
+            try:
+                if out.write(data) != len(data):
+                    raise OSError(28, os.strerror(28))
+            except OSError:
+                out.truncate(size)
+                raise
+    except OSError as error:
+        raise cannot_write(file, error) from error
+
+
+def make_directory(directory: Path) -> None:
+    """Make the output directory; UserError where that is impossible."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot make '{directory}' ({error.strerror}): give another output directory"
+        ) from error
+
+
+def cannot_write(file: Path, error: OSError) -> UserError:
+    """The user's error for a file that cannot be written."""
+    return UserError(
+        f"cannot write '{file}' ({error.strerror}): make room or give another output directory"
+    )

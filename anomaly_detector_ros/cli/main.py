@@ -1,0 +1,74 @@
+"""The console script `anomaly-detector`."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+import typer
+
+from anomaly_detector_ros.allocator import tune
+from anomaly_detector_ros.cli.bag import bag
+from anomaly_detector_ros.cli.benchmark import benchmark
+from anomaly_detector_ros.cli.common import console
+from anomaly_detector_ros.cli.demo import demo
+from anomaly_detector_ros.cli.detect import detect
+from anomaly_detector_ros.cli.evaluate import evaluate
+from anomaly_detector_ros.cli.models import app as models
+from anomaly_detector_ros.cli.train import train
+from anomaly_detector_ros.errors import UserError
+
+app = typer.Typer(
+    name="anomaly-detector",
+    help="Finds, pixel by pixel, what does not belong in an off-road scene.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (detect, bag, train, evaluate, benchmark, demo):
+    app.command()(command)
+app.add_typer(models, name="models")
+
+
+@app.callback()
+def _globals(
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+) -> None:
+    # Taken from the arguments by main() already, so that it may stand behind the command as well.
+    del debug
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 success, 1 error, 2 wrong usage, 130 Ctrl-C."""
+    given = sys.argv[1:] if arguments is None else arguments
+    ours = given[: given.index("--")] if "--" in given else given
+    debug = "--debug" in ours
+    tune()  # before torch is imported
+    try:
+        app([*(a for a in ours if a != "--debug"), *given[len(ours) :]])
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except UserError as error:
+        _report(str(error), debug)
+    except BrokenPipeError:
+        # The reader of a pipe left, as `head` does; closing stderr too keeps Python quiet about it.
+        sys.stderr.close()
+        sys.exit(1)
+    except Exception as error:
+        _report(
+            f"{type(error).__name__}: {error} (run again with --debug for the traceback)", debug
+        )
+
+
+def _report(text: str, debug: bool) -> None:
+    """One red line, after the traceback if it is wanted; exits with 1."""
+    if debug:
+        traceback.print_exc()
+    console.print("error: " + " ".join(text.split()), style="red", markup=False, soft_wrap=True)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""The demo end to end, and the bag tool against the node."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from rosbags.rosbag2 import Reader
+
+from anomaly_detector_ros.bag import process_bag
+from anomaly_detector_ros.bag_frames import deserialize
+from anomaly_detector_ros.detector import Detector
+
+pytest.importorskip("rclpy", reason="no ROS 2 here")
+
+ROOT = Path(__file__).resolve().parents[2]
+PICTURES = 4
+HEATMAP = "/anomaly_detector/camera/heatmap"
+
+
+def demo(*arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "anomaly_detector_ros", "demo", *map(str, arguments)]
+    return subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(5)
+    for index in range(PICTURES):
+        coarse = rng.integers(0, 256, (9, 16, 3), np.uint8)
+        cv2.imwrite(str(folder / f"{index}.png"), cv2.resize(coarse, (160, 90)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def played(
+    tmp_path_factory: pytest.TempPathFactory, folder: Path, light_profile: str
+) -> tuple[Path, dict[str, object]]:
+    """Output directory and printed result of one demo."""
+    output = tmp_path_factory.mktemp("demo") / "out"
+    process = demo(
+        *("--images", folder, "--profile", light_profile, "--output", output),
+        *("--count", PICTURES, "--rate", 2, "--device", "cpu", "--offline", "--json"),
+    )
+    out, err = process.communicate(timeout=150)
+    assert process.returncode == 0, err
+    return output, json.loads(out)
+
+
+def frames(bag: Path, topic: str) -> dict[int, tuple[str, bytes]]:
+    """Frame id and pixels by stamp in ns."""
+    found = {}
+    with Reader(bag) as reader:
+        connections = [c for c in reader.connections if c.topic == topic]
+        for connection, _, raw in reader.messages(connections):
+            message = deserialize(bytes(raw), connection.msgtype)
+            stamp = message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
+            found[stamp] = (message.header.frame_id, bytes(message.data))
+    return found
+
+
+def test_demo_brings_every_picture_through(played: tuple[Path, dict[str, object]]) -> None:
+    output, result = played
+    assert result["played"] == result["received"] == PICTURES
+    assert int(result["processed"]) + int(result["dropped"]) == PICTURES
+    assert result["recorded"] == result["processed"] == result["overlays"]
+    assert int(result["recorded"]) >= 1
+    assert 0 < result["latency_median_s"] <= result["latency_worst_s"] < 60
+    overlays = sorted((output / "overlays").iterdir())
+    assert len(overlays) == result["overlays"]
+    assert cv2.imread(str(overlays[0])).shape == (90, 160, 3)
+    assert json.loads((output / "summary.json").read_text()) == result
+
+
+def test_bag_tool_and_node_agree_to_the_bit(
+    played: tuple[Path, dict[str, object]], light_profile: str, tmp_path: Path
+) -> None:
+    output, _ = played
+    detector = Detector.from_profile(light_profile, device="cpu", offline=True)
+    report = process_bag(output / "bag", tmp_path / "again", detector, topic="/camera/image_raw")
+    assert report.frames == PICTURES
+    for name in ("heatmap", "mask", "segments", "edited", "overlay"):
+        topic = f"/anomaly_detector/camera/{name}"
+        of_node, of_tool = frames(output / "bag", topic), frames(tmp_path / "again", topic)
+        assert of_node
+        assert of_tool.keys() >= of_node.keys()
+        for stamp, frame in of_node.items():
+            assert of_tool[stamp] == frame, name
+
+
+def test_missing_pictures_and_foreign_output(tmp_path: Path, light_profile: str) -> None:
+    (tmp_path / "empty").mkdir()
+    process = demo("--images", tmp_path / "empty", "--output", tmp_path / "out")
+    assert "no pictures" in process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    (tmp_path / "empty" / "a.png").write_bytes(cv2.imencode(".png", np.zeros((8, 8)))[1].tobytes())
+    process = demo("--images", tmp_path / "empty", "--output", tmp_path / "mine")
+    assert "'thesis.tex', which is no demo's" in process.communicate(timeout=60)[1]
+    assert (tmp_path / "mine" / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupt_ends_all_processes(
+    folder: Path, light_profile: str, tmp_path: Path, number: int, code: int
+) -> None:
+    output = tmp_path / "interrupted"
+    process = demo("--images", folder, "--profile", light_profile, "--output", output)
+    deadline = time.monotonic() + 60
+    while not children_of(output) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert children_of(output)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == code
+    assert not children_of(output)
+
+
+def children_of(output: Path) -> list[int]:
+    """Processes that log into a demo's output directory."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                environment = (entry / "environ").read_bytes()
+            except OSError:
+                continue
+            if f"ROS_LOG_DIR={output}/logs".encode() in environment:
+                found.append(int(entry.name))
+    return found

@@ -1,0 +1,307 @@
+"""The command line as its users meet it: output, files and exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import cv2
+import numpy as np
+import pytest
+
+from anomaly_detector_ros.cli.benchmark import summarise
+from anomaly_detector_ros.cli.common import append_line, write_atomically
+from anomaly_detector_ros.cli.inputs import find_sources, unique_names
+from anomaly_detector_ros.cli.main import main
+from anomaly_detector_ros.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = [
+    ["detect"], ["bag"], ["train"], ["benchmark"], ["demo"],
+    ["models", "list"], ["models", "fetch"], ["models", "verify"],
+]  # fmt: skip
+KINDS = {"heatmap.npy", "mask.png", "segments.png", "edited.png", "overlay.png"}
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "anomaly_detector_ros", *map(str, arguments)]
+
+
+@dataclass
+class Result:
+    """What a command printed and its exit code."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(*arguments: object) -> Result:
+    """The command line within this process, as importing torch takes seconds."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with (
+        mock.patch.dict(os.environ, {"COLUMNS": "200", "TERM": "dumb"}),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as leave:
+            code = int(leave.code or 0)
+    return Result(code, out.getvalue(), err.getvalue())
+
+
+def only_line(result: Result) -> str:
+    """The one line on standard error of a failed command."""
+    assert result.returncode == 1, result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def picture(seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return cv2.resize(rng.integers(0, 256, (9, 12, 3), np.uint8), (60, 40))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index in range(2):
+        cv2.imwrite(str(folder / f"p{index}.png"), picture(index))
+    return folder
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_help_of_every_command_has_an_example(words: list[str]) -> None:
+    result = run(*words, "--help")
+    assert result.returncode == 0
+    assert "Example" in result.stdout
+    assert f"anomaly-detector {' '.join(words)}" in result.stdout
+
+
+def test_help_does_not_load_torch() -> None:
+    code = "import sys, anomaly_detector_ros.cli.main; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_wrong_usage() -> None:
+    assert run("nonsense").returncode == 2
+    assert run("detect").returncode == 2
+    assert run("detect", "x", "--output", "y", "--threshold", "2").returncode == 2
+
+
+def test_detect_writes_all_files(tmp_path: Path, pictures: Path, light_profile: str) -> None:
+    out = tmp_path / "out"
+    result = run("detect", pictures, "--output", out, "--profile", light_profile, "--json")
+    assert result.returncode == 0, result.stderr
+    printed = json.loads(result.stdout)
+    lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert lines == printed
+    assert [line["name"] for line in lines] == ["p0", "p1"]
+    assert lines[0]["input"] == str(pictures / "p0.png")
+    assert 0 <= lines[0]["score"] <= 1
+    assert lines[0]["timings"]["total"] > 0
+    files = {f"p{i}_{kind}" for i in range(2) for kind in KINDS} | {"results.jsonl"}
+    assert {p.name for p in out.iterdir()} == files
+    heatmap = np.load(out / "p0_heatmap.npy")
+    mask = cv2.imread(str(out / "p0_mask.png"), cv2.IMREAD_UNCHANGED)
+    assert (heatmap.dtype, heatmap.shape) == (np.float32, (40, 60))
+    np.testing.assert_array_equal(mask, (heatmap >= 0.3) * 255)
+    segments = cv2.imread(str(out / "p0_segments.png"), cv2.IMREAD_UNCHANGED)
+    assert segments.dtype == np.uint16
+
+
+def test_detect_does_not_replace_results_unasked(
+    tmp_path: Path, pictures: Path, light_profile: str
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["detect", pictures / "p0.png", "--output", out, "--profile", light_profile]
+    assert run(*arguments).returncode == 0
+    assert "p0_heatmap.npy' exists already: give --overwrite" in only_line(run(*arguments))
+    assert run(*arguments, "--overwrite").returncode == 0
+    assert len((out / "results.jsonl").read_text().splitlines()) == 1
+
+
+def test_same_stems_lose_nothing(tmp_path: Path, light_profile: str) -> None:
+    for folder in ("left", "right"):
+        (tmp_path / folder).mkdir()
+        cv2.imwrite(str(tmp_path / folder / "x.png"), picture(len(folder)))
+    out = tmp_path / "out"
+    inputs = [tmp_path / "left", tmp_path / "right", tmp_path / "left" / "x.png"]
+    assert run("detect", *inputs, "--output", out, "--profile", light_profile).returncode == 0
+    edited = [cv2.imread(str(out / f"{name}_x_edited.png")) for name in ("left", "right")]
+    assert (edited[0] != edited[1]).any()
+    assert len((out / "results.jsonl").read_text().splitlines()) == 2
+
+
+def test_corrupt_picture_is_skipped_and_fails_at_the_end(
+    tmp_path: Path, pictures: Path, light_profile: str
+) -> None:
+    whole = cv2.imencode(".jpg", picture(5))[1].tobytes()
+    (pictures / "a_cut.jpg").write_bytes(whole[: len(whole) // 2])
+    arguments = ["detect", pictures, "--profile", light_profile]
+    result = run(*arguments, "--output", tmp_path / "skip")
+    assert result.returncode == 1
+    assert "a_cut.jpg" in result.stderr
+    assert "1 of 3 inputs could not be read" in result.stderr.splitlines()[-1]
+    assert len((tmp_path / "skip" / "results.jsonl").read_text().splitlines()) == 2
+    stopped = run(*arguments, "--output", tmp_path / "stop", "--on-error", "stop")
+    assert "a_cut.jpg" in only_line(stopped)
+    assert not (tmp_path / "stop" / "results.jsonl").exists()
+
+
+def test_video(tmp_path: Path, light_profile: str) -> None:
+    video = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter_fourcc(*"MJPG"), 5, (60, 40))
+    if not writer.isOpened():
+        pytest.skip("this OpenCV cannot write videos")
+    for index in range(3):
+        writer.write(picture(index))
+    writer.release()
+    out = tmp_path / "out"
+    result = run("detect", video, "--output", out, "--profile", light_profile)
+    assert result.returncode == 0, result.stderr
+    lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert [(line["name"], line["frame"]) for line in lines] == [
+        (f"clip_{i:06d}", i) for i in range(3)
+    ]
+    assert (out / "clip_000002_overlay.png").exists()
+    video.write_bytes(b"RIFFnothing")
+    broken = run("detect", video, "--output", tmp_path / "o", "--profile", light_profile)
+    assert broken.returncode == 1
+    assert "no frame of the video can be decoded" in broken.stderr
+
+
+def test_errors_are_one_line(tmp_path: Path, pictures: Path, light_profile: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    light = ["--profile", light_profile]
+    out = ["--output", tmp_path / "out"]
+    assert "no pictures in" in only_line(run("detect", tmp_path / "empty", *out, *light))
+    assert "does not exist" in only_line(run("detect", tmp_path / "nope", *out, *light))
+    assert "unknown profile 'nope'" in only_line(run("detect", pictures, *out, "--profile", "nope"))
+    assert "unknown device" in only_line(run("detect", pictures, *out, *light, "--device", "tpu"))
+    assert "cannot make" in only_line(
+        run("detect", pictures, "--output", tmp_path / "file" / "out", *light)
+    )
+    assert "there is no bag" in only_line(
+        run("bag", tmp_path / "nope", "--output", tmp_path / "b", *light)
+    )
+    assert "exclude each other" in only_line(
+        run("demo", "--output", tmp_path / "d", "--images", "a", "--bag", "b")
+    )
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(tmp_path: Path) -> None:
+    for arguments in (["--debug", "detect", "nope"], ["detect", "nope", "--debug"]):
+        result = run(*arguments, "--output", tmp_path / "out")
+        assert result.returncode == 1
+        assert "Traceback" in result.stderr
+        assert "nope" in result.stderr.strip().splitlines()[-1]
+
+
+def test_full_disk_leaves_no_half_file(tmp_path: Path, pictures: Path, light_profile: str) -> None:
+    out = tmp_path / "out"
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+
+    done = subprocess.run(
+        command("detect", pictures, "--output", out, "--profile", light_profile),
+        cwd=ROOT, capture_output=True, text=True, preexec_fn=limit,
+    )  # fmt: skip
+    result = Result(done.returncode, done.stdout, done.stderr)
+    assert "cannot write" in only_line(result)
+    assert "p0_heatmap.npy" in result.stderr
+    assert list(out.iterdir()) == []
+
+
+def test_interrupt_ends_with_130(tmp_path: Path, pictures: Path, light_profile: str) -> None:
+    many = tmp_path / "many"
+    many.mkdir()
+    for index in range(300):
+        cv2.imwrite(str(many / f"{index}.png"), picture(index))
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        command("detect", many, "--output", out, "--profile", light_profile),
+        cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 90
+    while not (out / "results.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    for line in (out / "results.jsonl").read_text().splitlines():
+        json.loads(line)
+    assert not list(out.glob("*.partial"))
+
+
+def test_benchmark(pictures: Path, light_profile: str) -> None:
+    arguments = ["--image", pictures / "p0.png", "--repeats", 3, "--warmup", 1, "--json"]
+    result = run("benchmark", *arguments, "--compare", light_profile, light_profile)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["image"] == "60x40"
+    assert found["peak_memory_bytes"]["process"] > 50e6
+    first, second = found["profiles"]
+    assert {"synthesis", "features", "end to end"} <= set(first["stages"])
+    for stage in first["stages"].values():
+        assert 0 < stage["median"] <= stage["p95"]
+    medians = [each["stages"]["end to end"]["median"] for each in (first, second)]
+    assert found["ratio"] == pytest.approx(medians[0] / medians[1])
+
+
+def test_summary_of_runs() -> None:
+    found = summarise([{"a": 0.1, "end to end": s} for s in (4.0, 1.0, 3.0, 2.0)])
+    assert found["stages"]["end to end"] == {"median": 2.5, "p95": pytest.approx(3.85)}
+    assert found["images_per_second"] == pytest.approx(0.4)
+
+
+def test_names_are_unique() -> None:
+    files = [Path(p) for p in ("a/x.png", "b/x.png", "b/x.jpg", "c/b_x.png", "d/a/x.png")]
+    names = unique_names(files)
+    assert list(names) == files
+    assert len(set(names.values())) == len(files)
+    assert names[Path("c/b_x.png")] == "b_x"
+    video = unique_names([Path("clip.mp4"), Path("clip_000001.png")])
+    assert video[Path("clip.mp4")] == "clip"
+    assert video[Path("clip_000001.png")] != "clip_000001"
+
+
+def test_results_are_no_inputs(tmp_path: Path, pictures: Path) -> None:
+    for kind in ("mask", "segments", "edited", "overlay"):
+        (pictures / f"p0_{kind}.png").write_bytes(b"")
+    (pictures / "p0_heatmap.npy").write_bytes(b"")
+    found = [source.file.name for source in find_sources([pictures], pictures)]
+    assert found == ["p0.png", "p1.png"]
+    inside = pictures / "results"
+    inside.mkdir()
+    (inside / "q.png").write_bytes(b"")
+    assert len(find_sources([pictures / "p0.png", pictures], inside)) == 6
+
+
+def test_files_appear_whole_or_not_at_all(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "a", b"first")
+    (tmp_path / "a.partial").mkdir()
+    with pytest.raises(UserError, match="cannot write"):
+        write_atomically(tmp_path / "b" / "c", b"x")
+    assert (tmp_path / "a").read_bytes() == b"first"
+    append_line(tmp_path / "lines", "one")
+    append_line(tmp_path / "lines", "two")
+    assert (tmp_path / "lines").read_text() == "one\ntwo\n"
