@@ -28,7 +28,7 @@ from anomaly_detector_ros.errors import UserError
 if TYPE_CHECKING:
     from anomaly_detector_ros.ros.demo import Playback
 
-PICTURES = 16
+PICTURES = 8
 _MADE = ("bag", "overlays", "logs", "summary.json")
 
 
@@ -41,7 +41,7 @@ def demo(
     ] = None,
     bag: Annotated[Path | None, typer.Option(help="rosbag2 recording to play instead.")] = None,
     topic: Annotated[str | None, typer.Option(help="Camera topic of the bag.")] = None,
-    rate: Annotated[float, typer.Option(min=0.01, max=1000, help="Pictures per second.")] = 2.0,
+    rate: Annotated[float, typer.Option(min=0.01, max=1000, help="Pictures per second.")] = 0.5,
     count: Annotated[
         int | None,
         typer.Option(min=1, help=f"Pictures to play; default: {PICTURES}, or a bag's own."),
