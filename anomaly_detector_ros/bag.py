@@ -32,14 +32,13 @@ from anomaly_detector_ros.bag_frames import (
     choose_topic,
     deserialize,
     message_to_rgb,
-    one_line,
     read_messages,
     typestore,
 )
-from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.images import ImageError
-from anomaly_detector_ros.ros.conversion import image_fields
-from anomaly_detector_ros.ros.outputs import IMAGE_OUTPUTS, encode_jpeg, render
+from anomaly_detector_ros.ros.conversion import image_fields, info_fits
+from anomaly_detector_ros.ros.outputs import IMAGE_OUTPUTS, JPEG_FORMAT, encode_jpeg, render
 
 if TYPE_CHECKING:
     from anomaly_detector_ros.detector import Detection, Detector
@@ -178,7 +177,8 @@ class _Job:
             self.writer.write(self.copies[connection.id], timestamp, raw)
             report.copied += 1
             if connection.topic == self.info_topic and connection.msgtype == CAMERA_INFO:
-                self.info = deserialize(raw, CAMERA_INFO)
+                with suppress(ImageError):  # a damaged one: the last good one holds
+                    self.info = deserialize(raw, CAMERA_INFO)
             if connection.topic != report.topic:
                 continue
             try:
@@ -203,7 +203,7 @@ class _Job:
         rendered: dict[str, np.ndarray] = {}
         for name, target in self.targets.items():
             if name == "camera_info":
-                if not _fits(self.info, image):
+                if not info_fits(self.info, image.shape[:2]):
                     continue
                 fields = {**vars(self.info), "header": header}
             else:
@@ -212,11 +212,7 @@ class _Job:
                     rendered[source] = render(source, image, detection)
                 if name == "overlay/compressed":
                     data = encode_jpeg(rendered[source])
-                    fields = {
-                        "header": header,
-                        "format": "rgb8; jpeg compressed bgr8",
-                        "data": data,
-                    }
+                    fields = {"header": header, "format": JPEG_FORMAT, "data": data}
                 else:
                     encoding = IMAGE_OUTPUTS[name].encoding
                     fields = {"header": header, **image_fields(rendered[source], encoding)}
@@ -249,14 +245,9 @@ class _Job:
     def _first_camera_info(self, connections: list[Connection]) -> Any:
         if any(c.msgtype == CAMERA_INFO for c in connections):
             for connection, _, raw in read_messages(self.reader, self.source, connections):
-                return deserialize(raw, connection.msgtype)
+                with suppress(ImageError):
+                    return deserialize(raw, connection.msgtype)
         return None
-
-
-def _fits(info: Any, image: np.ndarray) -> bool:
-    """Whether a calibration is of the image's size; a cropped or binned image's is the sensor's."""
-    whole = max(info.binning_x, info.binning_y) <= 1 and not (info.roi.width or info.roi.height)
-    return not whole or (info.height, info.width) == image.shape[:2]
 
 
 def _storage(bag: Path) -> StoragePlugin:

@@ -14,7 +14,7 @@ from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_typestore
 from rosbags.typesys.store import Typestore
 
-from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.images import ImageError
 from anomaly_detector_ros.ros.conversion import compressed_to_rgb, image_to_rgb
 
@@ -105,7 +105,7 @@ class BagReader(Reader):
 def _damaged(bag: Any, error: Exception) -> UserError:
     return UserError(
         f"cannot read bag '{bag}', it is truncated, damaged or no rosbag2 recording "
-        f"({one_line(error)}): recover it or give another bag"
+        f"({one_line(error, 100)}): recover it or give another bag"
     )
 
 
@@ -171,17 +171,9 @@ def deserialize(raw: bytes, msgtype: str) -> Any:
     try:
         return typestore().deserialize_cdr(raw, msgtype)
     except Exception as error:  # generated code: struct, index, value and assertion errors
-        raise ImageError(f"message is truncated or corrupt: {one_line(error)}") from error
+        raise ImageError(f"message is truncated or corrupt: {one_line(error, 100)}") from error
 
 
 def message_to_rgb(message: Any, msgtype: str) -> np.ndarray:
     """RGB picture of an Image or CompressedImage message."""
     return image_to_rgb(message) if msgtype == IMAGE else compressed_to_rgb(message)
-
-
-def one_line(error: BaseException) -> str:
-    """What an exception says, shortened to one line."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 100 else text[:100] + "..."

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from anomaly_detector_ros.analysis.features import FeatureExtractor, make_features
+from anomaly_detector_ros.analysis.preprocessing import resize
 from anomaly_detector_ros.analysis.scoring import cosine_distance, frame_score, segment_average
 from anomaly_detector_ros.analysis.segmentation import Segmenter, make_segmenter
 from anomaly_detector_ros.analysis.upsampling import upsample_bilinear
@@ -27,6 +27,7 @@ from anomaly_detector_ros.synthesis.denoisers import Denoiser, DiffusersDenoiser
 from anomaly_detector_ros.synthesis.guidance import reverse_matching
 from anomaly_detector_ros.synthesis.samplers import algorithm1, few_step
 from anomaly_detector_ros.synthesis.similarity import GaussianSimilarity
+from anomaly_detector_ros.tensors import to_pictures, to_tensor
 
 Sampler = Callable[..., Tensor]
 DETAILS = ("model", "input")
@@ -79,6 +80,8 @@ class Detector:
         self.threshold = profile.threshold
         self.calibrated = False
         self._sampler = _make_sampler(profile.sampler)
+        if profile.upsampler.get("name", "bilinear") != "bilinear":
+            raise UserError(f"unknown upsampler '{profile.upsampler['name']}': choose bilinear")
         self._detail = profile.edit.get("detail", "model")
         if self._detail not in DETAILS:
             raise UserError(
@@ -153,7 +156,7 @@ class Detector:
     def synthesize(self, images: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """Inputs (B, 3, h, w) and their edits (B, K, 3, h, w) at the model's size, in [-1, 1]."""
         size = tuple(self.profile.denoiser["size"])
-        inputs = torch.cat([_resize(self._to_tensor(image), size) for image in images])
+        inputs = torch.cat([resize(self._to_tensor(image), size) for image in images])
         count = int(self.profile.sampler.get("num_edits", 1))
         generator = torch.Generator().manual_seed(int(self.profile.sampler.get("seed", 0)))
         # Every image gets the same K noises: what stands still in a video is edited alike.
@@ -195,7 +198,7 @@ class Detector:
             distance = cosine_distance(maps[:1].expand_as(maps[1:]), maps[1:]).mean(0, keepdim=True)
         with clock.measure("upsampling"):
             raw = upsample_bilinear(distance, size)[0].float().cpu().numpy()
-            edited = _to_image(_resize(after.mean(0, keepdim=True), size))
+            edited = to_pictures(resize(after.mean(0, keepdim=True), size))[0]
         with clock.measure("segmentation"):
             segments = (
                 np.zeros(size, np.int32)
@@ -218,13 +221,12 @@ class Detector:
         if self._detail == "model":
             return small, edits
         full = self._to_tensor(image)
-        change = _resize(edits - small, full.shape[-2:])
+        change = resize(edits - small, full.shape[-2:])
         return full, (full + change).clamp(-1, 1)
 
     def _to_tensor(self, image: np.ndarray) -> Tensor:
         # A copy: an image that shares a message's memory is read-only, which torch cannot hold.
-        tensor = torch.from_numpy(np.array(image)).to(self.device)
-        return tensor.permute(2, 0, 1)[None].float().div(127.5).sub(1)
+        return to_tensor(np.array(image)[None], self.device)
 
     def memory_bytes(self) -> int:
         """Memory in use: what torch holds on a CUDA device, else the process's resident size."""
@@ -276,17 +278,3 @@ def _check_image(image: np.ndarray) -> None:
     ):
         found = f"{getattr(image, 'dtype', type(image))} {getattr(image, 'shape', '')}".strip()
         raise UserError(f"image is {found}: give a non-empty uint8 RGB array (H, W, 3)")
-
-
-def _resize(images: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    if images.shape[-2:] == tuple(size):
-        return images
-    return F.interpolate(
-        images, size=tuple(size), mode="bilinear", align_corners=False, antialias=True
-    )
-
-
-def _to_image(images: Tensor) -> np.ndarray:
-    """(1, 3, H, W) in [-1, 1] to uint8 (H, W, 3)."""
-    scaled = images[0].add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-    return scaled.permute(1, 2, 0).contiguous().cpu().numpy()

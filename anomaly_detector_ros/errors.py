@@ -3,3 +3,17 @@
 
 class UserError(Exception):
     """Bad input, missing file, wrong name. The command line prints it without a traceback."""
+
+
+def one_line(what: object, limit: int | None = None) -> str:
+    """An exception's message, or any text, as one line; never empty for an exception.
+
+    Args:
+        what: an exception or anything with a text.
+        limit: cut off after so many characters.
+    """
+    text = what.strerror if isinstance(what, OSError) and what.strerror else str(what)
+    text = " ".join(text.split())
+    if not text and isinstance(what, BaseException):
+        text = type(what).__name__
+    return text if limit is None or len(text) <= limit else text[:limit] + "..."

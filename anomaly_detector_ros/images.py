@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image as PilImage
 
-from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.errors import UserError, one_line
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 MAX_PIXELS = 80_000_000
@@ -64,7 +64,7 @@ def _upright(array: np.ndarray, data: bytes) -> np.ndarray:
     try:
         with PilImage.open(io.BytesIO(data)) as picture:
             orientation = picture.getexif().get(_EXIF_ORIENTATION, 1)
-    except (OSError, ValueError, SyntaxError):
+    except Exception:  # a damaged tag; the pixels are good
         return array
     turns = _QUARTER_TURNS.get(orientation, 0)
     return np.ascontiguousarray(np.rot90(array, turns)) if turns else array
@@ -102,8 +102,10 @@ def decode_image(data: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         raise ImageError(
             "compressed image is no JPEG, PNG, WebP, TIFF or BMP: check the publisher's format"
         ) from error
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, cv2.error) as error:
-        # Pillow's decoders raise all of these on corrupt data, SyntaxError for broken PNG.
+    except ImageError:
+        raise
+    except Exception as error:
+        # Pillow's decoders raise nearly anything on corrupt data: SyntaxError, TypeError, ...
         raise ImageError(f"compressed image is truncated or corrupt: {quoted(error)}") from error
 
 
@@ -153,5 +155,4 @@ def _pillow_array(picture: PilImage.Image) -> np.ndarray:
 
 def quoted(value: Any) -> str:
     """One short line of a value from outside, for a message to the user."""
-    text = " ".join(str(value).split())
-    return repr(text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "...")
+    return repr(one_line(value, _MAX_SHOWN))

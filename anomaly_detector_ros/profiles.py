@@ -9,11 +9,13 @@ from typing import Any
 
 import yaml
 
-from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.resources import share_dir
 
 DEFAULT_PROFILE = "embedded"
 _PARTS = ("denoiser", "sampler", "edit", "features", "upsampler", "segmenter")
+# Settings without which a part means nothing; the others have defaults.
+_REQUIRED = {"denoiser": ("model", "size"), "features": ("name",), "segmenter": ("name",)}
 # The registry models a part needs, by the part's name; names absent here need none.
 _SEGMENTER_MODELS = {"mobile_sam": "mobile_sam"}
 _WEIGHTLESS_FEATURES = ("rgb",)
@@ -63,9 +65,9 @@ def _profiles_file(models_dir: Path | None = None) -> Path:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(file.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0]
+        content = yaml.safe_load(file.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = one_line(error, 200)
         raise UserError(f"cannot read profiles from '{file}' ({reason}): mend the file") from error
     if not isinstance(content, dict) or not all(isinstance(p, dict) for p in content.values()):
         raise UserError(f"'{file}' is not a profiles file: expected 'NAME: {{denoiser: ...}}'")
@@ -112,7 +114,18 @@ def load_profile(
     threshold = merged.get("threshold", 0)
     if not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
         raise UserError(f"profile '{name}': threshold {threshold} is not a number in [0, 1]")
+    _check_parts(name, merged)
     return Profile(name=name, **merged)
+
+
+def _check_parts(name: str, parts: Mapping[str, Any]) -> None:
+    for part in _PARTS:
+        if not isinstance(parts[part], Mapping):
+            raise UserError(f"profile '{name}': {part} is not a mapping: write 'SETTING: VALUE'")
+    for part, settings in _REQUIRED.items():
+        for setting in settings:
+            if setting not in parts[part]:
+                raise UserError(f"profile '{name}': {part} lacks the setting '{setting}': add it")
 
 
 def _resolve(name: str, profiles: Mapping[str, Any], depth: int = 0) -> dict[str, Any]:

@@ -7,13 +7,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
-from launch.actions import DeclareLaunchArgument, LogInfo, OpaqueFunction, SetEnvironmentVariable
+from launch.actions import DeclareLaunchArgument, LogInfo, OpaqueFunction
 from launch.conditions import IfCondition
-from launch.substitutions import LaunchConfiguration
+from launch.substitutions import LaunchConfiguration, TextSubstitution
 from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
 
 from anomaly_detector_ros.resources import share_dir
 
@@ -27,13 +29,19 @@ PARAMETERS = {
     "device": "auto, cpu, cuda or cuda:N",
     "threshold": "heatmap value from which a pixel is an anomaly, 0 to 1; -1: the profile's own",
 }
+# Without a type, launch_ros guesses one: threshold:=1 becomes an integer, which the node refuses,
+# and profile:=7 a number. What is not here is text.
+TYPES = {"cameras": list[str], "threshold": float, "use_sim_time": bool}
+# The first name is read by Fast DDS 2 (Humble, Jazzy), the second by Fast DDS 3.
+FASTDDS = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
 ARGUMENTS = {
-    "params_file": (str(CONFIG / "anomaly_detector.yaml"), "parameter file"),
+    "params_file": (CONFIG / "anomaly_detector.yaml", "parameter file"),
     "namespace": ("", "namespace of node and topics"),
     "use_sim_time": ("false", "take the time from /clock, as with 'ros2 bag play --clock'"),
     "log_level": ("info", "debug, info, warn, error or fatal"),
     "fastdds_profile": (
-        str(CONFIG / "fastdds.xml"),
+        # A profile that is in force for the whole system stays in force.
+        next((os.environ[name] for name in FASTDDS if name in os.environ), CONFIG / "fastdds.xml"),
         "Fast DDS profile for large shared memory; empty: leave Fast DDS as it is",
     ),
     "rviz": ("false", "start RViz with the package's configuration"),
@@ -48,7 +56,7 @@ ALLOCATOR = {
 
 def generate_launch_description() -> LaunchDescription:
     declared = [
-        DeclareLaunchArgument(name, default_value=default, description=text)
+        DeclareLaunchArgument(name, default_value=str(default), description=text)
         for name, (default, text) in ARGUMENTS.items()
     ]
     declared += [
@@ -74,25 +82,34 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     def argument(name: str) -> str:
         return LaunchConfiguration(name).perform(context)
 
-    environment = dict(ALLOCATOR)
-    profile = argument("fastdds_profile")
-    if profile and not shared_memory_suffices():
+    notes, fastdds = [], {}
+    if argument("fastdds_profile") and shared_memory_suffices():
+        fastdds = dict.fromkeys(FASTDDS, argument("fastdds_profile"))
+    elif argument("fastdds_profile"):
         notes = [
             LogInfo(msg="/dev/shm has less than 256 MB free: Fast DDS keeps its small segments")
         ]
-    else:
-        notes = []
-    if profile and not notes:
-        # The first name is read by Fast DDS 2 (Humble, Jazzy), the second by Fast DDS 3.
-        environment["FASTRTPS_DEFAULT_PROFILES_FILE"] = profile
-        environment["FASTDDS_DEFAULT_PROFILES_FILE"] = profile
-    # launch_ros reads the arguments as YAML, so that a number or a list becomes one.
+    given = {name: argument(name) for name in PARAMETERS if argument(name)}
+    given["use_sim_time"] = argument("use_sim_time")
+    if not given.get("cameras", "[").startswith("["):
+        given["cameras"] = f"[{given['cameras']}]"  # cameras:=front is a list of one
     overrides = {
-        name: LaunchConfiguration(name) for name in (*PARAMETERS, "use_sim_time") if argument(name)
+        name: ParameterValue(TextSubstitution(text=value), value_type=TYPES.get(name, str))
+        for name, value in given.items()
     }
+    # Environments are the processes' own: launch files that include this one keep theirs. RViz is
+    # first, since launch leaves running what it started before it finds that a package is missing.
     return [
         *notes,
-        *(SetEnvironmentVariable(name, value) for name, value in environment.items()),
+        Node(
+            package="rviz2",
+            executable="rviz2",
+            namespace=argument("namespace"),
+            parameters=[{"use_sim_time": overrides["use_sim_time"]}],
+            arguments=["-d", str(CONFIG / "anomaly_detector.rviz")],
+            additional_env=fastdds,
+            condition=IfCondition(LaunchConfiguration("rviz")),
+        ),
         Node(
             package="anomaly_detector_ros",
             executable="anomaly_detector_node",
@@ -100,13 +117,7 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             namespace=argument("namespace"),
             parameters=[argument("params_file"), overrides],
             arguments=["--ros-args", "--log-level", argument("log_level")],
+            additional_env={**ALLOCATOR, **fastdds},
             output="screen",
-        ),
-        Node(
-            package="rviz2",
-            executable="rviz2",
-            namespace=argument("namespace"),
-            arguments=["-d", str(CONFIG / "anomaly_detector.rviz")],
-            condition=IfCondition(LaunchConfiguration("rviz")),
         ),
     ]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from anomaly_detector_ros.analysis.dinov2_weights import load_dinov2_weights
 from anomaly_detector_ros.analysis.preprocessing import IMAGENET_MEAN, IMAGENET_STD, normalise
-from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.errors import UserError, one_line
 
 PATCH = 14
 BLOCKS = 12
@@ -100,7 +100,7 @@ def _build(weights: Path | None, block: int, input_size: tuple[int, int], norm: 
         try:
             model.load_state_dict(state, assign=True)
         except RuntimeError as error:
-            detail = " ".join(str(error).split())[:200]
+            detail = one_line(error, 200)
             raise UserError(f"{weights}: not DINOv2 ViT-S/14 weights: {detail}") from None
     if not norm:
         model.norm = nn.Identity()

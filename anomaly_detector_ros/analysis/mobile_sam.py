@@ -12,7 +12,7 @@ import torch
 
 from anomaly_detector_ros.analysis.prompts import anomaly_peaks
 from anomaly_detector_ros.analysis.superpixels import SuperpixelSegmenter
-from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.errors import UserError, one_line
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -269,7 +269,7 @@ def _session(
         failures.InvalidProtobuf,
         failures.NotImplemented,
     ) as error:
-        detail = " ".join(str(error).split())[:200]
+        detail = one_line(error, 200)
         raise UserError(f"{path}: not a usable ONNX file: fetch it again ({detail})") from None
 
 

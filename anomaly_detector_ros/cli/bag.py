@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from anomaly_detector_ros.cli.common import (
-    DEFAULT_PROFILE,
     DeviceOption,
     JsonOption,
     OfflineOption,
@@ -22,6 +21,7 @@ from anomaly_detector_ros.cli.common import (
     progress_bar,
 )
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.profiles import DEFAULT_PROFILE
 
 
 def bag(
@@ -54,7 +54,8 @@ def bag(
     from anomaly_detector_ros.bag import OUTPUTS, process_bag
     from anomaly_detector_ros.bag_frames import BagReader, choose_topic
 
-    names = list(OUTPUTS) if outputs == "all" else [n.strip() for n in outputs.split(",") if n]
+    named = [name.strip() for name in outputs.split(",") if name.strip()]
+    names = list(OUTPUTS) if outputs == "all" else named
     if output.exists():
         raise UserError(f"'{output}' exists already: remove it or give another output")
     with BagReader(source) as reader:  # a wrong topic is told before models load

@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.table import Table
 
 from anomaly_detector_ros.cli.common import (
-    DEFAULT_PROFILE,
     DeviceOption,
     JsonOption,
     OfflineOption,
@@ -24,6 +23,7 @@ from anomaly_detector_ros.cli.common import (
     progress_bar,
 )
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.profiles import DEFAULT_PROFILE
 
 if TYPE_CHECKING:
     import numpy as np

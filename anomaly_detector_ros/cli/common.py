@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,8 +26,6 @@ from anomaly_detector_ros.errors import UserError
 
 if TYPE_CHECKING:
     from anomaly_detector_ros.detector import Detector
-
-DEFAULT_PROFILE = "embedded"
 
 console = Console(stderr=True, highlight=False)
 """For people; standard output holds results alone."""
@@ -58,11 +57,14 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as J
 def load_detector(
     profile: str, device: str, *, threshold: float | None = None, offline: bool = False
 ) -> Detector:
-    """The profile's detector, with a spinner while its models load.
+    """The profile's detector: a progress bar while models are fetched, a spinner while they load.
 
     Raises:
         UserError: unknown profile or device, missing weights.
     """
+    from anomaly_detector_ros.cli.models import fetch_missing
+
+    fetch_missing(profile, offline)
     with console.status(f"loading the models of profile '{profile}'"):
         from anomaly_detector_ros.detector import Detector
 
@@ -73,10 +75,11 @@ def load_detector(
 
 
 @contextmanager
-def progress_bar(
-    what: str, total: int | None = None
-) -> Iterator[Callable[[int, int | None], None]]:
-    """A progress bar on standard error; gives a function of (done, total) that moves it."""
+def progress_bar(what: str, total: int | None = None) -> Iterator[Callable[..., None]]:
+    """A progress bar on standard error; gives a function that moves it.
+
+    The function takes what is done and, if they change, the total and what is being done.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn() if total != 0 else SpinnerColumn(),
@@ -121,7 +124,7 @@ def append_line(file: Path, line: str) -> None:
             size = out.tell()
             try:
                 if out.write(data) != len(data):
-                    raise OSError(28, os.strerror(28))
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except OSError:
                 out.truncate(size)
                 raise

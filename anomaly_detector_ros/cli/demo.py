@@ -13,17 +13,17 @@ import typer
 from rich.table import Table
 
 from anomaly_detector_ros.cli.common import (
-    DEFAULT_PROFILE,
     DeviceOption,
     JsonOption,
     OfflineOption,
     ProfileOption,
-    console,
     make_directory,
     progress_bar,
     write_atomically,
 )
+from anomaly_detector_ros.cli.models import fetch_missing
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.profiles import DEFAULT_PROFILE
 
 if TYPE_CHECKING:
     from anomaly_detector_ros.ros.demo import Playback
@@ -64,8 +64,9 @@ def demo(
     from anomaly_detector_ros.ros.processes import sigterm_as_interrupt
 
     playback = _playback(images, bag, topic, rate, count)
+    _refuse_to_delete(playback.path, output)
     _prepare(output)
-    _fetch_models(profile, offline)
+    fetch_missing(profile, offline)
     profile_path = str(Path(profile).resolve()) if profile.endswith((".yaml", ".yml")) else profile
     with progress_bar("starting", playback.count) as advance, sigterm_as_interrupt():
         summary = run_graph(
@@ -119,26 +120,23 @@ def _playback(
     return Playback(images.resolve(), rate, count or PICTURES)
 
 
+def _refuse_to_delete(source: Path, output: Path) -> None:
+    """Refuse an earlier demo's bag or overlays as input where the new demo would replace them."""
+    if output.resolve() in (source, *source.parents):
+        raise UserError(f"'{source}' lies in '{output}', which is replaced: give another --output")
+
+
 def _prepare(output: Path) -> None:
     """Make the output directory; what an earlier demo left there is replaced, nothing else."""
     if output.is_dir():
-        foreign = sorted(p.name for p in output.iterdir() if p.name not in (*_MADE, "bag.partial"))
+        names = sorted(p.name for p in output.iterdir())
+        foreign = [name for name in names if name.removesuffix(".partial") not in _MADE]
         if foreign:
             raise UserError(
                 f"'{output}' holds '{foreign[0]}', which is no demo's: give another --output"
             )
         shutil.rmtree(output, ignore_errors=True)
     make_directory(output)
-
-
-def _fetch_models(profile: str, offline: bool) -> None:
-    from anomaly_detector_ros.models.registry import Registry
-    from anomaly_detector_ros.profiles import load_profile
-
-    registry = Registry.default()
-    for name in load_profile(profile).model_names():
-        with console.status(f"fetching the model '{name}'"):
-            registry.fetch(name, offline=offline)
 
 
 def _write_overlays(output: Path) -> int:

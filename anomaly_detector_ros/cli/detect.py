@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from anomaly_detector_ros.cli.common import (
-    DEFAULT_PROFILE,
     DeviceOption,
     JsonOption,
     OfflineOption,
@@ -26,6 +25,7 @@ from anomaly_detector_ros.cli.common import (
 )
 from anomaly_detector_ros.cli.inputs import Source, UnreadableError, find_sources, frames_of
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.profiles import DEFAULT_PROFILE
 
 if TYPE_CHECKING:
     import numpy as np

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
@@ -12,7 +13,6 @@ import typer
 from rich.table import Table
 
 from anomaly_detector_ros.cli.common import (
-    DEFAULT_PROFILE,
     DeviceOption,
     JsonOption,
     OfflineOption,
@@ -21,6 +21,7 @@ from anomaly_detector_ros.cli.common import (
     progress_bar,
     write_atomically,
 )
+from anomaly_detector_ros.profiles import DEFAULT_PROFILE
 
 if TYPE_CHECKING:
     from anomaly_detector_ros.evaluation.evaluate import Row
@@ -58,7 +59,7 @@ def evaluate(
     detector = load_detector(profile, device, offline=offline)
     with progress_bar("images", total) as advance:
         rows = run(detector, DATASETS[dataset.value](root), progress=lambda n: advance(n, total))
-    results = [{"name": row.name, **asdict(row.pixels), "f1_star": row.f1_star} for row in rows]
+    results = [_plain(row) for row in rows]
     text = json.dumps({"profile": profile, "images": total, "rows": results}, indent=2)
     if output:
         write_atomically(output, (text + "\n").encode())
@@ -66,6 +67,12 @@ def evaluate(
         typer.echo(text)
     else:
         _print(rows)
+
+
+def _plain(row: Row) -> dict[str, str | float | None]:
+    """A row for JSON, which knows no NaN."""
+    values = {**asdict(row.pixels), "f1_star": row.f1_star}
+    return {"name": row.name, **{k: None if math.isnan(v) else v for k, v in values.items()}}
 
 
 def _print(rows: list[Row]) -> None:

@@ -53,7 +53,7 @@ def find_sources(inputs: list[Path], output: Path) -> list[Source]:
     What lies in the output directory is left out of folders, so that results are no inputs.
 
     Raises:
-        UserError: an input is missing, a folder without pictures, or a video that cannot be opened.
+        UserError: an input is missing, or a folder without pictures.
     """
     files: dict[Path, Path] = {}
     for given in inputs:
@@ -106,7 +106,7 @@ def frames_of(source: Source) -> Iterator[tuple[str, int | None, np.ndarray]]:
     """Name, number (None for a picture) and pixels, uint8 RGB (H, W, 3), of each picture.
 
     Raises:
-        UnreadableError: the file is corrupt.
+        UnreadableError: the file is corrupt, or a video ends early (after its last good frame).
     """
     if not source.video:
         try:

@@ -16,7 +16,7 @@ from anomaly_detector_ros.cli.detect import detect
 from anomaly_detector_ros.cli.evaluate import evaluate
 from anomaly_detector_ros.cli.models import app as models
 from anomaly_detector_ros.cli.train import train
-from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.errors import UserError, one_line
 
 app = typer.Typer(
     name="anomaly-detector",
@@ -66,7 +66,7 @@ def _report(text: str, debug: bool) -> None:
     """One red line, after the traceback if it is wanted; exits with 1."""
     if debug:
         traceback.print_exc()
-    console.print("error: " + " ".join(text.split()), style="red", markup=False, soft_wrap=True)
+    console.print(f"error: {one_line(text)}", style="red", markup=False, soft_wrap=True)
     sys.exit(1)
 
 

@@ -87,6 +87,21 @@ def fetch(
         typer.echo(f"{result['name']}: {result['path']}")
 
 
+def fetch_missing(profile: str, offline: bool) -> None:
+    """Fetch the profile's models that are not here, with a progress bar if there are any.
+
+    Raises:
+        UserError: unknown profile, or a model cannot be had.
+    """
+    registry = Registry.default()
+    names = load_profile(profile).model_names()
+    missing = [name for name in names if _summary(registry, name)["state"] != "present"]
+    if missing:
+        with _progress_bar() as listener:
+            for name in missing:
+                registry.fetch(name, offline=offline, progress=listener)
+
+
 @app.command()
 def verify(
     names: Annotated[

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.evaluation.components import ComponentCounts
 from anomaly_detector_ros.evaluation.datasets import LabelledImage
 from anomaly_detector_ros.evaluation.pixels import PixelCounts, PixelResult
+from anomaly_detector_ros.tensors import to_tensor
 
 INPAINT_RADIUS = 5
 
@@ -37,12 +37,16 @@ class Scores:
         self.maps.append(stored)
         self.pixels.add(stored, truth.anomaly, truth.valid)
 
-    def row(self, truths: list[LabelledImage]) -> Row:
-        """The metrics; component F1* at the threshold with the best pixel F1."""
+    def row(self, truths: list[tuple[np.ndarray, np.ndarray]]) -> Row:
+        """The metrics; component F1* at the threshold with the best pixel F1.
+
+        Args:
+            truths: (anomaly, valid) of each image added, bool (H, W).
+        """
         pixels = self.pixels.result()
         components = ComponentCounts()
-        for anomaly_map, truth in zip(self.maps, truths, strict=True):
-            components.add(anomaly_map >= pixels.best_threshold, truth.anomaly, truth.valid)
+        for anomaly_map, (anomaly, valid) in zip(self.maps, truths, strict=True):
+            components.add(anomaly_map >= pixels.best_threshold, anomaly, valid)
         return Row(self.name, pixels, components.f1_star())
 
 
@@ -84,7 +88,7 @@ def evaluate(
         )
         for method, anomaly_map in zip(methods, maps, strict=True):
             method.add(anomaly_map, truth)
-        truths.append(truth)
+        truths.append((truth.anomaly, truth.valid))
         if progress:
             progress(done)
     return [method.row(truths) for method in methods]
@@ -100,6 +104,5 @@ def _colour_difference(original: Tensor, edits: Tensor, size: tuple[int, ...]) -
 def _perfect(detector: Detector, truth: LabelledImage) -> np.ndarray:
     mask = truth.anomaly.astype(np.uint8)
     inpainted = cv2.inpaint(truth.image, mask, INPAINT_RADIUS, cv2.INPAINT_TELEA)
-    pair = torch.from_numpy(np.stack([truth.image, inpainted])).to(detector.device)
-    pair = pair.permute(0, 3, 1, 2).float().div(127.5).sub(1)
+    pair = to_tensor(np.stack([truth.image, inpainted])).to(detector.device)
     return detector.analyse(truth.image, pair[:1], pair[1:]).heatmap

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.models.packages import NpmPackageSource, PythonPackageSource
 from anomaly_detector_ros.models.sources import (
     GoogleDriveSource,
@@ -70,7 +70,7 @@ def load_entries(path: Path) -> dict[str, ModelEntry]:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}: install the package again") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path}: not valid YAML: {one_line(error)}") from error
     models = content.get("models") if isinstance(content, dict) else None
     if not isinstance(models, dict):
         raise UserError(f"{path}: has no mapping `models`")

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from anomaly_detector_ros.errors import one_line
+
 CHUNK = 1 << 18
 
 Progress = Callable[[str, int, int], None]
@@ -27,7 +29,7 @@ class SourceError(Exception):
         self, message: str, *, remedy: str = "", transient: bool = False, status: int = 0
     ) -> None:
         """Keep the `message` as one line."""
-        super().__init__(" ".join(message.split()))
+        super().__init__(one_line(message))
         self.remedy = remedy
         self.transient = transient
         self.status = status

@@ -8,17 +8,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.ros.ages import input_age
-from anomaly_detector_ros.ros.conversion import compressed_to_rgb, image_fields, image_to_rgb
+from anomaly_detector_ros.ros.conversion import (
+    compressed_to_rgb,
+    image_fields,
+    image_to_rgb,
+    info_fits,
+)
 from anomaly_detector_ros.ros.counters import CameraCounters
-from anomaly_detector_ros.ros.outputs import IMAGE_OUTPUTS, render
+from anomaly_detector_ros.ros.outputs import IMAGE_OUTPUTS, JPEG_FORMAT, encode_jpeg, render
 from anomaly_detector_ros.ros.qos import advertise, subscribe
 from anomaly_detector_ros.ros.worker import Frame
 
@@ -192,9 +196,7 @@ class Camera:
         if info is None:
             self._log("info", f"no message on '{self.name}/camera_info', so none is published")
             return
-        # With binning or a region of interest the image is smaller than the calibrated sensor.
-        whole = max(info.binning_x, info.binning_y) <= 1 and not (info.roi.width or info.roi.height)
-        if whole and (info.height, info.width) != size:
+        if not info_fits(info, size):
             self._log(
                 "info",
                 f"'{self.name}/camera_info' is for {info.width}x{info.height}, the image is "
@@ -216,7 +218,7 @@ class Camera:
         self._log("unforeseen", f"{type(error).__name__}: {error}")
 
     def _drop(self, reason: str, problem: str) -> None:
-        problem = " ".join(problem.split())
+        problem = one_line(problem)
         self.counters.dropped(reason, problem)
         self._log(reason, problem)
 
@@ -250,10 +252,5 @@ def image_message(header: Header, pixels: np.ndarray, encoding: str) -> Image:
 
 def jpeg_message(header: Header, picture: np.ndarray, quality: int) -> CompressedImage:
     """A `sensor_msgs/CompressedImage` of an RGB picture, as image_transport publishes them."""
-    bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-    done, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not done:
-        raise ValueError(f"cannot encode a picture of shape {picture.shape} as JPEG")
-    return CompressedImage(
-        header=header, format="rgb8; jpeg compressed bgr8", data=array.array("B", data.tobytes())
-    )
+    data = array.array("B", encode_jpeg(picture, quality))
+    return CompressedImage(header=header, format=JPEG_FORMAT, data=data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -155,11 +156,11 @@ def run_graph(
             report("writing the bag", monitor.counts)
             if processes.stop("recorder") != 0:
                 raise UserError(f"recorder failed: {processes.last_line('recorder')}")
-            played = int("".join(filter(str.isdigit, processes.last_line("player"))) or 0)
+            played = re.search(r"^played (\d+) images", processes.output("player"), re.MULTILINE)
     finally:
         monitor.close()
     summary = json.loads((output / "summary.json").read_text())
-    return {**summary, "played": played, "counts": monitor.counts}
+    return {**summary, "played": int(played[1]) if played else 0, "counts": monitor.counts}
 
 
 def _start_node(
@@ -238,7 +239,10 @@ def _wait_processed(
             if now - settled_since > 2.5:
                 return
         if now - moved > FRAME_TIMEOUT:
-            return
+            raise UserError(
+                f"the node made no progress for {FRAME_TIMEOUT:.0f} s with {counts.pending} "
+                f"pictures to go: {processes.last_line('node')}"
+            )
         time.sleep(0.1)
 
 

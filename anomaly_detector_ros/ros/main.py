@@ -20,7 +20,10 @@ EXIT_TIME = 1.0
 
 def main(args: list[str] | None = None) -> None:
     """Runs the node until SIGINT or SIGTERM and ends the process."""
-    code = run(args)
+    try:
+        code = run(args)
+    except KeyboardInterrupt:  # while modules are imported
+        code = 0
     sys.stdout.flush()
     sys.stderr.flush()
     # Python would wait for a model that still loads or runs in a thread, and taking torch apart
@@ -49,6 +52,10 @@ def run(args: list[str] | None = None) -> int:
     except UserError as error:
         rclpy.try_shutdown()
         return _refuse(error)
+    except Exception:
+        if rclpy.ok():
+            raise
+        return 0  # SIGINT or SIGTERM came while the node was made
     executor.add_node(node)
     with contextlib.suppress(KeyboardInterrupt):
         spin(executor, node)
@@ -82,8 +89,9 @@ def spin(executor: Executor, node: Node) -> None:
 
 
 def _refuse(error: Exception) -> int:
-    line = " ".join(str(error).split())
-    print(f"anomaly_detector_node: {line}", file=sys.stderr)
+    from anomaly_detector_ros.errors import one_line
+
+    print(f"anomaly_detector_node: {one_line(error)}", file=sys.stderr)
     return 1
 
 

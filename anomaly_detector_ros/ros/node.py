@@ -15,7 +15,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from std_srvs.srv import SetBool
 
-from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.ros import parameters
 from anomaly_detector_ros.ros.camera import Camera, Settings
 from anomaly_detector_ros.ros.diagnostics import camera_status, node_status, to_message
@@ -51,6 +51,7 @@ class AnomalyDetectorNode(LifecycleNodeMixin, Node):
         LifecycleNodeMixin.__init__(self, callback_group=self._transitions)
         self.enabled = True
         self._detector: Detector | None = None
+        self._threshold = 0.0
         self._cameras: list[Camera] = []
         self._worker: Worker | None = None
         self._fault = ""
@@ -94,15 +95,16 @@ class AnomalyDetectorNode(LifecycleNodeMixin, Node):
             # Imports torch, which takes seconds: not before somebody wants the models.
             from anomaly_detector_ros.detector import Detector
 
-            self._detector = Detector.from_profile(
+            detector = Detector.from_profile(
                 profile,
                 device=self.value("device"),
                 models_dir=parameters.models_path(self.value("models_dir")),
                 offline=self.value("offline"),
             )
-            self._threshold = self._detector.threshold
+            self._threshold = detector.threshold
+            self._detector = detector
             # The first run of a model takes seconds longer; no camera image should wait for it.
-            self._detector.detect(np.full((*WARM_UP_SIZE, 3), 127, np.uint8))
+            detector.detect(np.full((*WARM_UP_SIZE, 3), 127, np.uint8))
             self._open()
         except UserError as error:
             return self._fail(str(error))
@@ -110,7 +112,7 @@ class AnomalyDetectorNode(LifecycleNodeMixin, Node):
             return self._fail(f"cannot load profile '{profile}': {type(error).__name__}: {error}")
         self._fault = ""
         took = time.monotonic() - started
-        self.get_logger().info(f"models loaded on {self._detector.device} in {took:.1f} s")
+        self.get_logger().info(f"models loaded on {detector.device} in {took:.1f} s")
         return SUCCESS
 
     def _open(self) -> None:
@@ -129,7 +131,7 @@ class AnomalyDetectorNode(LifecycleNodeMixin, Node):
 
     def _fail(self, reason: str) -> TransitionCallbackReturn:
         self._release()
-        self._fault = " ".join(reason.split())
+        self._fault = one_line(reason)
         self.get_logger().error(f"not configured: {self._fault}")
         return FAILURE
 
@@ -222,8 +224,8 @@ class AnomalyDetectorNode(LifecycleNodeMixin, Node):
             try:
                 return original(request, response)
             except Exception as error:
-                line = str(error).splitlines()[0]
-                self.get_logger().error(f"no such transition from '{self._state()}': {line}")
+                line = f"no such transition from '{self._state()}': {one_line(error, 200)}"
+                self.get_logger().error(line)
                 response.success = False
                 return response
             finally:
@@ -268,8 +270,6 @@ class AnomalyDetectorNode(LifecycleNodeMixin, Node):
         configured = self._configuring or self._detector is not None
         changes = {parameter.name: parameter.value for parameter in changed}
         reason = parameters.refusal(changes, current, configured)
-        if reason is None and "max_rate" in changes and self._worker is not None:
-            self._worker.wake()
         return SetParametersResult(successful=reason is None, reason=reason or "")
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:

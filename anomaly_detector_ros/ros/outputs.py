@@ -35,6 +35,8 @@ IMAGE_OUTPUTS: dict[str, OutputSpec] = {
 }
 
 JPEG_QUALITY = 90
+JPEG_FORMAT = "rgb8; jpeg compressed bgr8"
+"""`sensor_msgs/CompressedImage.format` of :func:`encode_jpeg`, as image_transport writes it."""
 
 _VISIBLE_FROM = 0.25
 _OPACITY = 0.65
@@ -96,11 +98,10 @@ def overlay(image: np.ndarray, detection: Detection) -> np.ndarray:
     return result
 
 
-def encode_jpeg(rgb: np.ndarray) -> bytes:
-    """JPEG file of an RGB picture, uint8 (H, W, 3)."""
-    return _encode(
-        ".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-    )
+def encode_jpeg(rgb: np.ndarray, quality: int = JPEG_QUALITY) -> bytes:
+    """JPEG file of an RGB picture, uint8 (H, W, 3); quality 1 to 100."""
+    bgr = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
+    return _encode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
 
 
 def encode_png(array: np.ndarray) -> bytes:

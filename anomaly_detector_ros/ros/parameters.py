@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile
 
 if TYPE_CHECKING:
@@ -243,8 +243,7 @@ def declare(node: Node) -> None:
         try:
             value = node.declare_parameter(spec.name, spec.default, descriptor(spec)).value
         except (InvalidParameterTypeException, InvalidParameterValueException) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"parameter {spec.name}: {reason}") from error
+            raise UserError(f"parameter {spec.name}: {one_line(error)}") from error
         reason = problem(spec.name, value)
         if reason:
             raise UserError(f"parameter {reason}")

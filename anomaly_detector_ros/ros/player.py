@@ -21,10 +21,9 @@ from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.images import decode_image
+from anomaly_detector_ros.images import IMAGE_SUFFIXES, decode_image
 from anomaly_detector_ros.ros.conversion import image_fields
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".ppm")
 _TYPES = {"sensor_msgs/msg/Image": Image, "sensor_msgs/msg/CompressedImage": CompressedImage}
 
 
@@ -53,14 +52,14 @@ def picture_files(inputs: list[Path]) -> list[Path]:
     files: list[Path] = []
     for each in inputs:
         if each.is_dir():
-            files += sorted(p for p in each.rglob("*") if p.suffix.lower() in SUFFIXES)
+            files += sorted(p for p in each.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
         elif each.is_file():
             files.append(each)
         else:
             raise UserError(f"'{each}' does not exist: give pictures, a folder or a bag")
     if not files:
         raise UserError(
-            f"no picture in '{inputs[0]}': give files that end in {', '.join(SUFFIXES)}"
+            f"no picture in '{inputs[0]}': give files that end in {', '.join(IMAGE_SUFFIXES)}"
         )
     return files
 

@@ -89,7 +89,7 @@ class ProcessGroup:
     def start(self, name: str, module: str, *arguments: str) -> None:
         """Run `python -m module arguments` in the background."""
         command = [sys.executable, "-m", module, *arguments]
-        with (self._logs / f"{name}.log").open("wb") as log:
+        with self._log(name).open("wb") as log:
             self._processes[name] = subprocess.Popen(
                 command,
                 env=dict(self._environment),
@@ -114,9 +114,15 @@ class ProcessGroup:
 
     def last_line(self, name: str) -> str:
         """Last line that a process wrote, or where to look."""
-        log = self._logs / f"{name}.log"
-        lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
-        return next((line for line in reversed(lines) if line), f"see '{log}'")
+        lines = [line.strip() for line in self.output(name).splitlines()]
+        return next((line for line in reversed(lines) if line), f"see '{self._log(name)}'")
+
+    def output(self, name: str) -> str:
+        """All that a process wrote so far."""
+        return self._log(name).read_text(errors="replace")
+
+    def _log(self, name: str) -> Path:
+        return self._logs / f"{name}.log"
 
     def stop(self, name: str) -> int:
         """End a process with SIGINT, then less kindly; returns its exit code."""

@@ -27,7 +27,7 @@ from rclpy.serialization import deserialize_message
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.ros.outputs import IMAGE_OUTPUTS
 
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
@@ -267,8 +267,8 @@ def main(args: list[str] | None = None) -> int:
         if options.summary:
             _write_summary(options.summary, {"bag": str(options.output), **recorder.summary()})
         print(f"recorded {sum(map(len, recorder.received.values()))} messages", flush=True)
-    except UserError as error:
-        print(f"recorder: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:  # OSError: the disk is full, or not ours
+        print(f"recorder: {one_line(error)}", file=sys.stderr)
         return 1
     finally:
         rclpy.try_shutdown()

@@ -13,6 +13,9 @@ from typing import Any
 
 from anomaly_detector_ros.ros.counters import CameraCounters
 
+RECHECK = 0.1
+"""The shortest interval is asked again after this many seconds, as it may change meanwhile."""
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -45,7 +48,8 @@ class Worker:
         counters: one per camera; the camera is known by its index from then on.
         serve: called in the thread as ``serve(index, frame)``; counts the frame as processed or
             dropped itself. If it raises, the frame counts as failed and ``report`` is called.
-        min_interval: shortest time between two starts for one camera in seconds, asked each time.
+        min_interval: shortest time between two starts for one camera in seconds, asked each
+            time and again while an image waits.
         report: called in the thread as ``report(index, exception)``.
         clock: monotonic seconds, the same as in `Frame.arrived`.
     """
@@ -109,11 +113,6 @@ class Worker:
                     slot.counters.dropped("discarded")
                     slot.frame = None
 
-    def wake(self) -> None:
-        """Makes the thread ask ``min_interval`` again at once."""
-        with self._changed:
-            self._changed.notify_all()
-
     def _run(self) -> None:
         while (turn := self._take()) is not None:
             index, frame = turn
@@ -140,6 +139,6 @@ class Worker:
                         slot.last_start = now
                         self._next = index + 1
                         return index, frame
-                    wait = due - now if wait is None else min(wait, due - now)
+                    wait = min(due - now, RECHECK if wait is None else wait)
                 self._changed.wait(wait)
         return None

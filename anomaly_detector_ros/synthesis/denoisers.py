@@ -9,7 +9,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from torch import Tensor
 
-from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.synthesis.schedule import Schedule
 
 
@@ -59,9 +59,8 @@ class DiffusersDenoiser:
                 directory, subfolder="scheduler", local_files_only=True
             )
         except Exception as error:  # diffusers raises many kinds, all meaning the same to a user
-            reason = str(error).strip().splitlines()[0]
             raise UserError(
-                f"cannot load denoiser '{directory}' ({reason}): "
+                f"cannot load denoiser '{directory}' ({one_line(error, 200)}): "
                 "give a diffusers model directory with unet/ and scheduler/"
             ) from error
         unet = unet.float().eval().requires_grad_(False)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from torch import Tensor
 
 from anomaly_detector_ros.images import read_rgb
+from anomaly_detector_ros.tensors import to_tensor
 
 # Images are kept this much larger than the training size, so that a crop of 1 / MARGIN of each
 # side is at native resolution and never enlarged.
@@ -62,9 +62,4 @@ class TrainingImages:
     def batch(self, batch_size: int, rng: np.random.Generator) -> Tensor:
         """Augmented images, float32 (B, 3, H, W) in [-1, 1]."""
         indices = rng.integers(len(self), size=batch_size)
-        return to_tensor(np.stack([self.augmented(i, rng) for i in indices]))
-
-
-def to_tensor(images: np.ndarray) -> Tensor:
-    """uint8 (B, H, W, 3) to float32 (B, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
+        return to_tensor(np.stack([self.augmented(i, rng) for i in indices])).contiguous()

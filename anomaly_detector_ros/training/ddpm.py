@@ -23,12 +23,13 @@ from accelerate import Accelerator
 from diffusers import DDPMPipeline, UNet2DModel
 from diffusers.training_utils import EMAModel
 
-from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.synthesis.denoisers import DiffusersDenoiser
 from anomaly_detector_ros.synthesis.samplers import few_step
 from anomaly_detector_ros.synthesis.schedule import Schedule
 from anomaly_detector_ros.synthesis.similarity import GaussianSimilarity
-from anomaly_detector_ros.training.dataset import TrainingImages, to_tensor
+from anomaly_detector_ros.tensors import to_pictures, to_tensor
+from anomaly_detector_ros.training.dataset import TrainingImages
 
 SIZE_PRESETS = {
     "small": (32, 64, 128, 192),
@@ -104,7 +105,7 @@ class Trainer:
         on_step: called after each step with (step, loss).
 
     Raises:
-        UserError: ``output`` holds another run.
+        UserError: ``output`` holds another run, or ``config.init`` no model of this shape.
     """
 
     def __init__(
@@ -121,8 +122,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         unet = build_unet(config.preset, config.size)
         if config.init:
-            weights = UNet2DModel.from_pretrained(config.init, subfolder="unet").state_dict()
-            unet.load_state_dict(weights)
+            _load_weights(unet, config.init)
         self.accelerator = Accelerator(mixed_precision="bf16", cpu=not torch.cuda.is_available())
         self.ema = EMAModel(unet.parameters(), decay=config.ema_decay, use_ema_warmup=True)
         self.ema.to(self.accelerator.device)
@@ -154,6 +154,15 @@ class Trainer:
             self.ema.load_state_dict(state["ema"])
             self.ema.to(self.accelerator.device)
             self.step = state["step"]
+        self._forget_later_losses()
+
+    def _forget_later_losses(self) -> None:
+        """Drops the losses of steps behind the checkpoint: those steps are taken again."""
+        file = self.output / "losses.jsonl"
+        if file.exists():
+            lines = file.read_text().splitlines(keepends=True)
+            kept = [line for line in lines if _step_of(line) <= self.step]
+            _replace(file, lambda path: path.write_text("".join(kept)))
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then a half cosine down to a tenth of the peak."""
@@ -237,7 +246,7 @@ class Trainer:
             return {}
         rng = np.random.default_rng(self.config.seed)
         count = min(32, len(self.validation))
-        x0 = to_tensor(np.stack([self.validation.whole(i) for i in range(count)]))
+        x0 = to_tensor(np.stack([self.validation.whole(i) for i in range(count)])).contiguous()
         losses, denoiser = {}, self._denoiser(unet)
         for level in VALIDATION_LEVELS:
             t = self.schedule.timestep_at(level)
@@ -262,14 +271,34 @@ class Trainer:
             steps=25,
             initial_noise=noise,
         )
-        x = x.clamp(-1, 1)
-        images = x.add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
         height, width = self.config.size
-        grid = images.reshape(rows, columns, height, width, 3).transpose(0, 2, 1, 3, 4)
+        grid = to_pictures(x).reshape(rows, columns, height, width, 3).transpose(0, 2, 1, 3, 4)
         grid = np.ascontiguousarray(grid.reshape(rows * height, columns * width, 3))
         folder = self.output / "samples"
         folder.mkdir(exist_ok=True)
-        cv2.imwrite(str(folder / f"{self.step:07d}.png"), cv2.cvtColor(grid, cv2.COLOR_RGB2BGR))
+        png = cv2.imencode(".png", cv2.cvtColor(grid, cv2.COLOR_RGB2BGR))[1].tobytes()
+        _replace(folder / f"{self.step:07d}.png", lambda path: path.write_bytes(png))
+
+
+def _load_weights(unet: UNet2DModel, directory: str) -> None:
+    try:
+        given = UNet2DModel.from_pretrained(
+            directory, subfolder="unet", use_safetensors=True, local_files_only=True
+        )
+        unet.load_state_dict(given.state_dict())
+    except Exception as error:  # diffusers raises many kinds; torch RuntimeError on other shapes
+        raise UserError(
+            f"cannot start from the weights of '{directory}' ({one_line(error, 200)}): "
+            "give a model directory of the same preset"
+        ) from error
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of losses; infinite where the line was cut off."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:

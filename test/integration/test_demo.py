@@ -33,6 +33,14 @@ def demo(*arguments: object) -> subprocess.Popen[str]:
     )
 
 
+def finish(process: subprocess.Popen[str], timeout: float = 120.0) -> tuple[str, str]:
+    """Output and errors of a demo, which is killed (and its children with it) if it hangs."""
+    try:
+        return process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
@@ -53,7 +61,7 @@ def played(
         *("--images", folder, "--profile", light_profile, "--output", output),
         *("--count", PICTURES, "--rate", 2, "--device", "cpu", "--offline", "--json"),
     )
-    out, err = process.communicate(timeout=150)
+    out, err = finish(process, 300)
     assert process.returncode == 0, err
     return output, json.loads(out)
 
@@ -102,13 +110,13 @@ def test_bag_tool_and_node_agree_to_the_bit(
 def test_missing_pictures_and_foreign_output(tmp_path: Path, light_profile: str) -> None:
     (tmp_path / "empty").mkdir()
     process = demo("--images", tmp_path / "empty", "--output", tmp_path / "out")
-    assert "no pictures" in process.communicate(timeout=60)[1]
+    assert "no pictures" in finish(process)[1]
     assert process.returncode == 1
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
     (tmp_path / "empty" / "a.png").write_bytes(cv2.imencode(".png", np.zeros((8, 8)))[1].tobytes())
     process = demo("--images", tmp_path / "empty", "--output", tmp_path / "mine")
-    assert "'thesis.tex', which is no demo's" in process.communicate(timeout=60)[1]
+    assert "'thesis.tex', which is no demo's" in finish(process)[1]
     assert (tmp_path / "mine" / "thesis.tex").exists()
 
 
@@ -118,12 +126,13 @@ def test_interrupt_ends_all_processes(
 ) -> None:
     output = tmp_path / "interrupted"
     process = demo("--images", folder, "--profile", light_profile, "--output", output)
-    deadline = time.monotonic() + 60
-    while not children_of(output) and time.monotonic() < deadline:
+    deadline = time.monotonic() + 120
+    while not children_of(output) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert children_of(output)
+    started = children_of(output)
     process.send_signal(number)
-    process.communicate(timeout=60)
+    finish(process)
+    assert started
     assert process.returncode == code
     assert not children_of(output)
 

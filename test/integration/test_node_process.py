@@ -8,12 +8,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
-from ros_graph import child_environment
+from ros_graph import child_environment, wait_until
 
 COMMAND = [sys.executable, "-m", "anomaly_detector_ros.ros.main", "--ros-args"]
 
@@ -40,6 +41,16 @@ class Process:
             if words in line:
                 return
         pytest.fail(f"the node ended without '{words}':\n{''.join(seen)}")
+
+    def wait_for_handler(self, number: signal.Signals) -> None:
+        """Until the process handles a signal, which rclpy does from its start on."""
+
+        def handled() -> bool:
+            status = Path(f"/proc/{self._process.pid}/status").read_text()
+            caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
+            return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+
+        wait_until(handled, "a signal handler", timeout=120.0)
 
     def end(self, number: signal.Signals) -> tuple[int, float, str]:
         """Exit code, seconds it took and remaining output."""
@@ -80,6 +91,7 @@ def test_signals_end_the_node_cleanly(
 def test_signal_ends_an_unconfigured_node(processes: list[Process]):
     process = Process("autostart:=false")
     processes.append(process)
+    process.wait_for_handler(signal.SIGTERM)
     time.sleep(3.0)
     code, seconds, output = process.end(signal.SIGTERM)
     assert (code, "Traceback" in output) == (0, False), output
@@ -96,7 +108,7 @@ def test_impossible_parameters_end_it_with_one_line(parameter: str, words: str):
         env=child_environment(),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=90,
         check=False,
     )
     assert ended.returncode == 1

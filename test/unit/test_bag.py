@@ -227,6 +227,21 @@ def test_bad_frames_are_skipped_and_counted(
     assert not list(tmp_path.glob("out2*"))
 
 
+def test_damaged_camera_info_costs_nothing_else(
+    tmp_path: Path, storage: StoragePlugin, detector: Detector
+) -> None:
+    with Writer(tmp_path / "in", version=9, storage_plugin=storage) as writer:
+        kind = "sensor_msgs/msg/CameraInfo"
+        info = writer.add_connection("/camera/camera_info", kind, typestore=STORE)
+        images = writer.add_connection("/camera/image_raw", IMAGE, typestore=STORE)
+        for index, data in enumerate((b"\0\1\0\0ab", camera_info_bytes(51), b"\0\1\0\0ab")):
+            writer.write(info, START + index * 10, data)
+            writer.write(images, START + index * 10 + 1, image_bytes(pictures()[index], index))
+    report = process_bag(tmp_path / "in", tmp_path / "out", detector, outputs=["camera_info"])
+    assert (report.frames, report.skipped, report.copied) == (3, 0, 6)
+    assert len(contents(tmp_path / "out")[output_topic("camera", "camera_info")]) == 3
+
+
 def test_several_image_topics_need_a_choice(
     tmp_path: Path, storage: StoragePlugin, detector: Detector
 ) -> None:

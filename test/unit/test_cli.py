@@ -27,7 +27,7 @@ from anomaly_detector_ros.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = [
-    ["detect"], ["bag"], ["train"], ["benchmark"], ["demo"],
+    ["detect"], ["bag"], ["train"], ["evaluate"], ["benchmark"], ["demo"],
     ["models", "list"], ["models", "fetch"], ["models", "verify"],
 ]  # fmt: skip
 KINDS = {"heatmap.npy", "mask.png", "segments.png", "edited.png", "overlay.png"}
@@ -244,12 +244,41 @@ def test_interrupt_ends_with_130(tmp_path: Path, pictures: Path, light_profile: 
     while not (out / "results.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "Traceback" not in errors
     for line in (out / "results.jsonl").read_text().splitlines():
         json.loads(line)
     assert not list(out.glob("*.partial"))
+
+
+def test_demo_does_not_delete_what_it_shall_play(tmp_path: Path, pictures: Path) -> None:
+    pytest.importorskip("rclpy", reason="no ROS 2 here")
+    overlays = pictures.rename(tmp_path / "overlays")
+    for output in (tmp_path, overlays):
+        result = run("demo", "--images", overlays, "--output", output)
+        assert "is replaced: give another --output" in only_line(result)
+    assert len(list(overlays.iterdir())) == 2
+
+
+def test_evaluation_without_anomalies_is_valid_json(
+    tmp_path: Path, pictures: Path, light_profile: str
+) -> None:
+    pictures.rename(tmp_path / "images")
+    (tmp_path / "masks").mkdir()
+    for index in range(2):
+        cv2.imwrite(str(tmp_path / "masks" / f"p{index}.png"), np.zeros((40, 60), np.uint8))
+    result = run("evaluate", "--root", tmp_path, "--profile", light_profile, "--json")
+    assert result.returncode == 0, result.stderr
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    rows = json.loads(result.stdout, parse_constant=refuse)["rows"]
+    assert [row["auc_pr"] for row in rows] == [None] * 4
 
 
 def test_benchmark(pictures: Path, light_profile: str) -> None:

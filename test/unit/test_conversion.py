@@ -260,6 +260,16 @@ def test_bad_compressed_images(data: bytes, text: str, reason: str) -> None:
         compressed_to_rgb(compressed(data, text))
 
 
+def test_whatever_the_decoder_raises_is_an_image_error() -> None:
+    buffer = io.BytesIO()
+    PilImage.fromarray(np.zeros((23, 31), np.uint16)).save(buffer, "TIFF")
+    tiff = bytearray(buffer.getvalue())
+    entry = tiff.index((273).to_bytes(2, "little") + (4).to_bytes(2, "little"))
+    tiff[entry + 2] = 5  # StripOffsets as a fraction: Pillow raises TypeError
+    with pytest.raises(ImageError, match="truncated or corrupt"):
+        decode_image(bytes(tiff))
+
+
 def test_too_many_pixels_are_refused_before_decoding() -> None:
     with pytest.raises(ImageError, match=r"64x48, over the limit of 3000 pixels"):
         compressed_to_rgb(compressed(encoded(SMOOTH, "png"), "png"), max_pixels=3000)

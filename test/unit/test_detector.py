@@ -117,6 +117,7 @@ def test_values_that_are_not_finite_never_leave(light_profile):
     ("settings", "message"),
     [
         ({"sampler": {"name": "magic"}}, "unknown sampler 'magic'"),
+        ({"upsampler": {"name": "magic"}}, "unknown upsampler 'magic'"),
         ({"edit": {"detail": "none"}}, "unknown edit.detail 'none'"),
         ({"features": {"name": "magic"}}, "magic"),
         ({"segmenter": {"name": "magic"}}, "magic"),

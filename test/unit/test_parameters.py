@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -123,35 +121,3 @@ def test_parameter_file_comments_every_parameter():
     for name in BY_NAME:
         (at,) = (i for i, line in enumerate(lines) if line.strip().startswith(f"{name}:"))
         assert lines[at - 1].strip().startswith("#"), name
-
-
-def test_launch_file_offers_declared_parameters_only():
-    file = share_dir("launch") / "anomaly_detector.launch.py"
-    for node in ast.walk(ast.parse(file.read_text(), str(file))):
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "PARAMETERS":
-            assert set(ast.literal_eval(node.value)) <= set(BY_NAME)
-            return
-    pytest.fail("the launch file has no PARAMETERS")
-
-
-def test_launch_description_loads():
-    pytest.importorskip("launch.actions", reason="launch is not installed")
-    pytest.importorskip("launch_ros", reason="launch_ros is not installed")
-    from launch import LaunchContext
-
-    file = share_dir("launch") / "anomaly_detector.launch.py"
-    spec = importlib.util.spec_from_file_location("anomaly_detector_launch", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    context = LaunchContext()
-    names = [type(made).__name__ for made in _visit(module.generate_launch_description(), context)]
-    assert names.count("Node") == 2
-    assert "SetEnvironmentVariable" in names
-
-
-def _visit(description: Any, context: Any) -> list[Any]:
-    """The actions that a launch description comes to, none of them executed but its arguments."""
-    made: list[Any] = []
-    for entity in description.entities:
-        made += [entity, *(entity.execute(context) or [])]
-    return made

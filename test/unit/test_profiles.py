@@ -45,6 +45,8 @@ PARTS = {part: {} for part in ("denoiser", "sampler", "edit", "features", "upsam
         ({"a": {"denoiser": {}}}, "lacks the part 'sampler'"),
         ({"a": {**PARTS, "threshold": 3}}, "threshold 3"),
         ({"a": {**PARTS, "threshold": "high"}}, "threshold high"),
+        ({"a": {**PARTS, "edit": "model"}}, "edit is not a mapping"),
+        ({"a": PARTS}, "denoiser lacks the setting 'model'"),
         ("a: [", "cannot read profiles"),
         ("just text", "not a profiles file"),
     ],
@@ -59,3 +61,6 @@ def test_unknown_and_missing_profiles_are_refused(tmp_path):
         load_profile("nope")
     with pytest.raises(UserError, match="cannot read profiles"):
         load_profile(str(tmp_path / "absent.yaml"))
+    (tmp_path / "picture.yaml").write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(UserError, match="cannot read profiles"):
+        load_profile(str(tmp_path / "picture.yaml"))

@@ -80,6 +80,28 @@ def test_a_resumed_run_equals_an_uninterrupted_one(images, tmp_path):
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
+def test_losses_behind_the_checkpoint_are_forgotten(images, tmp_path):
+    train(images, tmp_path / "run", until=4)
+    losses = tmp_path / "run" / "losses.jsonl"
+    with losses.open("a") as file:  # as a run killed before its checkpoint leaves them
+        file.write('{"step": 6, "loss": 1.0}\n{"step": 8, "lo')
+    train(images, tmp_path / "run")
+    assert [json.loads(line)["step"] for line in losses.read_text().splitlines()] == [4, 6]
+
+
+def test_training_starts_from_given_weights_or_says_why_not(images, tmp_path):
+    train(images, tmp_path / "first", until=1)
+    settings = {"size": (16, 24), "steps": 6, "batch_size": 2, "warmup_steps": 2}
+    config = TrainingConfig(**settings, init=str(tmp_path / "first" / "model"))
+    images = TrainingImages(find_images(images), config.size)
+    given = DDPMPipeline.from_pretrained(tmp_path / "first" / "model").unet.state_dict()
+    found = Trainer(config, images, tmp_path / "second").unet.state_dict()
+    assert all(torch.allclose(given[name].float(), found[name], atol=1e-3) for name in given)
+    absent = TrainingConfig(**settings, init=str(tmp_path / "absent"))
+    with pytest.raises(UserError, match=r"cannot start from the weights of '.*absent'"):
+        Trainer(absent, images, tmp_path / "third")
+
+
 def test_an_output_of_another_run_is_refused(images, tmp_path):
     train(images, tmp_path / "run", until=1)
     other = TrainingConfig(size=(16, 24), steps=6, batch_size=2, warmup_steps=2, seed=1)

@@ -107,20 +107,20 @@ def test_rate_limit_spaces_the_starts_and_can_be_lifted():
     served = Served(counters)
     interval = [0.1]
     worker = Worker(counters, served, min_interval=lambda: interval[0])
+    begun = time.monotonic()
     worker.start()
     for number in range(30):
         worker.put(0, frame(number))
         time.sleep(0.01)
     wait_until(lambda: settled(counters[0]))
-    assert 3 <= len(served.times) <= 5
-    gaps = [b - a for a, b in zip(served.times, served.times[1:], strict=False)]
-    assert min(gaps) >= 0.099
+    assert len(served.times) >= 3
+    # Each time is noted some moment after the start that it stands for, never before.
+    assert all(at - begun >= 0.0999 * number for number, at in enumerate(served.times))
     interval[0] = 60.0
     worker.put(0, frame("late"))
     time.sleep(0.05)
     assert counters[0].snapshot().pending == 1
     interval[0] = 0.0
-    worker.wake()
     wait_until(lambda: settled(counters[0]))
     assert worker.stop(5)
     assert served.frames[-1] == (0, "late")
