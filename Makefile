@@ -35,7 +35,7 @@ models: $(READY)
 
 $(READY): setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
-	  || { echo "Python $(VERSION) is not supported: give one of 3.10 to 3.12, make PYTHON=python3.12"; exit 1; }
+	  || { echo "Python $(VERSION) is not supported: give one of 3.10 to 3.13, make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV_ARGS) $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@echo "Installing torch, ROS wheels and the rest into $(VENV): about 6 GB, a few minutes."

@@ -1,11 +1,13 @@
 """Installs the package by pip and, as an ament_python package, by colcon."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 PACKAGE = "anomaly_detector_ros"
 SHARE = f"share/{PACKAGE}"
+VERSION = re.search(r'__version__ = "(.+)"', Path(PACKAGE, "__init__.py").read_text())[1]
 
 
 def files_under(*folders: str) -> list[tuple[str, list[str]]]:
@@ -20,7 +22,7 @@ def files_under(*folders: str) -> list[tuple[str, list[str]]]:
 
 setup(
     name=PACKAGE,
-    version="0.1.0",
+    version=VERSION,
     description="Pixel-wise anomaly detection for off-road robots: analysis by synthesis",
     license="Apache-2.0",
     maintainer="anomaly_detector_ros maintainers",
@@ -41,7 +43,6 @@ setup(
         "rosbags>=0.10.4,<0.12",
         "safetensors>=0.4,<1",
         "scikit-image>=0.22,<1",
-        "scikit-learn>=1.3,<2",
         "setuptools",
         "timm>=1.0.9,<2",
         "torch>=2.4,<3",
@@ -59,7 +60,7 @@ setup(
             "ros-jazzy-std-srvs",
             "ros-jazzy-visualization-msgs",
         ],
-        "test": ["pytest>=8,<10", "ruff>=0.6,<1"],
+        "test": ["pytest>=8,<10", "ruff>=0.6,<1", "scikit-learn>=1.3,<2"],
     },
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),

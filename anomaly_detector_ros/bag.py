@@ -67,7 +67,7 @@ class BagReport:
         topic: the camera's topic.
         camera: its name in the output topics.
         frames: frames with outputs.
-        skipped: frames that could not be read.
+        skipped: frames that could not be read or that the models failed on.
         copied: messages of the input bag in the output bag.
         replaced: topics of the input bag left out because outputs bear the same names.
         first_error: why the first skipped frame was skipped.
@@ -184,13 +184,14 @@ class _Job:
             try:
                 message = deserialize(raw, connection.msgtype)
                 image = message_to_rgb(message, connection.msgtype)
-            except ImageError as error:
+                detection = detector.detect(image)
+            except (ImageError, RuntimeError) as error:  # the models raise RuntimeError
                 if not skip_errors:
                     raise UserError(f"frame {done + 1} of '{report.topic}': {error}") from error
                 report.skipped += 1
-                report.first_error = report.first_error or str(error)
+                report.first_error = report.first_error or one_line(error)
             else:
-                self._write_outputs(timestamp, message.header, image, detector.detect(image))
+                self._write_outputs(timestamp, message.header, image, detection)
                 report.frames += 1
             done += 1
             if progress:

@@ -30,7 +30,6 @@ from anomaly_detector_ros.synthesis.similarity import GaussianSimilarity
 from anomaly_detector_ros.tensors import to_pictures, to_tensor
 
 Sampler = Callable[..., Tensor]
-DETAILS = ("model", "input")
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,6 @@ class Detector:
         profile: settings of the parts.
         denoiser, features, segmenter: the parts themselves, as the profile describes them.
         device: where images are held between the parts.
-
-    The low-resolution edit becomes an image in one of two ways (profile setting ``edit.detail``):
-    ``model`` compares input and edit both at the model's resolution, ``input`` adds the enlarged
-    difference between edit and input to the full-resolution input, which keeps its fine detail.
     """
 
     def __init__(
@@ -82,11 +77,6 @@ class Detector:
         self._sampler = _make_sampler(profile.sampler)
         if profile.upsampler.get("name", "bilinear") != "bilinear":
             raise UserError(f"unknown upsampler '{profile.upsampler['name']}': choose bilinear")
-        self._detail = profile.edit.get("detail", "model")
-        if self._detail not in DETAILS:
-            raise UserError(
-                f"unknown edit.detail '{self._detail}': choose one of {', '.join(DETAILS)}"
-            )
 
     @classmethod
     def from_profile(
@@ -117,7 +107,7 @@ class Detector:
             registry.fetch(model, offline=offline)
         model = profile.denoiser["model"]
         denoiser = DiffusersDenoiser.from_pretrained(
-            Path(model) if Path(model).is_dir() else registry.path(model, verify=True),
+            Path(model) if profile.denoiser_is_path() else registry.path(model, verify=True),
             device=chosen,
             dtype=choose_dtype(profile.denoiser.get("dtype", "auto"), chosen),
         )
@@ -193,12 +183,12 @@ class Detector:
         clock = _Clock(self.device, synthesis=synthesis_seconds)
         size = image.shape[:2]
         with clock.measure("features"):
-            before, after = self._comparable(image, original, edits)
-            maps = self.features.extract(torch.cat([before, after]))
+            # Both at the model's resolution: detail that only the input has would count as change.
+            maps = self.features.extract(torch.cat([original, edits]))
             distance = cosine_distance(maps[:1].expand_as(maps[1:]), maps[1:]).mean(0, keepdim=True)
         with clock.measure("upsampling"):
             raw = upsample_bilinear(distance, size)[0].float().cpu().numpy()
-            edited = to_pictures(resize(after.mean(0, keepdim=True), size))[0]
+            edited = to_pictures(resize(edits.mean(0, keepdim=True), size))[0]
         with clock.measure("segmentation"):
             segments = (
                 np.zeros(size, np.int32)
@@ -215,14 +205,6 @@ class Detector:
             score = frame_score(heatmap)
         mask = heatmap >= self.threshold
         return Detection(heatmap, mask, segments, edited, score, clock.timings())
-
-    def _comparable(self, image: np.ndarray, small: Tensor, edits: Tensor) -> tuple[Tensor, Tensor]:
-        """Input (1, 3, H, W) and edits (K, 3, H, W) with the same amount of fine detail."""
-        if self._detail == "model":
-            return small, edits
-        full = self._to_tensor(image)
-        change = resize(edits - small, full.shape[-2:])
-        return full, (full + change).clamp(-1, 1)
 
     def _to_tensor(self, image: np.ndarray) -> Tensor:
         # A copy: an image that shares a message's memory is read-only, which torch cannot hold.
@@ -255,17 +237,31 @@ class _Clock:
         return {**self.seconds, "total": sum(self.seconds.values())}
 
 
+_SAMPLERS: dict[str, tuple[Sampler, frozenset[str]]] = {
+    "few_step": (few_step, frozenset({"noise_level", "steps", "data_std"})),
+    "algorithm1": (algorithm1, frozenset({"jacobian"})),
+}
+_COMMON_SETTINGS = frozenset({"name", "guidance_scale", "num_edits", "seed"})
+
+
 def _make_sampler(settings: Mapping[str, Any]) -> Sampler:
     """The profile's sampler as a function of (denoiser, x_input, initial_noise, generator)."""
-    similarity = GaussianSimilarity(float(settings.get("guidance_scale", 0.0)))
     name = settings.get("name")
-    if name == "few_step":
-        options = {k: settings[k] for k in ("noise_level", "steps", "data_std") if k in settings}
-        return partial(few_step, similarity=similarity, **options)
-    if name == "algorithm1":
-        guidance = partial(reverse_matching, jacobian=settings.get("jacobian", "identity"))
-        return partial(algorithm1, similarity=similarity, guidance=guidance)
-    raise UserError(f"unknown sampler '{name}': choose few_step or algorithm1")
+    if name not in _SAMPLERS:
+        raise UserError(f"unknown sampler '{name}': choose {' or '.join(_SAMPLERS)}")
+    sampler, known = _SAMPLERS[name]
+    unknown = set(settings) - known - _COMMON_SETTINGS
+    if unknown:
+        raise UserError(
+            f"sampler {name} has no setting '{min(unknown)}': "
+            f"known are {', '.join(sorted(known | _COMMON_SETTINGS))}"
+        )
+    options = {key: settings[key] for key in known if key in settings}
+    if "jacobian" in known:
+        jacobian = options.pop("jacobian", "identity")
+        options["guidance"] = partial(reverse_matching, jacobian=jacobian)
+    similarity = GaussianSimilarity(float(settings.get("guidance_scale", 0.0)))
+    return partial(sampler, similarity=similarity, **options)
 
 
 def _check_image(image: np.ndarray) -> None:

@@ -13,7 +13,7 @@ from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.resources import share_dir
 
 DEFAULT_PROFILE = "embedded"
-_PARTS = ("denoiser", "sampler", "edit", "features", "upsampler", "segmenter")
+_PARTS = ("denoiser", "sampler", "features", "upsampler", "segmenter")
 # Settings without which a part means nothing; the others have defaults.
 _REQUIRED = {"denoiser": ("model", "size"), "features": ("name",), "segmenter": ("name",)}
 # The registry models a part needs, by the part's name; names absent here need none.
@@ -28,9 +28,9 @@ class Profile:
     Attributes:
         name: the profile's name.
         title: one line for people.
-        denoiser: ``model`` (registry name or directory), ``size`` (height, width), ``dtype``.
+        denoiser: ``model`` (registry name, or a directory's path, with a slash in it), ``size``
+            (height, width), ``dtype``.
         sampler: ``name`` (few_step or algorithm1) and its settings, ``num_edits``, ``seed``.
-        edit: ``detail``, how the low-resolution edit becomes an image; see `detector.Detector`.
         features: ``name`` and settings; see `analysis.features.make_features`.
         upsampler: ``name``.
         segmenter: ``name`` and settings; ``uncovered``: see `analysis.scoring.segment_average`.
@@ -41,16 +41,19 @@ class Profile:
     title: str = ""
     denoiser: Mapping[str, Any] = field(default_factory=dict)
     sampler: Mapping[str, Any] = field(default_factory=dict)
-    edit: Mapping[str, Any] = field(default_factory=dict)
     features: Mapping[str, Any] = field(default_factory=dict)
     upsampler: Mapping[str, Any] = field(default_factory=dict)
     segmenter: Mapping[str, Any] = field(default_factory=dict)
     threshold: float = 0.3
 
+    def denoiser_is_path(self) -> bool:
+        """Whether the denoiser is a model directory rather than a name of the registry."""
+        return "/" in str(self.denoiser["model"])
+
     def model_names(self) -> list[str]:
         """Names of the registry's models that this profile needs."""
         names = []
-        if not Path(self.denoiser["model"]).is_dir():
+        if not self.denoiser_is_path():
             names.append(str(self.denoiser["model"]))
         if self.features["name"] not in _WEIGHTLESS_FEATURES:
             names.append(str(self.features["name"]))

@@ -52,7 +52,6 @@ def light_profile(tiny_model: Path) -> str:
     profile = {
         "denoiser": {"model": str(tiny_model), "size": [16, 24], "dtype": "float32"},
         "sampler": {"name": "few_step", "noise_level": 0.5, "steps": 2, "num_edits": 1, "seed": 0},
-        "edit": {"detail": "model"},
         "features": {"name": "rgb", "input_size": [32, 48]},
         "upsampler": {"name": "bilinear"},
         "segmenter": {"name": "none"},

@@ -83,4 +83,4 @@ def bag(
     if report.replaced:
         console.print(f"replaced the input's {', '.join(report.replaced)}", markup=False)
     if report.skipped and not report.frames:
-        raise UserError(f"no frame of '{report.topic}' could be read: check the recording")
+        raise UserError(f"no frame of '{report.topic}' could be processed: check the recording")

@@ -7,6 +7,7 @@ import traceback
 
 import typer
 
+from anomaly_detector_ros import __version__
 from anomaly_detector_ros.allocator import tune
 from anomaly_detector_ros.cli.bag import bag
 from anomaly_detector_ros.cli.benchmark import benchmark
@@ -32,12 +33,21 @@ for command in (detect, bag, train, evaluate, benchmark, demo):
 app.add_typer(models, name="models")
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def _globals(
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+    version: bool = typer.Option(
+        False, "--version", help="Show the version.", callback=_print_version, is_eager=True
+    ),
 ) -> None:
     # Taken from the arguments by main() already, so that it may stand behind the command as well.
-    del debug
+    del debug, version
 
 
 def main(arguments: list[str] | None = None) -> None:

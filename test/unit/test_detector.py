@@ -65,23 +65,6 @@ def test_num_edits_are_averaged(light_profile):
     assert not np.array_equal(heatmap(1), heatmap(3))
 
 
-def test_detail_of_the_input_is_kept_where_nothing_changes(light_profile):
-    settings = {"edit": {"detail": "input"}, "sampler": {"noise_level": 0.0, "steps": 1}}
-    detector = Detector.from_profile(light_profile, offline=True, overrides=settings)
-
-    class Identity:
-        schedule = detector.denoiser.schedule
-
-        def __call__(self, x, t):
-            return x
-
-    detector.denoiser = Identity()
-    image = np.full((60, 90, 3), 120, np.uint8)
-    image[::2] = 130  # detail that the model's size cannot show
-    edited = detector.detect(image).edited.astype(int)
-    assert np.abs(edited - image).mean() < 6
-
-
 def test_algorithm1_runs_by_name(light_profile):
     overrides = {"sampler": {"name": "algorithm1", "guidance_scale": 100.0, "jacobian": "exact"}}
     detector = Detector.from_profile(light_profile, offline=True, overrides=overrides)
@@ -118,7 +101,7 @@ def test_values_that_are_not_finite_never_leave(light_profile):
     [
         ({"sampler": {"name": "magic"}}, "unknown sampler 'magic'"),
         ({"upsampler": {"name": "magic"}}, "unknown upsampler 'magic'"),
-        ({"edit": {"detail": "none"}}, "unknown edit.detail 'none'"),
+        ({"sampler": {"step": 4}}, "sampler few_step has no setting 'step'"),
         ({"features": {"name": "magic"}}, "magic"),
         ({"segmenter": {"name": "magic"}}, "magic"),
         ({"denoiser": {"model": "no_such_model"}}, "no_such_model"),

@@ -33,7 +33,7 @@ def write(tmp_path, content):
     return str(file)
 
 
-PARTS = {part: {} for part in ("denoiser", "sampler", "edit", "features", "upsampler", "segmenter")}
+PARTS = {part: {} for part in ("denoiser", "sampler", "features", "upsampler", "segmenter")}
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ PARTS = {part: {} for part in ("denoiser", "sampler", "edit", "features", "upsam
         ({"a": {"denoiser": {}}}, "lacks the part 'sampler'"),
         ({"a": {**PARTS, "threshold": 3}}, "threshold 3"),
         ({"a": {**PARTS, "threshold": "high"}}, "threshold high"),
-        ({"a": {**PARTS, "edit": "model"}}, "edit is not a mapping"),
+        ({"a": {**PARTS, "sampler": "few_step"}}, "sampler is not a mapping"),
         ({"a": PARTS}, "denoiser lacks the setting 'model'"),
         ("a: [", "cannot read profiles"),
         ("just text", "not a profiles file"),
