@@ -28,7 +28,6 @@ from anomaly_detector_ros.profiles import DEFAULT_PROFILE
 if TYPE_CHECKING:
     from anomaly_detector_ros.ros.demo import Playback
 
-PICTURES = 8
 _MADE = ("bag", "overlays", "logs", "summary.json")
 
 
@@ -37,14 +36,17 @@ def demo(
         "demo_output"
     ),
     images: Annotated[
-        Path | None, typer.Option(help="Folder of pictures to play; default: the demo's own.")
+        Path | None,
+        typer.Option(
+            help="Folder of pictures, or data set with a folder images/; default: the demo's own."
+        ),
     ] = None,
     bag: Annotated[Path | None, typer.Option(help="rosbag2 recording to play instead.")] = None,
     topic: Annotated[str | None, typer.Option(help="Camera topic of the bag.")] = None,
     rate: Annotated[float, typer.Option(min=0.01, max=1000, help="Pictures per second.")] = 0.4,
     count: Annotated[
         int | None,
-        typer.Option(min=1, help=f"Pictures to play; default: {PICTURES}, or a bag's own."),
+        typer.Option(min=1, help="Pictures to play, over and over; default: each once."),
     ] = None,
     profile: ProfileOption = DEFAULT_PROFILE,
     device: DeviceOption = "auto",
@@ -103,7 +105,7 @@ def _importable(module: str) -> bool:
 def _playback(
     images: Path | None, bag: Path | None, topic: str | None, rate: float, count: int | None
 ) -> Playback:
-    from anomaly_detector_ros.cli.inputs import find_sources
+    from anomaly_detector_ros.images import find_images
     from anomaly_detector_ros.resources import share_dir
     from anomaly_detector_ros.ros.demo import Playback
 
@@ -113,11 +115,12 @@ def _playback(
         return Playback.of_bag(bag.resolve(), rate, count, topic)
     if images is None:
         try:
-            images = share_dir("demo") / "images"
+            images = share_dir("demo")
         except FileNotFoundError as error:
             raise UserError(f"{error}, or give --images or --bag") from error
-    find_sources([images], Path("/nonexistent"))  # tells at once of a folder without pictures
-    return Playback(images.resolve(), rate, count or PICTURES)
+    if (images / "images").is_dir():  # a labelled data set, whose labels are picture files too
+        images = images / "images"
+    return Playback(images.resolve(), rate, count or len(find_images(images)))
 
 
 def _refuse_to_delete(source: Path, output: Path) -> None:

@@ -334,3 +334,17 @@ def test_files_appear_whole_or_not_at_all(tmp_path: Path) -> None:
     append_line(tmp_path / "lines", "one")
     append_line(tmp_path / "lines", "two")
     assert (tmp_path / "lines").read_text() == "one\ntwo\n"
+
+
+def test_demo_takes_the_images_of_a_data_set_and_leaves_its_labels(tmp_path: Path) -> None:
+    from anomaly_detector_ros.cli.demo import _playback
+
+    for folder, count in (("images", 3), ("labels", 3)):
+        (tmp_path / folder).mkdir()
+        for index in range(count):
+            cv2.imwrite(str(tmp_path / folder / f"{index}.png"), np.zeros((8, 8, 3), np.uint8))
+    for given in (tmp_path, tmp_path / "images"):
+        playback = _playback(given, None, None, 2.0, None)
+        assert playback.path == tmp_path / "images"
+        assert playback.count == 3
+    assert _playback(tmp_path, None, None, 2.0, 5).count == 5
