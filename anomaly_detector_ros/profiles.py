@@ -98,11 +98,11 @@ def load_profile(
     Raises:
         UserError: the profile, one of its parts or a setting's part is unknown.
     """
+    profiles = _read(_profiles_file(models_dir))
     if name.endswith((".yaml", ".yml")):
-        profiles = _read(Path(name))
-        name = next(iter(profiles), name)
-    else:
-        profiles = _read(_profiles_file(models_dir))
+        own = _read(Path(name))
+        profiles |= own  # its profiles may have an installed one as their base
+        name = next(iter(own), name)
     merged = _resolve(name, profiles)
     _merge(merged, overrides or {})
     unknown = set(merged) - {"title", "threshold", *_PARTS}

@@ -56,6 +56,15 @@ def test_bad_profile_files_are_refused(tmp_path, content, message):
         load_profile(write(tmp_path, content))
 
 
+def test_a_file_builds_on_an_installed_profile(tmp_path):
+    model = {"model": "runs/mine/model", "size": [64, 120]}
+    profile = load_profile(write(tmp_path, {"mine": {"base": "embedded", "denoiser": model}}))
+    assert profile.name == "mine"
+    assert profile.denoiser == {**model, "dtype": "auto"}
+    assert profile.features == load_profile("embedded").features
+    assert "offroad_small" not in profile.model_names()
+
+
 def test_unknown_and_missing_profiles_are_refused(tmp_path):
     with pytest.raises(UserError, match="unknown profile 'nope': choose one of embedded"):
         load_profile("nope")
