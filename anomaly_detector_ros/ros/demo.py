@@ -20,6 +20,8 @@ CAMERA = "camera"
 HEATMAP = f"/anomaly_detector/{CAMERA}/heatmap"
 LOAD_TIMEOUT = 600.0
 """Seconds for the node to load its models."""
+DISCOVERY_TIMEOUT = 60.0
+"""Seconds for the recorder to find the node's topics."""
 FRAME_TIMEOUT = 120.0
 """Seconds without any progress, after which the demo gives up."""
 _NODE, _CAMERA_STATUS = "anomaly_detector: node", f"anomaly_detector: {CAMERA}"
@@ -184,7 +186,15 @@ def _start_recorder(processes: ProcessGroup, playback: Playback, output: Path) -
         str(output / "bag"),
         *("--summary", str(output / "summary.json")),
         *("--camera", CAMERA, "--transport", playback.transport),
+        *("--wait", str(DISCOVERY_TIMEOUT)),
     )
+
+    def recording() -> bool:
+        processes.check("recorder")
+        return "recording" in processes.output("recorder").split()
+
+    if not wait_until(recording, 2 * DISCOVERY_TIMEOUT):
+        raise UserError(f"the recorder does not start: {processes.last_line('recorder')}")
 
 
 def _start_player(processes: ProcessGroup, playback: Playback) -> None:

@@ -52,6 +52,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME=TYPE",
         help="record this topic too, as in /camera/depth=sensor_msgs/msg/Image",
     )
+    made.add_argument(
+        "--wait",
+        type=float,
+        default=0.0,
+        help="seconds to wait at most, before 'recording' is printed, until the detector's node "
+        "is found on every topic it publishes",
+    )
     made.add_argument("--frames", type=int, help="stop after as many messages on --count-topic")
     made.add_argument("--count-topic", help="default: the camera's heatmap, else the first topic")
     made.add_argument("--idle", type=float, help="stop after as many seconds without any message")
@@ -228,6 +235,27 @@ def _count_topic(options: argparse.Namespace, topics: dict[str, str]) -> str:
     return topic
 
 
+def _wait_for_node(node: Node, topics: dict[str, str], options: argparse.Namespace) -> None:
+    """Lets messages come in until the detector's topics have a publisher.
+
+    Discovery can take seconds on a busy machine; what is published before is not recorded.
+
+    Raises:
+        UserError: a topic has none after ``options.wait`` seconds.
+    """
+    missing = [topic for topic in topics if topic.startswith(f"{options.node}/")]
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    deadline = time.monotonic() + options.wait
+    while missing := [topic for topic in missing if not node.count_publishers(topic)]:
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"nobody publishes '{missing[0]}' after {options.wait:g} s: start the node first"
+            )
+        executor.spin_once(timeout_sec=0.1)
+    executor.remove_node(node)
+
+
 def _spin(node: Node, recorder: Recorder, options: argparse.Namespace, counted: str) -> None:
     """Records until SIGINT, SIGTERM or one of the limits of the command line."""
     executor = SingleThreadedExecutor()
@@ -261,6 +289,8 @@ def main(args: list[str] | None = None) -> int:
         node = Node("recorder")
         bag = BagWriter(options.output)
         recorder = Recorder(node, topics, bag, options.best_effort)
+        if options.wait:
+            _wait_for_node(node, topics, options)
         print("recording", flush=True)
         _spin(node, recorder, options, counted)
         bag.close()

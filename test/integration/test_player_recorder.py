@@ -172,3 +172,17 @@ def test_recorder_keeps_what_exists(tmp_path: Path):
     assert ended.returncode == 1
     assert "exists already" in ended.stderr
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_recorder_says_when_there_is_no_node_to_record(tmp_path: Path):
+    ended = subprocess.run(
+        [*RECORDER, str(tmp_path / "bag"), "--camera", "camera", "--wait", "1"],
+        env={**environment(), "ROS_DOMAIN_ID": "101"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 1
+    assert "nobody publishes '/anomaly_detector/camera/heatmap' after 1 s" in ended.stderr
+    assert "recording" not in ended.stdout
+    assert not (tmp_path / "bag").exists()
