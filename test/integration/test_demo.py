@@ -110,7 +110,7 @@ def test_bag_tool_and_node_agree_to_the_bit(
 def test_missing_pictures_and_foreign_output(tmp_path: Path, light_profile: str) -> None:
     (tmp_path / "empty").mkdir()
     process = demo("--images", tmp_path / "empty", "--output", tmp_path / "out")
-    assert "no pictures" in finish(process)[1]
+    assert "no images" in finish(process)[1]
     assert process.returncode == 1
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")

@@ -166,7 +166,7 @@ def test_recorder_keeps_what_exists(tmp_path: Path):
         env={**os.environ, **environment()},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
     )
     assert ended.returncode == 1
