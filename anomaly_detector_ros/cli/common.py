@@ -23,6 +23,7 @@ from rich.progress import (
 )
 
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.files import replace_file
 
 if TYPE_CHECKING:
     from anomaly_detector_ros.detector import Detector
@@ -103,12 +104,9 @@ def write_atomically(file: Path, data: bytes) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    partial = file.with_name(file.name + ".partial")
     try:
-        partial.write_bytes(data)
-        os.replace(partial, file)
+        replace_file(file, lambda partial: partial.write_bytes(data))
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise cannot_write(file, error) from error
 
 

@@ -28,6 +28,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
 from anomaly_detector_ros.errors import UserError, one_line
+from anomaly_detector_ros.files import replace_file
 from anomaly_detector_ros.ros.outputs import IMAGE_OUTPUTS
 
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
@@ -274,9 +275,8 @@ def _spin(node: Node, recorder: Recorder, options: argparse.Namespace, counted: 
 
 
 def _write_summary(path: Path, summary: dict[str, Any]) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(summary, indent=2) + "\n")
-    os.replace(partial, path)
+    text = json.dumps(summary, indent=2) + "\n"
+    replace_file(path, lambda partial: partial.write_text(text))
 
 
 def main(args: list[str] | None = None) -> int:

@@ -24,6 +24,7 @@ from diffusers import DDPMPipeline, UNet2DModel
 from diffusers.training_utils import EMAModel
 
 from anomaly_detector_ros.errors import UserError, one_line
+from anomaly_detector_ros.files import replace_file
 from anomaly_detector_ros.synthesis.denoisers import DiffusersDenoiser
 from anomaly_detector_ros.synthesis.samplers import few_step
 from anomaly_detector_ros.synthesis.schedule import Schedule
@@ -145,7 +146,9 @@ class Trainer:
         elif self.output.exists() and any(self.output.iterdir()):
             raise UserError(f"'{self.output}' is not empty and not a run: choose another --output")
         self.output.mkdir(parents=True, exist_ok=True)
-        _replace(config_file, lambda path: path.write_text(json.dumps(recorded, indent=2) + "\n"))
+        replace_file(
+            config_file, lambda path: path.write_text(json.dumps(recorded, indent=2) + "\n")
+        )
         checkpoint = self.output / "checkpoint.pt"
         if checkpoint.exists():
             state = torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -162,7 +165,7 @@ class Trainer:
         if file.exists():
             lines = file.read_text().splitlines(keepends=True)
             kept = [line for line in lines if _step_of(line) <= self.step]
-            _replace(file, lambda path: path.write_text("".join(kept)))
+            replace_file(file, lambda path: path.write_text("".join(kept)))
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then a half cosine down to a tenth of the peak."""
@@ -225,7 +228,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict(),
         }
-        _replace(self.output / "checkpoint.pt", lambda path: torch.save(state, path))
+        replace_file(self.output / "checkpoint.pt", lambda path: torch.save(state, path))
 
     def _save_model(self, unet: UNet2DModel) -> None:
         # Half precision is enough to run the model; the checkpoint keeps the full one.
@@ -277,7 +280,7 @@ class Trainer:
         folder = self.output / "samples"
         folder.mkdir(exist_ok=True)
         png = cv2.imencode(".png", cv2.cvtColor(grid, cv2.COLOR_RGB2BGR))[1].tobytes()
-        _replace(folder / f"{self.step:07d}.png", lambda path: path.write_bytes(png))
+        replace_file(folder / f"{self.step:07d}.png", lambda path: path.write_bytes(png))
 
 
 def _load_weights(unet: UNet2DModel, directory: str) -> None:
@@ -299,10 +302,3 @@ def _step_of(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes beside ``path`` and moves into place, so that ``path`` is never half-written."""
-    partial = path.with_name(path.name + ".partial")
-    write(partial)
-    os.replace(partial, path)
