@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anomaly_detector_ros.analysis.features import FeatureExtractor, make_features
+from anomaly_detector_ros.analysis.features import FeatureExtractor
 from anomaly_detector_ros.analysis.preprocessing import resize
-from anomaly_detector_ros.analysis.scoring import cosine_distance, frame_score, segment_average
-from anomaly_detector_ros.analysis.segmentation import Segmenter, make_segmenter
-from anomaly_detector_ros.analysis.upsampling import upsample_bilinear
-from anomaly_detector_ros.devices import choose_device, choose_dtype, memory_bytes
+from anomaly_detector_ros.analysis.scoring import frame_score, segment_average
+from anomaly_detector_ros.analysis.segmentation import Segmenter
+from anomaly_detector_ros.analysis.upsampling import Upsampler
+from anomaly_detector_ros.devices import choose_device, memory_bytes
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.models.registry import Registry
+from anomaly_detector_ros.parts import Parts
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE, Profile, load_profile
-from anomaly_detector_ros.synthesis.denoisers import Denoiser, DiffusersDenoiser
-from anomaly_detector_ros.synthesis.guidance import reverse_matching
-from anomaly_detector_ros.synthesis.samplers import algorithm1, few_step
-from anomaly_detector_ros.synthesis.similarity import GaussianSimilarity
+from anomaly_detector_ros.synthesis.denoisers import Denoiser
+from anomaly_detector_ros.synthesis.editing import make_sampler
 from anomaly_detector_ros.tensors import to_pictures, to_tensor
-
-Sampler = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -58,7 +53,8 @@ class Detector:
 
     Args:
         profile: settings of the parts.
-        denoiser, features, segmenter: the parts themselves, as the profile describes them.
+        denoiser, features, upsampler, segmenter: the parts themselves, as the profile describes
+            them.
         device: where images are held between the parts.
     """
 
@@ -67,16 +63,15 @@ class Detector:
         profile: Profile,
         denoiser: Denoiser,
         features: FeatureExtractor,
+        upsampler: Upsampler,
         segmenter: Segmenter | None,
         device: torch.device,
     ) -> None:
         self.profile, self.device = profile, device
-        self.denoiser, self.features, self.segmenter = denoiser, features, segmenter
+        self.denoiser, self.features = denoiser, features
+        self.upsampler, self.segmenter = upsampler, segmenter
         self.threshold = profile.threshold
-        self.calibrated = False
-        self._sampler = _make_sampler(profile.sampler)
-        if profile.upsampler.get("name", "bilinear") != "bilinear":
-            raise UserError(f"unknown upsampler '{profile.upsampler['name']}': choose bilinear")
+        self._sampler = make_sampler(profile.sampler)
 
     @classmethod
     def from_profile(
@@ -101,22 +96,20 @@ class Detector:
             UserError: unknown profile or device, missing or altered weights.
         """
         profile = load_profile(name, models_dir=models_dir, overrides=overrides)
-        chosen = choose_device(device)
-        registry = Registry.default()
-        for model in profile.model_names():
-            registry.fetch(model, offline=offline)
-        model = profile.denoiser["model"]
-        denoiser = DiffusersDenoiser.from_pretrained(
-            Path(model) if profile.denoiser_is_path() else registry.path(model, verify=True),
-            device=chosen,
-            dtype=choose_dtype(profile.denoiser.get("dtype", "auto"), chosen),
-        )
+        parts = Parts(choose_device(device), offline=offline)
+        parts.fetch(profile)
+        return cls.from_parts(profile, parts)
+
+    @classmethod
+    def from_parts(cls, profile: Profile, parts: Parts) -> Detector:
+        """The detector of a profile out of ``parts``, which other detectors may share."""
         return cls(
             profile,
-            denoiser,
-            make_features(profile.features["name"], profile.features, registry, chosen),
-            make_segmenter(profile.segmenter["name"], profile.segmenter, registry, chosen),
-            chosen,
+            parts.denoiser(profile.denoiser),
+            parts.features(profile.features),
+            parts.upsampler(profile.upsampler),
+            parts.segmenter(profile.segmenter),
+            parts.device,
         )
 
     def detect(self, image: np.ndarray) -> Detection:
@@ -183,28 +176,50 @@ class Detector:
         clock = _Clock(self.device, synthesis=synthesis_seconds)
         size = image.shape[:2]
         with clock.measure("features"):
-            # Both at the model's resolution: detail that only the input has would count as change.
             maps = self.features.extract(torch.cat([original, edits]))
-            distance = cosine_distance(maps[:1].expand_as(maps[1:]), maps[1:]).mean(0, keepdim=True)
         with clock.measure("upsampling"):
-            raw = upsample_bilinear(distance, size)[0].float().cpu().numpy()
+            raw = self._distance(maps, original, edits, size)
             edited = to_pictures(resize(edits.mean(0, keepdim=True), size))[0]
         with clock.measure("segmentation"):
-            segments = (
-                np.zeros(size, np.int32)
-                if self.segmenter is None
-                else self.segmenter.segment(image, raw)
-            )
+            segments = self.segment(image, raw)
         with clock.measure("scoring"):
-            if self.segmenter is not None:
-                uncovered = self.profile.segmenter.get("uncovered", "zero")
-                raw = segment_average(raw, segments, uncovered)
-            heatmap = np.clip(raw, 0, 1).astype(np.float32)
+            heatmap = np.clip(self.refine(raw, segments), 0, 1).astype(np.float32)
             if not np.isfinite(heatmap).all():
                 raise RuntimeError("the anomaly map holds values that are not finite")
             score = frame_score(heatmap)
         mask = heatmap >= self.threshold
         return Detection(heatmap, mask, segments, edited, score, clock.timings())
+
+    @torch.inference_mode()
+    def compare(self, original: Tensor, edits: Tensor, size: tuple[int, int]) -> np.ndarray:
+        """The raw anomaly map, float32 (H, W): mean feature distance of an image and its edits.
+
+        Args:
+            original: (1, 3, h, w) in [-1, 1], what was edited.
+            edits: (K, 3, h, w) in [-1, 1].
+            size: H and W of the result.
+        """
+        # Both at the model's resolution: detail that only the input has would count as change.
+        maps = self.features.extract(torch.cat([original, edits]))
+        return self._distance(maps, original, edits, size)
+
+    def _distance(
+        self, maps: Tensor, original: Tensor, edits: Tensor, size: tuple[int, int]
+    ) -> np.ndarray:
+        distance = self.upsampler.distance(maps[:1], maps[1:], original, edits, size)
+        return distance.mean(0).float().cpu().numpy()
+
+    def segment(self, image: np.ndarray, raw: np.ndarray) -> np.ndarray:
+        """Segments of an image, int32 (H, W), 0 where there is none; ``raw`` prompts them."""
+        if self.segmenter is None:
+            return np.zeros(image.shape[:2], np.int32)
+        return self.segmenter.segment(image, raw)
+
+    def refine(self, raw: np.ndarray, segments: np.ndarray) -> np.ndarray:
+        """The raw map averaged over segments, float32 (H, W); without a segmenter, as it is."""
+        if self.segmenter is None:
+            return raw
+        return segment_average(raw, segments, self.profile.segmenter.get("uncovered", "zero"))
 
     def _to_tensor(self, image: np.ndarray) -> Tensor:
         # A copy: an image that shares a message's memory is read-only, which torch cannot hold.
@@ -235,33 +250,6 @@ class _Clock:
 
     def timings(self) -> dict[str, float]:
         return {**self.seconds, "total": sum(self.seconds.values())}
-
-
-_SAMPLERS: dict[str, tuple[Sampler, frozenset[str]]] = {
-    "few_step": (few_step, frozenset({"noise_level", "steps", "data_std"})),
-    "algorithm1": (algorithm1, frozenset({"jacobian"})),
-}
-_COMMON_SETTINGS = frozenset({"name", "guidance_scale", "num_edits", "seed"})
-
-
-def _make_sampler(settings: Mapping[str, Any]) -> Sampler:
-    """The profile's sampler as a function of (denoiser, x_input, initial_noise, generator)."""
-    name = settings.get("name")
-    if name not in _SAMPLERS:
-        raise UserError(f"unknown sampler '{name}': choose {' or '.join(_SAMPLERS)}")
-    sampler, known = _SAMPLERS[name]
-    unknown = set(settings) - known - _COMMON_SETTINGS
-    if unknown:
-        raise UserError(
-            f"sampler {name} has no setting '{min(unknown)}': "
-            f"known are {', '.join(sorted(known | _COMMON_SETTINGS))}"
-        )
-    options = {key: settings[key] for key in known if key in settings}
-    if "jacobian" in known:
-        jacobian = options.pop("jacobian", "identity")
-        options["guidance"] = partial(reverse_matching, jacobian=jacobian)
-    similarity = GaussianSimilarity(float(settings.get("guidance_scale", 0.0)))
-    return partial(sampler, similarity=similarity, **options)
 
 
 def _check_image(image: np.ndarray) -> None:

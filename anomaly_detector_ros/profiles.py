@@ -15,10 +15,12 @@ from anomaly_detector_ros.resources import share_dir
 DEFAULT_PROFILE = "embedded"
 _PARTS = ("denoiser", "sampler", "features", "upsampler", "segmenter")
 # Settings without which a part means nothing; the others have defaults.
-_REQUIRED = {"denoiser": ("model", "size"), "features": ("name",), "segmenter": ("name",)}
-# The registry models a part needs, by the part's name; names absent here need none.
-_SEGMENTER_MODELS = {"mobile_sam": "mobile_sam"}
-_WEIGHTLESS_FEATURES = ("rgb",)
+_REQUIRED = {
+    "denoiser": ("model", "size"),
+    "features": ("name",),
+    "upsampler": ("name",),
+    "segmenter": ("name",),
+}
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,14 @@ class Profile:
 
     def model_names(self) -> list[str]:
         """Names of the registry's models that this profile needs."""
-        names = []
-        if not self.denoiser_is_path():
-            names.append(str(self.denoiser["model"]))
-        if self.features["name"] not in _WEIGHTLESS_FEATURES:
-            names.append(str(self.features["name"]))
-        if self.segmenter["name"] in _SEGMENTER_MODELS:
-            names.append(_SEGMENTER_MODELS[self.segmenter["name"]])
-        return names
+        # Not at the top: the command line reads profiles before it needs torch.
+        from anomaly_detector_ros.analysis import features, segmentation, upsampling
+
+        names = [] if self.denoiser_is_path() else [str(self.denoiser["model"])]
+        names += features.weights_needed(self.features["name"], self.features)
+        names += upsampling.weights_needed(self.upsampler["name"], self.upsampler)
+        names += segmentation.weights_needed(self.segmenter["name"], self.segmenter)
+        return list(dict.fromkeys(names))
 
 
 def _profiles_file(models_dir: Path | None = None) -> Path:

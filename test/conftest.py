@@ -16,15 +16,25 @@ from diffusers import DDPMPipeline, UNet2DModel
 
 from anomaly_detector_ros.synthesis.schedule import Schedule
 
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real off-road images beside the checkout; tests that need them skip without."""
-    if not SHARED_DATA.is_dir():
-        pytest.skip(f"no evaluation images at {SHARED_DATA}")
-    return SHARED_DATA
+    return _shared("data", "evaluation images")
+
+
+@pytest.fixture(scope="session")
+def shared_models() -> Path:
+    """Published weights beside the checkout; tests that need them skip without."""
+    return _shared("models", "published weights")
+
+
+def _shared(folder: str, what: str) -> Path:
+    if not (SHARED / folder).is_dir():
+        pytest.skip(f"no {what} at {SHARED / folder}")
+    return SHARED / folder
 
 
 @pytest.fixture(scope="session")

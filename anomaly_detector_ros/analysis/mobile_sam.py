@@ -1,35 +1,29 @@
-"""MobileSAM through ONNX Runtime: a predictor that holds an image, and a segmenter over it."""
+"""MobileSAM through ONNX Runtime: a predictor that holds an image, and its mask generator."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 
-from anomaly_detector_ros.analysis.prompts import anomaly_peaks
-from anomaly_detector_ros.analysis.superpixels import SuperpixelSegmenter
-from anomaly_detector_ros.errors import UserError, one_line
+from anomaly_detector_ros.analysis.onnx_session import open_session
+from anomaly_detector_ros.analysis.sam_automatic import make_generator
+from anomaly_detector_ros.analysis.sam_prompted import PointMasks, stability
+from anomaly_detector_ros.errors import UserError
 
 if TYPE_CHECKING:
-    import onnxruntime
+    from segment_anything import SamAutomaticMaskGenerator
 
 _SIDE = 1024  # of the encoder's input
 _MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 _STD = np.array([58.395, 57.12, 57.375], np.float32)
 # Prompts decoded in one run of the decoder. More are hardly faster on a CPU and take more memory.
 _BATCH = 4
-
-
-class PointMasks(NamedTuple):
-    """Masks for N points."""
-
-    masks: np.ndarray  # bool (N, H, W)
-    quality: np.ndarray  # float32 (N,): the network's estimate of each mask's IoU, about [0, 1]
-    stability: np.ndarray  # float32 (N,): IoU of the masks cut at logit 1 and -1, [0, 1]
 
 
 class MobileSamPredictor:
@@ -45,10 +39,14 @@ class MobileSamPredictor:
     """
 
     def __init__(self, encoder: Path, decoder: Path, *, device: torch.device | str = "cpu") -> None:
-        self._encoder = _session(Path(encoder), device, batched=())
-        self._decoder = _session(Path(decoder), device, batched=("point_coords", "point_labels"))
+        # The decoder is declared for one prompt only, yet its graph broadcasts over prompts.
+        prompts = ("point_coords", "point_labels")
+        self._encoder = open_session(Path(encoder), model="mobile_sam", device=device)
+        self._decoder = open_session(
+            Path(decoder), model="mobile_sam", device=device, batched=prompts
+        )
         names = {item.name for item in self._decoder.get_inputs()}
-        missing = {"image_embeddings", "point_coords", "point_labels", "orig_im_size"} - names
+        missing = {"image_embeddings", *prompts, "orig_im_size"} - names
         if missing or len(self._encoder.get_inputs()) != 1:
             raise UserError(f"{encoder}, {decoder}: not MobileSAM's encoder and decoder")
         self._embedding: np.ndarray | None = None
@@ -68,8 +66,6 @@ class MobileSamPredictor:
         Raises:
             RuntimeError: no image was set.
         """
-        if self._embedding is None:
-            raise RuntimeError("set_image comes first")
         count = len(points)
         out = PointMasks(
             np.zeros((count, *self._size), bool),
@@ -78,16 +74,22 @@ class MobileSamPredictor:
         )
         for start in range(0, count, _BATCH):
             part = slice(start, min(start + _BATCH, count))
-            logits, quality = self._decode(np.asarray(points[part], np.float32))
+            logits, quality = self.predict_logits(points[part])
             out.masks[part] = logits > 0.0
             out.quality[part] = quality
-            out.stability[part] = _stability(logits)
+            out.stability[part] = stability(logits)
         return out
 
-    def _decode(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Logits float32 (N, H, W) and quality (N,) for points (N, 2)."""
+    def predict_logits(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Logits float32 (N, H, W) and quality (N,) for points (N, 2), decoded all at once.
+
+        Raises:
+            RuntimeError: no image was set.
+        """
+        if self._embedding is None:
+            raise RuntimeError("set_image comes first")
         coords = np.zeros((len(points), 2, 2), np.float32)
-        coords[:, 0] = points * (_SIDE / max(self._size))
+        coords[:, 0] = np.asarray(points, np.float32) * (_SIDE / max(self._size))
         # The decoder wants a padding point, labelled -1, where there is no box.
         labels = np.tile(np.array([1.0, -1.0], np.float32), (len(points), 1))
         masks, quality = self._decoder.run(
@@ -104,107 +106,41 @@ class MobileSamPredictor:
         return masks[:, 0], quality[:, 0]
 
 
-class MobileSamSegmenter:
-    """Segments around the peaks of an anomaly map, superpixels elsewhere.
+def mobile_sam_generator(
+    predictor: MobileSamPredictor, **settings: float
+) -> SamAutomaticMaskGenerator:
+    """Segment Anything's mask generator over MobileSAM; settings as ``make_generator`` has them.
 
-    Without the superpixels most of an image stays uncovered, and its raw values are not
-    comparable with the averages of the segments (nor are zeros).
-
-    Args:
-        encoder: see ``MobileSamPredictor``.
-        decoder: see ``MobileSamPredictor``.
-        max_prompts: peaks prompted at most; each costs one decoder pass.
-        min_distance: between peaks, as a fraction of the image's longer side.
-        peak_floor: how far above the map's median a peak must rise, as a fraction of
-            (maximum - median).
-        min_quality: masks that the network itself rates lower are dropped, [0, 1].
-        min_stability: masks that move more with the threshold are dropped, [0, 1].
-        min_area_fraction: masks smaller than this share of the image are dropped.
-        max_area_fraction: larger ones, too (sky, the whole ground).
-        superpixels: about how many superpixels cover what the masks leave; 0 leaves it uncovered.
-        device: see ``MobileSamPredictor``.
+    One mask a prompt is considered, the best rated, where SAM's own network gives three.
     """
-
-    def __init__(
-        self,
-        encoder: Path,
-        decoder: Path,
-        *,
-        max_prompts: int = 16,
-        min_distance: float = 0.03,
-        peak_floor: float = 0.2,
-        min_quality: float = 0.7,
-        min_stability: float = 0.8,
-        min_area_fraction: float = 0.001,
-        max_area_fraction: float = 0.25,
-        superpixels: int = 400,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        if max_prompts < 1 or not 0 < min_distance < 1:
-            raise UserError(
-                f"mobile_sam: max_prompts {max_prompts}, min_distance {min_distance}: "
-                "take max_prompts >= 1 and min_distance between 0 and 1"
-            )
-        self.predictor = MobileSamPredictor(encoder, decoder, device=device)
-        self.max_prompts = max_prompts
-        self.min_distance = min_distance
-        self.peak_floor = peak_floor
-        self.min_quality = min_quality
-        self.min_stability = min_stability
-        self.area_range = (min_area_fraction, max_area_fraction)
-        self.superpixels = SuperpixelSegmenter(superpixels) if superpixels else None
-
-    def segment(self, image: np.ndarray, anomaly_map: np.ndarray) -> np.ndarray:
-        """uint8 RGB (H, W, 3) and float (H, W) -> int32 (H, W): ids 1..N, 0 = none."""
-        segments = self._around_peaks(image, anomaly_map)
-        if self.superpixels is None:
-            return segments
-        rest = self.superpixels.segment(image) + segments.max()
-        return np.where(segments > 0, segments, rest)
-
-    def _around_peaks(self, image: np.ndarray, anomaly_map: np.ndarray) -> np.ndarray:
-        points = anomaly_peaks(
-            anomaly_map,
-            max_prompts=self.max_prompts,
-            min_distance=self.min_distance,
-            floor=self.peak_floor,
-        )
-        if len(points) == 0:  # the encoder's pass is the costly one
-            return np.zeros(image.shape[:2], np.int32)
-        self.predictor.set_image(image)
-        found = self.predictor.predict_points(points)
-        good = (found.quality >= self.min_quality) & (found.stability >= self.min_stability)
-        return disjoint_segments(found.masks[good], self.area_range)
+    encoder = SimpleNamespace(img_size=_SIDE)
+    model = SimpleNamespace(image_encoder=encoder, mask_threshold=0.0)
+    generator = make_generator(model, points_per_batch=_BATCH, **settings)
+    generator.predictor = _GridPredictor(predictor, model)
+    return generator
 
 
-def disjoint_segments(
-    masks: np.ndarray, area_range: tuple[float, float] = (0.0, 1.0)
-) -> np.ndarray:
-    """Overlapping masks, bool (N, H, W), as one int32 (H, W) image of ids 1..n, 0 = none.
+class _GridPredictor:
+    """What Segment Anything's generator asks of a ``SamPredictor``, answered by MobileSAM."""
 
-    Where masks overlap, the smaller wins: a person before a building keeps their own segment,
-    whereas a larger mask on top would average their score away with everything behind them.
-    Masks whose share of the image is outside ``area_range``, as they come or by what smaller ones
-    leave of them, are dropped.
-    """
-    segments = np.zeros(masks.shape[1:], np.int32)
-    if len(masks) == 0:
-        return segments
-    low, high = (fraction * segments.size for fraction in area_range)
-    areas = masks.reshape(len(masks), -1).sum(1)
-    for index in np.argsort(-areas, kind="stable"):
-        if low <= areas[index] <= high:
-            segments[masks[index]] = index + 1
-    return _renumber(segments, low)
+    device = torch.device("cpu")  # where the generator filters masks
 
+    def __init__(self, predictor: MobileSamPredictor, model: SimpleNamespace) -> None:
+        self._predictor = predictor
+        self.model = model
+        # Points stay in pixels of the image: MobileSamPredictor scales them itself.
+        self.transform = SimpleNamespace(apply_coords=lambda points, size: points)
+        self.set_image = predictor.set_image
 
-def _renumber(segments: np.ndarray, min_area: float) -> np.ndarray:
-    """Ids 1..n without gaps, in the order of the old ones; smaller segments become 0."""
-    counts = np.bincount(segments.ravel())
-    keep = counts >= max(min_area, 1)
-    keep[0] = False
-    new = np.cumsum(keep, dtype=np.int32) * keep
-    return new.astype(np.int32)[segments]
+    def predict_torch(
+        self, points: Tensor, labels: Tensor, multimask_output: bool, return_logits: bool
+    ) -> tuple[Tensor, Tensor, None]:
+        """Logits (N, 1, H, W) and quality (N, 1) for points (N, 1, 2), whatever the options."""
+        logits, quality = self._predictor.predict_logits(points[:, 0].numpy())
+        return torch.from_numpy(logits)[:, None], torch.from_numpy(quality)[:, None], None
+
+    def reset_image(self) -> None:
+        """Nothing to do: the next image replaces this one."""
 
 
 def encoder_input(image: np.ndarray) -> np.ndarray:
@@ -222,59 +158,3 @@ def encoder_input(image: np.ndarray) -> np.ndarray:
     normalised = (resized.astype(np.float32) - _MEAN) / _STD
     pixels[0, :, : size[1], : size[0]] = normalised.transpose(2, 0, 1)
     return pixels
-
-
-def _stability(logits: np.ndarray) -> np.ndarray:
-    inner = np.count_nonzero(logits > 1.0, axis=(1, 2))
-    outer = np.count_nonzero(logits > -1.0, axis=(1, 2))
-    return (inner / np.maximum(outer, 1)).astype(np.float32)
-
-
-def _session(
-    path: Path, device: torch.device | str, batched: tuple[str, ...]
-) -> onnxruntime.InferenceSession:
-    """A session whose ``batched`` inputs take any first dimension.
-
-    SAM's decoder is declared for one prompt only, yet its graph broadcasts over prompts.
-    """
-    import onnx
-    import onnxruntime
-    from google.protobuf.message import DecodeError
-    from onnxruntime.capi import onnxruntime_pybind11_state as failures
-
-    if not path.is_file():
-        raise UserError(f"{path}: no such file: run anomaly-detector models fetch mobile_sam")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = _available_cores()
-    options.log_severity_level = 3
-    providers: list[Any] = ["CPUExecutionProvider"]
-    if torch.device(device).type == "cuda":
-        have = onnxruntime.get_available_providers()
-        if "CUDAExecutionProvider" in have:
-            index = torch.device(device).index or 0
-            providers.insert(0, ("CUDAExecutionProvider", {"device_id": index}))
-    try:
-        source: str | bytes = str(path)
-        if batched:
-            model = onnx.load(source)
-            for item in model.graph.input:
-                if item.name in batched:
-                    item.type.tensor_type.shape.dim[0].dim_param = "prompts"
-            source = model.SerializeToString()
-        return onnxruntime.InferenceSession(source, options, providers=providers)
-    except (
-        DecodeError,
-        failures.Fail,
-        failures.InvalidGraph,
-        failures.InvalidProtobuf,
-        failures.NotImplemented,
-    ) as error:
-        detail = one_line(error, 200)
-        raise UserError(f"{path}: not a usable ONNX file: fetch it again ({detail})") from None
-
-
-def _available_cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on every platform
-        return os.cpu_count() or 1

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anomaly_detector_ros.errors import UserError
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -31,3 +33,32 @@ def normalise(
         [(0.5 - m) / s for m, s in zip(mean, std, strict=True)], device=images.device
     )
     return torch.addcmul(shift.view(3, 1, 1), resize(images, size), scale.view(3, 1, 1))
+
+
+def network_size(
+    image_size: tuple[int, int], input_size: int | tuple[int, int], multiple: int
+) -> tuple[int, int]:
+    """The (height, width) at which a network sees images of ``image_size``.
+
+    Args:
+        image_size: (height, width).
+        input_size: (height, width), taken as it is; or the shorter side alone, the longer one
+            keeping the aspect ratio as nearly as multiples allow.
+        multiple: what both sides are whole multiples of.
+    """
+    if not isinstance(input_size, int):
+        return input_size
+    shorter = min(image_size)
+
+    def side(length: int) -> int:
+        return max(1, round(length * input_size / (shorter * multiple))) * multiple
+
+    return side(image_size[0]), side(image_size[1])
+
+
+def check_input_size(input_size: int | tuple[int, int], multiple: int) -> None:
+    """Raise UserError unless the sides are positive multiples of ``multiple`` pixels."""
+    sides = (input_size,) if isinstance(input_size, int) else input_size
+    if any(side < multiple or side % multiple for side in sides):
+        text = "x".join(str(side) for side in sides)
+        raise UserError(f"input_size {text}: take multiples of {multiple} pixels")

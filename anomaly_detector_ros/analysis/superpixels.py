@@ -22,6 +22,8 @@ class SuperpixelSegmenter:
         UserError: a setting out of range.
     """
 
+    needs_map = False
+
     def __init__(self, count: int = 400, *, compactness: float = 10.0, max_side: int = 256) -> None:
         if count < 1 or compactness <= 0 or max_side < 16:
             raise UserError(

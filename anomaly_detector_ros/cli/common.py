@@ -64,8 +64,9 @@ def load_detector(
         UserError: unknown profile or device, missing weights.
     """
     from anomaly_detector_ros.cli.models import fetch_missing
+    from anomaly_detector_ros.profiles import load_profile
 
-    fetch_missing(profile, offline)
+    fetch_missing(load_profile(profile).model_names(), offline)
     with console.status(f"loading the models of profile '{profile}'"):
         from anomaly_detector_ros.detector import Detector
 

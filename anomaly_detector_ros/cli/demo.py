@@ -23,7 +23,7 @@ from anomaly_detector_ros.cli.common import (
 )
 from anomaly_detector_ros.cli.models import fetch_missing
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.profiles import DEFAULT_PROFILE
+from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile
 
 if TYPE_CHECKING:
     from anomaly_detector_ros.ros.demo import Playback
@@ -68,7 +68,7 @@ def demo(
     playback = _playback(images, bag, topic, rate, count)
     _refuse_to_delete(playback.path, output)
     _prepare(output)
-    fetch_missing(profile, offline)
+    fetch_missing(load_profile(profile).model_names(), offline)
     profile_path = str(Path(profile).resolve()) if profile.endswith((".yaml", ".yml")) else profile
     with progress_bar("starting", playback.count) as advance, sigterm_as_interrupt():
         summary = run_graph(

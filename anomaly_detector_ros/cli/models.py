@@ -1,11 +1,12 @@
-"""`anomaly-detector models`: what models there are, fetching them and checking their files."""
+"""`anomaly-detector models`: what models there are, fetching, checking and converting them."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -28,7 +29,7 @@ from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile
 
 app = typer.Typer(
     name="models",
-    help="The models: list them, fetch them, verify their files.",
+    help="The models: list them, fetch them, verify their files, convert published ones.",
     no_args_is_help=True,
 )
 
@@ -87,14 +88,13 @@ def fetch(
         typer.echo(f"{result['name']}: {result['path']}")
 
 
-def fetch_missing(profile: str, offline: bool) -> None:
-    """Fetch the profile's models that are not here, with a progress bar if there are any.
+def fetch_missing(names: Iterable[str], offline: bool) -> None:
+    """Fetch those of the models that are not here, with a progress bar if there are any.
 
     Raises:
-        UserError: unknown profile, or a model cannot be had.
+        UserError: a model cannot be had.
     """
     registry = Registry.default()
-    names = load_profile(profile).model_names()
     missing = [name for name in names if _summary(registry, name)["state"] != "present"]
     if missing:
         with _progress_bar() as listener:
@@ -143,6 +143,71 @@ def _print_statuses(found: dict[str, list[FileStatus]], as_json: bool) -> None:
     for row in rows:
         table.add_row(row["model"], row["file"], row["state"], (row["sha256"] or "-")[:16])
     Console().print(table)
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="File of denoising-diffusion-pytorch.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Directory to write: new, empty or an earlier conversion.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="In place of --output: the registry's model it stands for.")
+    ] = None,
+    image_size: Annotated[
+        str | None, typer.Option(help="HEIGHTxWIDTH the model was trained at, for the record.")
+    ] = None,
+    prediction_type: Annotated[
+        str | None,
+        typer.Option(
+            help="v_prediction, epsilon or sample; default: what the file's loss weights tell."
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="ema (averaged) or online; default: ema where the file has them."),
+    ] = None,
+    half: Annotated[bool, typer.Option("--half", help="Write float16 weights.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Convert a checkpoint of denoising-diffusion-pytorch (1.8 to 2.x) to a model directory.
+
+    Example: anomaly-detector models convert model-10.pt --output my_models/rugd
+    """
+    from anomaly_detector_ros.synthesis.lucidrains_checkpoint import read_checkpoint, save_converted
+
+    if output is None:
+        output = _provided_directory(name)
+    elif name is not None:
+        raise UserError("--output and --name exclude each other: give one of them")
+    size = None if image_size is None else _parse_size(image_size)
+    model = read_checkpoint(checkpoint, weights=weights, prediction_type=prediction_type)
+    config = save_converted(model, output, source=checkpoint, image_size=size, half=half)
+    if as_json:
+        typer.echo(json.dumps({"path": str(output), **config}, indent=2))
+        return
+    count = sum(parameter.numel() for parameter in model.unet.parameters())
+    typer.echo(
+        f"{output}: {count / 1e6:.1f} million parameters ({config['weights']}), "
+        f"{config['prediction_type']}, {config['num_train_timesteps']} timesteps, "
+        f"{config['beta_schedule']} schedule"
+    )
+
+
+def _provided_directory(name: str | None) -> Path:
+    """Where a model that users provide belongs."""
+    registry = Registry.default()
+    provided = [known for known in registry.names() if registry.entry(known).by_hand]
+    if name not in provided:
+        raise UserError(f"give --output DIR, or --name with one of {', '.join(provided)}")
+    return registry.directory(name)
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise UserError(f"--image-size '{text}' is not HEIGHTxWIDTH: give for example 176x216")
+    return int(height), int(width)
 
 
 def _summary(registry: Registry, name: str) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from anomaly_detector_ros.models.sources import (
 class FileEntry:
     """One file: its name inside the model's directory, size in bytes, hex sha256, and sources.
 
-    Size and sha256 may be None (not checked) only for files that ship with the package.
+    Size and sha256 may be None (not checked) only for files that ship with the package or that
+    the user provides.
     """
 
     name: str
@@ -39,7 +40,8 @@ class ModelEntry:
     """One model: registry name, title, licence of the weights, project it comes from, files.
 
     `shipped` names the directory beside the registry file for a model that comes with this
-    package; it is None for a model that is fetched into the cache.
+    package; it is None for a model that is kept in the cache. `by_hand` tells how a user gets a
+    model that cannot be fetched; it is None for one that can.
     """
 
     name: str
@@ -48,6 +50,7 @@ class ModelEntry:
     project: str
     files: tuple[FileEntry, ...]
     shipped: str | None = None
+    by_hand: str | None = None
 
     @property
     def bytes(self) -> int:
@@ -86,8 +89,10 @@ def load_entries(path: Path) -> dict[str, ModelEntry]:
 def _model(name: object, body: object, base: Path) -> ModelEntry:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise _EntryError("a name is made of letters, digits, dot, dash and underscore")
-    fields = _mapping(body, {"title", "licence", "project", "files", "shipped"}, "it")
+    fields = _mapping(body, {"title", "licence", "project", "files", "shipped", "by_hand"}, "it")
     shipped = None if fields.get("shipped") is None else _relative(fields["shipped"])
+    by_hand = None if fields.get("by_hand") is None else _text(fields, "by_hand")
+    fetched = shipped is None and by_hand is None
     files = fields.get("files")
     if not isinstance(files, list) or not files:
         raise _EntryError("`files` must be a list with at least one file")
@@ -96,27 +101,30 @@ def _model(name: object, body: object, base: Path) -> ModelEntry:
         title=_text(fields, "title"),
         licence=_text(fields, "licence"),
         project=_text(fields, "project"),
-        files=tuple(_file(file, shipped is not None, base) for file in files),
+        files=tuple(_file(file, fetched, base) for file in files),
         shipped=shipped,
+        by_hand=by_hand,
     )
     if len({file.name for file in entry.files}) < len(entry.files):
         raise _EntryError("two files have the same name")
     return entry
 
 
-def _file(body: object, shipped: bool, base: Path) -> FileEntry:
+def _file(body: object, fetched: bool, base: Path) -> FileEntry:
     fields = _mapping(body, {"name", "bytes", "sha256", "sources"}, "a file")
     name = _relative(_text(fields, "name"))
     size, sha256 = fields.get("bytes"), fields.get("sha256")
-    if not (shipped and size is None) and (type(size) is not int or size < 0):
+    if (fetched or size is not None) and (type(size) is not int or size < 0):
         raise _EntryError(f"{name}: `bytes` must be the file's size")
-    if not (shipped and sha256 is None) and not (
+    if (fetched or sha256 is not None) and not (
         isinstance(sha256, str) and re.fullmatch(r"[0-9a-f]{64}", sha256)
     ):
         raise _EntryError(f"{name}: `sha256` must be 64 lower-case hex digits")
     sources = fields.get("sources") or []
-    if not isinstance(sources, list) or bool(sources) == shipped:
-        raise _EntryError(f"{name}: `sources` must be a list, empty only for a shipped model")
+    if not isinstance(sources, list) or bool(sources) != fetched:
+        raise _EntryError(
+            f"{name}: `sources` must be a list, empty only for a shipped or by_hand model"
+        )
     return FileEntry(name, size, sha256, tuple(_source(source, base) for source in sources))
 
 

@@ -120,7 +120,7 @@ class Registry:
         """
         entry = self.entry(name)
         wanted = [file for file in entry.files if self._known(entry, file).state != "ok"]
-        if wanted and not entry.shipped:
+        if wanted and not entry.shipped and not entry.by_hand:
             directory = self.directory(name)
             with (
                 _disk_errors(name, directory),
@@ -223,6 +223,8 @@ def _deliver(source: Source, landing: Landing, offline: bool, workspace: Workspa
 
 
 def _complaint(entry: ModelEntry, status: FileStatus) -> str:
+    if entry.by_hand:
+        return f"{status.path} is {status.state}: {entry.by_hand}"
     if status.state == "missing":
         if not entry.shipped:
             return f"{status.path} is missing: run `anomaly-detector models fetch {entry.name}`"

@@ -10,6 +10,8 @@ from diffusers import DDPMScheduler, UNet2DModel
 from torch import Tensor
 
 from anomaly_detector_ros.errors import UserError, one_line
+from anomaly_detector_ros.synthesis import lucidrains_checkpoint
+from anomaly_detector_ros.synthesis.lucidrains import LucidrainsUnet
 from anomaly_detector_ros.synthesis.schedule import Schedule
 
 
@@ -23,8 +25,8 @@ class Denoiser(Protocol):
         ...
 
 
-class DiffusersDenoiser:
-    """A `UNet2DModel` with the schedule it was trained on.
+class UnetDenoiser:
+    """A U-Net with the schedule it was trained on.
 
     Args:
         unet: already on the device it runs on; images may come from elsewhere and go back there.
@@ -34,9 +36,26 @@ class DiffusersDenoiser:
     """
 
     def __init__(
-        self, unet: UNet2DModel, schedule: Schedule, dtype: torch.dtype = torch.float32
+        self,
+        unet: UNet2DModel | LucidrainsUnet,
+        schedule: Schedule,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.unet, self.schedule, self.dtype = unet, schedule, dtype
+
+    def __call__(self, x: Tensor, t: int) -> Tensor:
+        """x0_hat(x), not clipped; differentiable in ``x``."""
+        device = next(self.unet.parameters()).device
+        network_input = x.to(device, torch.float32, memory_format=torch.channels_last)
+        timestep = torch.full((len(x),), t, device=device)
+        mixed = self.dtype != torch.float32
+        with torch.autocast(device.type, self.dtype, enabled=mixed):
+            output = self.unet(network_input, timestep).sample
+        return self.schedule.predict_x0(x, output.to(x), t)
+
+
+class DiffusersDenoiser(UnetDenoiser):
+    """A `UNet2DModel` of a diffusers model directory."""
 
     @classmethod
     def from_pretrained(
@@ -63,16 +82,33 @@ class DiffusersDenoiser:
                 f"cannot load denoiser '{directory}' ({one_line(error, 200)}): "
                 "give a diffusers model directory with unet/ and scheduler/"
             ) from error
-        unet = unet.float().eval().requires_grad_(False)
-        unet = unet.to(device, memory_format=torch.channels_last)
-        return cls(unet, Schedule.from_diffusers(scheduler), dtype)
+        return cls(_ready(unet, device), Schedule.from_diffusers(scheduler), dtype)
 
-    def __call__(self, x: Tensor, t: int) -> Tensor:
-        """x0_hat(x), not clipped; differentiable in ``x``."""
-        device = self.unet.device
-        network_input = x.to(device, torch.float32, memory_format=torch.channels_last)
-        timestep = torch.full((len(x),), t, device=device)
-        mixed = self.dtype != torch.float32
-        with torch.autocast(device.type, self.dtype, enabled=mixed):
-            output = self.unet(network_input, timestep).sample
-        return self.schedule.predict_x0(x, output.to(x), t)
+
+def load_denoiser(
+    directory: Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Denoiser:
+    """The denoiser in a diffusers model directory or a converted checkpoint, told by its files.
+
+    Raises:
+        UserError: the directory is missing or holds neither.
+    """
+    directory = directory.expanduser()
+    if (directory / lucidrains_checkpoint.WEIGHTS).is_file():
+        model = lucidrains_checkpoint.load_converted(directory)
+        return UnetDenoiser(_ready(model.unet, device), model.schedule, dtype)
+    if (directory / "unet").is_dir():
+        return DiffusersDenoiser.from_pretrained(directory, device=device, dtype=dtype)
+    raise UserError(
+        f"cannot load denoiser '{directory}' (neither unet/ nor model.safetensors in it): give a "
+        "diffusers model directory or one that `anomaly-detector models convert` wrote"
+    )
+
+
+def _ready(unet: torch.nn.Module, device: torch.device | str) -> torch.nn.Module:
+    """For inference: float32, no gradients of the weights, the faster memory layout."""
+    unet = unet.float().eval().requires_grad_(False)
+    return unet.to(device, memory_format=torch.channels_last)

@@ -9,14 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from anomaly_detector_ros.synthesis.denoisers import Denoiser
-from anomaly_detector_ros.synthesis.guidance import Guidance, reverse_matching
+from anomaly_detector_ros.synthesis.guidance import (
+    Guidance,
+    Jacobian,
+    noisy_product,
+    reverse_matching,
+    reverse_product,
+)
 from anomaly_detector_ros.synthesis.schedule import Schedule
-from anomaly_detector_ros.synthesis.similarity import GaussianSimilarity
+from anomaly_detector_ros.synthesis.similarity import Similarity
+
+Matching = Literal["reverse", "mismatched", "forward"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +37,8 @@ class SamplerStep:
         index: steps done before this one.
         timestep: the timestep the step started from.
         x: the sample after the step.
-        x0: the denoiser's clean image in this step, clipped.
+        x0: the denoiser's clean image in this step, clipped; in `few_step` guided, where the
+            guidance acts on it.
     """
 
     index: int
@@ -44,11 +55,19 @@ def normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
 
 
+def diffusion_time(schedule: Schedule, t: int) -> float:
+    """Timestep -1 (the clean image) to T - 2 (the noisiest a step leads to) as 0 to 1.
+
+    What a kernel that changes over time is asked for; see `Similarity.at`.
+    """
+    return (t + 1) / max(1, schedule.num_train_timesteps - 1)
+
+
 @torch.no_grad()
 def algorithm1(
     denoiser: Denoiser,
     x_input: Tensor,
-    similarity: GaussianSimilarity,
+    similarity: Similarity,
     *,
     guidance: Guidance = reverse_matching,
     initial_noise: Tensor | None = None,
@@ -73,7 +92,8 @@ def algorithm1(
         x0 = denoiser(x, t)
         x0 = x0.clamp(-1, 1) if clip else x0
         mu, variance = schedule.posterior(x0, x, t)
-        x = mu + variance * guidance(denoiser, similarity, mu, x_input, t - 1)
+        kernel = similarity.at(diffusion_time(schedule, t - 1))
+        x = mu + variance * guidance(denoiser, kernel, mu, x_input, t - 1)
         if t > 0:
             x = x + variance**0.5 * normal_like(x, generator)
         if callback:
@@ -96,8 +116,10 @@ def few_step_timesteps(schedule: Schedule, noise_level: float, steps: int) -> li
 def few_step(
     denoiser: Denoiser,
     x_input: Tensor,
-    similarity: GaussianSimilarity,
+    similarity: Similarity,
     *,
+    guidance: Matching = "reverse",
+    jacobian: Jacobian = "identity",
     noise_level: float = 0.6,
     steps: int = 8,
     data_std: float = 0.5,
@@ -108,19 +130,19 @@ def few_step(
 ) -> Tensor:
     """Deterministic sampling (DDIM, Song et al. 2021) from the noised input, guided in closed form.
 
-    The input is noised to ``noise_level`` once. In each step the denoiser's x0_hat is the mean of
-    p(x_0 | x_t); were that N(x0_hat, v I), its product with r_sim(., x_in) would have the mean
-
-        x0 = (x0_hat + 2 lambda v x_in) / (1 + 2 lambda v),   v = 1 / (1 / s^2 + abar / (1 - abar)),
-
-    which replaces x0_hat in the DDIM step. For data N(m, s^2 I) this is the exact probability-flow
-    ODE of q(x_0) r_sim(x_0, x_in): reverse matching without network passes of its own.
+    The input is noised to ``noise_level`` once. Reverse matching moves the denoiser's x0_hat in
+    each step to the peak of p(x_0 | x_t) r_sim(x_0, x_in) (`guidance.reverse_product`) before the
+    DDIM step: for data N(m, s^2 I) the exact probability-flow ODE of q(x_0) r_sim(x_0, x_in).
+    Mismatched and forward matching move x_t' after the DDIM step to t' (`guidance.noisy_product`).
 
     Args:
+        guidance: ``reverse``, ``mismatched`` or ``forward`` matching.
+        jacobian: how reverse matching takes the Jacobian of x0_hat; ``exact`` adds a backward pass.
         noise_level: where to start, a share of the diffusion angle in (0, 1]; see
             `Schedule.timestep_at`. Higher edits more.
         steps: network passes.
-        data_std: s, the standard deviation of the training data about its mean.
+        data_std: s, the standard deviation of the training data about its mean; for reverse
+            matching with the identity Jacobian.
         initial_noise: what the input is noised with, drawn from ``generator`` if not given.
         clip: clip x0_hat to [-1, 1].
     """
@@ -128,17 +150,27 @@ def few_step(
     timesteps = few_step_timesteps(schedule, noise_level, steps)
     noise = normal_like(x_input, generator) if initial_noise is None else initial_noise
     x = schedule.add_noise(x_input, noise, timesteps[0])
-    for index, t in enumerate(timesteps):
-        alpha, sigma = schedule.alpha_sigma(t, x)
-        x0 = denoiser(x, t)
-        x0 = x0.clamp(-1, 1) if clip else x0
-        abar = float(schedule.alphas_cumprod[t])
-        posterior_variance = 1 / (1 / data_std**2 + abar / (1 - abar))
-        x0 = similarity.product_mean(x0, posterior_variance, x_input)
-        if index + 1 == len(timesteps):
-            x = x0
+    for index, (t, t_next) in enumerate(pairwise([*timesteps, -1])):
+        kernel = similarity.at(diffusion_time(schedule, t_next))
+        if guidance == "reverse":
+            x0 = reverse_product(
+                denoiser, kernel, x, x_input, t, data_std=data_std, jacobian=jacobian, clip=clip
+            )
         else:
-            x = schedule.add_noise(x0, (x - alpha * x0) / sigma, timesteps[index + 1])
+            x0 = denoiser(x, t)
+            x0 = x0.clamp(-1, 1) if clip else x0
+        x = _ddim_step(schedule, x, x0, t, t_next)
+        if guidance != "reverse":
+            forward = guidance == "forward"
+            x = noisy_product(schedule, kernel, x, x_input, t, t_next, forward=forward)
         if callback:
             callback(SamplerStep(index, t, x, x0))
     return x
+
+
+def _ddim_step(schedule: Schedule, x: Tensor, x0: Tensor, t: int, t_next: int) -> Tensor:
+    """From x_t to x_t' along the noise that x_t holds beside x_0; t' = -1 is the clean image."""
+    if t_next < 0:
+        return x0
+    alpha, sigma = schedule.alpha_sigma(t, x)
+    return schedule.add_noise(x0, (x - alpha * x0) / sigma, t_next)

@@ -11,8 +11,9 @@ import torch
 
 from anomaly_detector_ros.analysis.dinov2 import PATCH, DinoV2Features
 from anomaly_detector_ros.analysis.features import make_features
-from anomaly_detector_ros.analysis.mobile_sam import MobileSamPredictor, MobileSamSegmenter
+from anomaly_detector_ros.analysis.mobile_sam import MobileSamPredictor
 from anomaly_detector_ros.analysis.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from anomaly_detector_ros.analysis.sam_prompted import PromptedSegmenter
 from anomaly_detector_ros.analysis.scoring import cosine_distance
 from anomaly_detector_ros.analysis.segmentation import make_segmenter
 from anomaly_detector_ros.analysis.upsampling import upsample_bilinear
@@ -41,11 +42,11 @@ def mobile_sam_files() -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def segmenter(mobile_sam_files: list[Path]) -> MobileSamSegmenter:
+def segmenter(mobile_sam_files: list[Path]) -> PromptedSegmenter:
     from anomaly_detector_ros.models.registry import Registry
 
     made = make_segmenter("mobile_sam", {"name": "mobile_sam"}, Registry.default())
-    assert isinstance(made, MobileSamSegmenter)
+    assert isinstance(made, PromptedSegmenter)
     return made
 
 
@@ -189,7 +190,7 @@ def test_points_before_an_image_are_an_error(mobile_sam_files: list[Path]) -> No
         MobileSamPredictor(encoder, decoder).predict_points(np.zeros((1, 2)))
 
 
-def test_segments_are_the_objects_under_the_peaks(segmenter: MobileSamSegmenter) -> None:
+def test_segments_are_the_objects_under_the_peaks(segmenter: PromptedSegmenter) -> None:
     image, centres, discs = _scene(272, 512)
     anomaly_map = np.zeros((272, 512), np.float32)
     for x, y in centres.astype(int):
@@ -202,7 +203,7 @@ def test_segments_are_the_objects_under_the_peaks(segmenter: MobileSamSegmenter)
         assert _iou(segments == segments[y, x], disc) > 0.9
 
 
-def test_a_flat_map_leaves_only_superpixels(segmenter: MobileSamSegmenter) -> None:
+def test_a_flat_map_leaves_only_superpixels(segmenter: PromptedSegmenter) -> None:
     image, _, _ = _scene(272, 512)
     flat = np.full((272, 512), 0.1, np.float32)
     assert segmenter.superpixels is not None

@@ -100,7 +100,7 @@ def test_values_that_are_not_finite_never_leave(light_profile):
     ("settings", "message"),
     [
         ({"sampler": {"name": "magic"}}, "unknown sampler 'magic'"),
-        ({"upsampler": {"name": "magic"}}, "unknown upsampler 'magic'"),
+        ({"upsampler": {"name": "magic"}}, "upsampler 'magic': unknown"),
         ({"sampler": {"step": 4}}, "sampler few_step has no setting 'step'"),
         ({"features": {"name": "magic"}}, "magic"),
         ({"segmenter": {"name": "magic"}}, "magic"),

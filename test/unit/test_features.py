@@ -10,10 +10,21 @@ import torch
 from onnx import helper, numpy_helper
 from safetensors.torch import save_file
 
-from anomaly_detector_ros.analysis.dinov2 import DinoV2Features, resample_position_embedding
+from anomaly_detector_ros.analysis.dinov2 import DinoV2Features
 from anomaly_detector_ros.analysis.dinov2_weights import load_dinov2_weights
-from anomaly_detector_ros.analysis.features import RgbFeatures, make_features
-from anomaly_detector_ros.analysis.preprocessing import IMAGENET_MEAN, IMAGENET_STD, normalise
+from anomaly_detector_ros.analysis.features import (
+    RgbFeatures,
+    feature_names,
+    make_features,
+    weights_needed,
+)
+from anomaly_detector_ros.analysis.networks import resample_position_embedding
+from anomaly_detector_ros.analysis.preprocessing import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    network_size,
+    normalise,
+)
 from anomaly_detector_ros.analysis.upsampling import upsample_bilinear
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.models.registry import Registry
@@ -221,6 +232,7 @@ def test_bfloat16_is_close_to_float32(state: dict[str, torch.Tensor], tmp_path: 
         ({"block": 13}, "block 13"),
         ({"input_size": (100, 140)}, "multiples of 14"),
         ({"input_size": (0, 14)}, "multiples of 14"),
+        ({"input_size": 224}, "height, width"),
         ({"dtype": torch.float16}, "float16"),
     ],
 )
@@ -273,16 +285,124 @@ def test_shrinking_averages_instead_of_skipping_pixels() -> None:
     torch.testing.assert_close(got[..., 1:3], torch.full((1, 3, 4, 2), 0.25), atol=0.02, rtol=0)
 
 
+def test_network_size_keeps_the_aspect_ratio_in_whole_cells() -> None:
+    assert network_size((550, 688), (64, 48), 16) == (64, 48)
+    assert network_size((550, 688), 224, 16) == (224, 288)
+    assert network_size((688, 550), 896, 16) == (1120, 896)
+    assert network_size((10, 1000), 32, 32) == (32, 3200)
+    for height, width in ((96, 173), (501, 333), (64, 64)):
+        size = network_size((height, width), 224, 14)
+        assert min(size) == 224
+        assert abs(max(size) - 224 * max(height, width) / min(height, width)) <= 7
+
+
+def _random(name: str, **settings: object) -> dict[str, object]:
+    return {"name": name, "weights": "random", **settings}
+
+
 def test_make_features_by_name() -> None:
     registry = Registry.default()
     rgb = make_features("rgb", {"name": "rgb", "input_size": [16, 24]}, registry, CPU)
     assert rgb.extract(torch.zeros(1, 3, 30, 30)).shape == (1, 3, 16, 24)
-    with pytest.raises(UserError, match="'clap': unknown: take one of dinov2"):
+    rgb = make_features("rgb", {"name": "rgb", "input_size": 16}, registry, CPU)
+    assert rgb.extract(torch.zeros(1, 3, 30, 45)).shape == (1, 3, 16, 24)
+    with pytest.raises(UserError, match="'clap': unknown: take one of clip, dino"):
         make_features("clap", {}, registry, CPU)
     with pytest.raises(UserError, match="unknown setting blocks: take input_size"):
         make_features("rgb", {"blocks": 3}, registry, CPU)
     with pytest.raises(UserError, match=r"give \[height, width\]"):
-        make_features("rgb", {"input_size": 16}, registry, CPU)
+        make_features("rgb", {"input_size": "big"}, registry, CPU)
+
+
+@pytest.mark.parametrize(
+    ("settings", "channels", "stride"),
+    [
+        (_random("dino", block=1, dtype="bfloat16"), 384, 16),
+        (_random("dinov2_vits14_focus", block=1, input_size=[28, 42]), 384, 14),
+        (_random("timm", model="test_vit.r160_in1k"), 64, 16),
+        (_random("timm", model="test_resnet.r160_in1k"), 96, 32),
+        (_random("maskclip", model="ViT-S-16-alt", pretrained=None), 256, 16),
+    ],
+    ids=lambda value: value["name"] if isinstance(value, dict) else "",
+)
+def test_every_network_has_the_grid_of_its_stride_whole_and_in_tiles(
+    settings: dict, channels: int, stride: int
+) -> None:
+    registry = Registry.default()
+    settings = {"input_size": 2 * stride, **settings}
+    images = torch.rand(1, 3, 40, 60) * 2 - 1
+    whole = make_features(settings["name"], settings, registry, CPU)
+    maps = whole.extract(images)
+    assert (whole.channels, whole.stride) == (channels, stride)
+    assert maps.shape == (1, channels, 2, 3)
+    assert maps.dtype == torch.float32
+    assert maps.isfinite().all()
+    assert torch.equal(
+        make_features(settings["name"], settings, registry, CPU).extract(images), maps
+    )
+    other = make_features(settings["name"], {**settings, "seed": 1}, registry, CPU)
+    assert not torch.allclose(other.extract(images), maps)
+    tiles = {**settings, "mode": "tiles", "tile_size": 2 * stride}
+    tiled = make_features(settings["name"], tiles, registry, CPU)
+    assert (tiled.channels, tiled.stride) == (channels, stride)
+    assert tiled.extract(images).shape == maps.shape
+
+
+def test_the_defaults_are_the_published_networks() -> None:
+    with pytest.raises(
+        UserError, match=r"^vit_small_patch16_224.dino: .*not in the cache.*weights"
+    ):
+        _offline("dino")
+    with pytest.raises(UserError, match=r"^vit_small_patch14_dinov2.lvd142m: "):
+        _offline("dinov2")
+    with pytest.raises(UserError, match=r"^vit_small_patch16_224.augreg_in21k_ft_in1k: "):
+        _offline("vit")
+    with pytest.raises(UserError, match=r"^resnet50.tv_in1k: "):
+        _offline("resnet")
+    with pytest.raises(UserError, match=r"^ViT-B-16 openai: open_clip_model.safetensors"):
+        _offline("maskclip")
+    with pytest.raises(UserError, match=r"^ViT-B-16 openai: open_clip_model.safetensors"):
+        _offline("clip")
+
+
+def _offline(name: str) -> None:
+    make_features(name, {}, Registry.default(), CPU, offline=True)
+
+
+@pytest.fixture(autouse=True)
+def empty_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "timm"}, "name the network"),
+        ({"name": "rgb", "mode": "tile"}, "take whole or tiles"),
+        ({"name": "rgb", "tile_size": 32}, "only with `mode: tiles`"),
+        ({"name": "dino", "seed": 3}, "only with `weights: random`"),
+        ({"name": "dino", "weights": "/nowhere/dino.pth"}, "/nowhere/dino.pth: no such"),
+        ({"name": "dino", "weights": "absent"}, "'absent' is not in the registry"),
+        (_random("dino", mode="tiles", input_size=112), "at least the tile_size 224"),
+        (_random("dino", mode="tiles", tile_size=100), "multiples of 16"),
+        ({"name": "maskclip", "dense": "clip"}, "unknown setting dense"),
+        (_random("rgb"), "unknown setting weights"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_features(settings["name"], settings, Registry.default(), CPU)
+
+
+def test_weights_needed_are_the_registrys() -> None:
+    needed = {name: weights_needed(name, {}) for name in feature_names()}
+    own = {"dinov2_vits14", "dinov2_vits14_focus"}
+    assert needed == {name: [name] if name in own else [] for name in feature_names()}
+    assert weights_needed("dinov2_vits14_focus", {"weights": "random"}) == []
+    assert weights_needed("dinov2_vits14_focus", {"weights": "~/dinov2.onnx"}) == []
+    assert weights_needed("dino", {"weights": "dino_vits16"}) == ["dino_vits16"]
+    with pytest.raises(UserError, match="'clap': unknown"):
+        weights_needed("clap", {})
 
 
 def test_upsampling_keeps_the_range_and_hits_cell_centres() -> None:

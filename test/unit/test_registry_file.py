@@ -35,7 +35,7 @@ def test_repository_registry_is_complete() -> None:
         assert entry.licence
         assert entry.project
         for file in entry.files:
-            if entry.shipped:
+            if entry.shipped or entry.by_hand:
                 continue
             assert file.sources
             assert re.fullmatch("[0-9a-f]{64}", file.sha256 or "")
@@ -96,7 +96,7 @@ def test_every_kind_of_source(tmp_path: Path) -> None:
             r"without \.\.",
         ),
         ({"shipped": "../elsewhere", "sources": []}, r"without \.\."),
-        ({"shipped": "here"}, "empty only for a shipped model"),
+        ({"shipped": "here"}, "empty only for a shipped or by_hand model"),
     ],
 )
 def test_bad_entries_are_named(tmp_path: Path, changes: dict[str, object], message: str) -> None:
@@ -104,6 +104,19 @@ def test_bad_entries_are_named(tmp_path: Path, changes: dict[str, object], messa
     with pytest.raises(UserError, match=message) as caught:
         load_entries(path)
     assert str(caught.value).startswith(f"{path}: model 'net': ")
+
+
+def test_a_model_that_users_provide(tmp_path: Path) -> None:
+    text = yaml.safe_load(write(tmp_path, by_hand="convert it").read_text())
+    text["models"]["net"]["files"] = [{"name": "config.json"}]
+    (tmp_path / "registry.yaml").write_text(yaml.safe_dump(text))
+    registry = Registry.from_file(tmp_path / "registry.yaml", tmp_path / "cache")
+    for offline in (True, False):
+        with pytest.raises(UserError, match=r"config\.json is missing: convert it"):
+            registry.fetch("net", offline=offline)
+    registry.directory("net").mkdir(parents=True)
+    (registry.directory("net") / "config.json").write_text("{}")
+    assert registry.fetch("net") == registry.directory("net")
 
 
 def test_unreadable_registry(tmp_path: Path) -> None:

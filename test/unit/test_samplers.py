@@ -9,29 +9,28 @@ from functools import partial
 import pytest
 import torch
 
+from anomaly_detector_ros.synthesis.gaussian import GaussianDenoiser, exact_guidance
 from anomaly_detector_ros.synthesis.guidance import (
     forward_matching,
     mismatched,
     reverse_matching,
 )
-from anomaly_detector_ros.synthesis.samplers import algorithm1, few_step, few_step_timesteps
+from anomaly_detector_ros.synthesis.samplers import (
+    algorithm1,
+    diffusion_time,
+    few_step,
+    few_step_timesteps,
+    normal_like,
+)
 from anomaly_detector_ros.synthesis.schedule import Schedule
-from anomaly_detector_ros.synthesis.similarity import GaussianSimilarity
+from anomaly_detector_ros.synthesis.similarity import (
+    ChangedFractionSimilarity,
+    GaussianSimilarity,
+    L1Similarity,
+)
 
 MEAN, STD, INPUT = 0.3, 0.4, -0.5
 SHAPE = (1, 3, 64, 64)  # independent pixels: 12,288 samples at once
-
-
-class GaussianDenoiser:
-    """E[x_0 | x_t] for x_0 ~ N(MEAN, STD^2 I)."""
-
-    def __init__(self, schedule: Schedule) -> None:
-        self.schedule = schedule
-
-    def __call__(self, x: torch.Tensor, t: int) -> torch.Tensor:
-        alpha, sigma = self.schedule.alpha_sigma(t, x)
-        gain = STD**2 * alpha / (alpha**2 * STD**2 + sigma**2)
-        return MEAN + gain * (x - alpha * MEAN)
 
 
 def similarity_with_weight(weight: float) -> GaussianSimilarity:
@@ -43,8 +42,15 @@ def product(weight: float) -> tuple[float, float]:
     return (MEAN / STD**2 + 2 * weight * INPUT) / precision, precision**-0.5
 
 
+def test_the_target_is_the_product_of_gaussians():
+    denoiser = GaussianDenoiser(Schedule.named("cosine"), MEAN, STD)
+    mean, std = denoiser.target(similarity_with_weight(2.0), torch.full(SHAPE, INPUT))
+    assert mean.shape == std.shape == torch.Size(SHAPE)
+    assert (float(mean.mean()), float(std.mean())) == pytest.approx(product(2.0))
+
+
 def sample(sampler, weight: float, timesteps: int = 400, seed: int = 0, **settings):
-    denoiser = GaussianDenoiser(Schedule.named("cosine", timesteps))
+    denoiser = GaussianDenoiser(Schedule.named("cosine", timesteps), MEAN, STD)
     x_input = torch.full(SHAPE, INPUT)
     generator = torch.Generator().manual_seed(seed)
     settings = {"clip": False, **settings}
@@ -71,6 +77,14 @@ def test_algorithm1_samples_the_product_of_gaussians(weight):
     assert shift > 0.05
 
 
+@pytest.mark.parametrize("weight", [0.3, 3.0])
+def test_algorithm1_with_exact_guidance_samples_the_product_exactly(weight):
+    x = sample(algorithm1, weight, guidance=exact_guidance)
+    mean, std = product(weight)
+    assert float(x.mean()) == pytest.approx(mean, abs=0.012)
+    assert float(x.std()) == pytest.approx(std, rel=0.02)
+
+
 @pytest.mark.parametrize("weight", [0.1, 0.3, 1.0])
 def test_reverse_matching_is_nearer_the_product_than_the_others(weight):
     mean, _ = product(weight)
@@ -81,12 +95,43 @@ def test_reverse_matching_is_nearer_the_product_than_the_others(weight):
     assert min(errors, key=errors.get) == "reverse_matching"
 
 
+@pytest.mark.parametrize("jacobian", ["identity", "exact"])
 @pytest.mark.parametrize("weight", [0.0, 1.0, 20.0])
-def test_few_step_from_pure_noise_samples_the_product_exactly(weight):
-    x = sample(few_step, weight, noise_level=1.0, steps=200, data_std=STD)
+def test_few_step_from_pure_noise_samples_the_product_exactly(weight, jacobian):
+    x = sample(few_step, weight, noise_level=1.0, steps=200, data_std=STD, jacobian=jacobian)
     mean, std = product(weight)
     assert float(x.mean()) == pytest.approx(mean, abs=0.01)
     assert float(x.std()) == pytest.approx(std, rel=0.03)
+
+
+def explicit_ddim(weight: float, guidance, noise_level: float, steps: int) -> torch.Tensor:
+    """DDIM with the guidance added to the score where each step starts."""
+    denoiser = GaussianDenoiser(Schedule.named("cosine", 1000), MEAN, STD)
+    schedule, similarity = denoiser.schedule, similarity_with_weight(weight)
+    x_input = torch.full(SHAPE, INPUT)
+    timesteps = few_step_timesteps(schedule, noise_level, steps)
+    noise = normal_like(x_input, torch.Generator().manual_seed(0))
+    x = schedule.add_noise(x_input, noise, timesteps[0])
+    for t, t_next in zip(timesteps, [*timesteps[1:], None], strict=True):
+        alpha, sigma = schedule.alpha_sigma(t, x)
+        score = -(x - alpha * denoiser(x, t)) / sigma**2
+        score = score + guidance(denoiser, similarity, x, x_input, t)
+        x0 = (x + sigma**2 * score) / alpha
+        x = x0 if t_next is None else schedule.add_noise(x0, -sigma * score, t_next)
+    return x
+
+
+@pytest.mark.parametrize("weight", [1.0, 10.0])
+@pytest.mark.parametrize(
+    ("name", "guidance"), [("mismatched", mismatched), ("forward", forward_matching)]
+)
+def test_few_step_solves_the_guided_probability_flow(name, guidance, weight):
+    expected = explicit_ddim(weight, guidance, noise_level=0.6, steps=590)
+    shift = abs(float(expected.mean() - explicit_ddim(0, guidance, 0.6, 590).mean()))
+    assert shift > 0.05
+    for steps, tolerance in ((300, 0.01), (8, 0.05), (3, 0.2)):
+        x = sample(few_step, weight, 1000, guidance=name, noise_level=0.6, steps=steps)
+        assert float(x.mean()) == pytest.approx(float(expected.mean()), abs=tolerance * shift)
 
 
 def test_few_step_edits_more_from_a_higher_noise_level():
@@ -96,32 +141,93 @@ def test_few_step_edits_more_from_a_higher_noise_level():
     assert abs(float(high.mean()) - MEAN) < 0.5 * abs(INPUT - MEAN)
 
 
-def test_jacobians_of_reverse_matching():
-    denoiser = GaussianDenoiser(Schedule.named("cosine", 100))
-    mu = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
-    x_input = torch.full(SHAPE, INPUT)
-    similarity = similarity_with_weight(1.0)
-    for t in (5, 60, 95):
-        exact = reverse_matching(denoiser, similarity, mu, x_input, t)
-        identity = reverse_matching(denoiser, similarity, mu, x_input, t, jacobian="identity")
-        alpha, sigma = denoiser.schedule.alpha_sigma(t, mu)
-        jacobian = STD**2 * alpha / (alpha**2 * STD**2 + sigma**2)
-        torch.testing.assert_close(exact, jacobian * identity, atol=1e-5, rtol=1e-4)
-    start = reverse_matching(denoiser, similarity, mu, x_input, -1)
-    torch.testing.assert_close(start, -2 * (mu - x_input))
+EXACT, IDENTITY = (partial(reverse_matching, jacobian=j) for j in ("exact", "identity"))
+SAMPLERS = {
+    "algorithm1-reverse-exact": partial(algorithm1, guidance=EXACT),
+    "algorithm1-reverse-identity": partial(algorithm1, guidance=IDENTITY),
+    "algorithm1-mismatched": partial(algorithm1, guidance=mismatched),
+    "algorithm1-forward": partial(algorithm1, guidance=forward_matching),
+    "few_step-reverse-exact": partial(few_step, jacobian="exact"),
+    "few_step-reverse-identity": partial(few_step, jacobian="identity"),
+    "few_step-mismatched": partial(few_step, guidance="mismatched"),
+    "few_step-forward": partial(few_step, guidance="forward"),
+}
+# Scales that Algorithm 1, whose steps are explicit, follows without overshooting.
+KERNELS = {
+    "gaussian": lambda strength: GaussianSimilarity(60.0 * strength),
+    "l1": lambda strength: L1Similarity(40.0 * strength),
+    "changed_fraction": lambda strength: ChangedFractionSimilarity(
+        150.0 * strength, width=(2.0, 0.4), steepness=(1.0, 10.0)
+    ),
+}
 
 
-@pytest.mark.parametrize(
-    "sampler",
-    [
-        partial(few_step, noise_level=0.6, steps=5),
-        partial(algorithm1, guidance=partial(reverse_matching, jacobian="identity")),
-    ],
-)
-def test_seeded_runs_are_bit_identical(sampler):
-    first, second = (sample(sampler, 1.0, timesteps=30, clip=True) for _ in range(2))
+def edit(sampler, similarity, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """A small picture and its edits."""
+    denoiser = GaussianDenoiser(Schedule.named("cosine", 60), MEAN, STD)
+    x_input = torch.linspace(-0.9, 0.1, 3 * 8 * 8).reshape(1, 3, 8, 8).repeat(4, 1, 1, 1)
+    return x_input, sampler(
+        denoiser, x_input, similarity, generator=torch.Generator().manual_seed(seed)
+    )
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_edits_are_nearer_the_input_the_higher_the_scale(sampler, kernel):
+    distances = []
+    for strength in (0.0, 0.3, 1.0, 3.0):
+        x_input, x = edit(SAMPLERS[sampler], KERNELS[kernel](strength))
+        distances.append(float((x - x_input).abs().mean()))
+    assert distances == sorted(distances, reverse=True)
+    assert distances[-1] < 0.95 * distances[0]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name.startswith("few_step")])
+def test_few_step_is_stable_for_every_scale(sampler, kernel):
+    _, x = edit(SAMPLERS[sampler], KERNELS[kernel](1e9))
+    assert torch.isfinite(x).all()
+    assert float(x.abs().max()) <= 1
+
+
+@pytest.mark.parametrize("kernel", ["gaussian", "l1"])
+@pytest.mark.parametrize("guidance", ["reverse", "mismatched", "forward"])
+def test_few_step_gives_the_input_back_at_last(guidance, kernel):
+    x_input, x = edit(partial(few_step, guidance=guidance), KERNELS[kernel](1e9))
+    torch.testing.assert_close(x, x_input, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_seeded_runs_are_bit_identical(sampler, kernel):
+    first, second, other = (
+        edit(SAMPLERS[sampler], KERNELS[kernel](1.0), seed)[1] for seed in (0, 0, 1)
+    )
     assert torch.equal(first, second)
-    assert not torch.equal(first, sample(sampler, 1.0, timesteps=30, clip=True, seed=1))
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("guidance", ["reverse", "mismatched", "forward"])
+def test_kernels_change_over_the_diffusion_time(guidance):
+    """The last step's kernel is the sharpest; a fixed kernel equals one with equal ends."""
+    asked = []
+
+    class Recording(GaussianSimilarity):
+        def at(self, time: float) -> GaussianSimilarity:
+            asked.append(time)
+            return self
+
+    edit(partial(few_step, guidance=guidance, noise_level=1.0, steps=3), Recording(1.0))
+    assert asked == sorted(asked, reverse=True)
+    assert len(asked) == 3
+    assert asked[-1] == 0
+    asked.clear()
+    edit(algorithm1, Recording(1.0))
+    assert asked == pytest.approx([i / 59 for i in range(59, -1, -1)])
+
+
+def test_diffusion_time_of_a_schedule_of_one_step():
+    assert diffusion_time(Schedule.named("cosine", 1), -1) == 0
 
 
 def test_callback_sees_every_step():
@@ -140,15 +246,17 @@ def test_few_step_timesteps():
         few_step_timesteps(schedule, 0.6, 0)
 
 
-def test_few_step_numbers_are_pinned():
+@pytest.mark.parametrize("guidance", ["reverse", "mismatched", "forward"])
+def test_few_step_numbers_are_pinned(guidance):
     """A full loop on a tiny deterministic denoiser: a change of the sampler shows here."""
-    denoiser = GaussianDenoiser(Schedule.named("cosine", 1000))
+    denoiser = GaussianDenoiser(Schedule.named("cosine", 1000), MEAN, STD)
     ramp = torch.linspace(-1, 1, 6).reshape(1, 1, 2, 3)
     noise = torch.tensor([1.0, -1, 0.5, -0.5, 2, 0]).reshape(1, 1, 2, 3)
     x = few_step(
         denoiser,
         ramp,
-        GaussianSimilarity(6.0),
+        GaussianSimilarity(6.0),  # lambda = 1
+        guidance=guidance,
         noise_level=0.6,
         steps=3,
         data_std=STD,
@@ -156,19 +264,23 @@ def test_few_step_numbers_are_pinned():
     )
     expected = []
     for value, z in zip(ramp.flatten().tolist(), noise.flatten().tolist(), strict=True):
-        x_t = None
+        abar = float(denoiser.schedule.alphas_cumprod[596])
+        x_t = abar**0.5 * value + (1 - abar) ** 0.5 * z
         for t, t_next in [(596, 394), (394, 193), (193, None)]:
             abar = float(denoiser.schedule.alphas_cumprod[t])
-            if x_t is None:
-                x_t = abar**0.5 * value + (1 - abar) ** 0.5 * z
+            nxt = 1.0 if t_next is None else float(denoiser.schedule.alphas_cumprod[t_next])
             gain = STD**2 * abar**0.5 / (abar * STD**2 + 1 - abar)
             x0 = min(1, max(-1, MEAN + gain * (x_t - abar**0.5 * MEAN)))
-            v = 1 / (1 / STD**2 + abar / (1 - abar))
-            x0 = (x0 + 2 * v * value) / (1 + 2 * v)
-            if t_next is not None:
-                eps = (x_t - abar**0.5 * x0) / (1 - abar) ** 0.5
-                nxt = float(denoiser.schedule.alphas_cumprod[t_next])
-                x_t = nxt**0.5 * x0 + (1 - nxt) ** 0.5 * eps
-        expected.append(x0)
+            if guidance == "reverse":
+                v = 1 / (1 / STD**2 + abar / (1 - abar))
+                x0 = (x0 + 2 * v * value) / (1 + 2 * v)
+            eps = (x_t - abar**0.5 * x0) / (1 - abar) ** 0.5
+            sigma, sigma_next = (1 - abar) ** 0.5, (1 - nxt) ** 0.5
+            x_t = nxt**0.5 * x0 + sigma_next * eps
+            if guidance != "reverse":
+                kappa = sigma * ((nxt / abar) ** 0.5 * sigma - sigma_next)
+                target = value * (nxt**0.5 if guidance == "forward" else 1)
+                x_t = (x_t + 2 * kappa * target) / (1 + 2 * kappa)
+        expected.append(x_t)
     assert few_step_timesteps(denoiser.schedule, 0.6, 3) == [596, 394, 193]
     torch.testing.assert_close(x.flatten(), torch.tensor(expected), atol=1e-5, rtol=1e-5)

@@ -1,19 +1,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import helper
 
-from anomaly_detector_ros.analysis.mobile_sam import (
-    MobileSamPredictor,
-    disjoint_segments,
-    encoder_input,
-)
+from anomaly_detector_ros.analysis.mobile_sam import MobileSamPredictor, encoder_input
 from anomaly_detector_ros.analysis.prompts import anomaly_peaks
-from anomaly_detector_ros.analysis.segmentation import make_segmenter
+from anomaly_detector_ros.analysis.segmentation import make_segmenter, weights_needed
 from anomaly_detector_ros.analysis.superpixels import SuperpixelSegmenter
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.models.registry import Registry
@@ -61,42 +58,6 @@ def test_a_flat_map_has_no_peaks() -> None:
 
 def test_peaks_at_the_border_are_kept() -> None:
     assert anomaly_peaks(_hills((100, 200), [(199, 0, 1.0)])).tolist() == [[199.0, 0.0]]
-
-
-def _rectangle(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-    mask = np.zeros((20, 30), bool)
-    mask[y0:y1, x0:x1] = True
-    return mask
-
-
-def test_smaller_masks_keep_their_pixels() -> None:
-    small, large = _rectangle(5, 8, 5, 8), _rectangle(0, 10, 0, 20)
-    for order in ([small, large], [large, small]):
-        segments = disjoint_segments(np.stack(order))
-        assert segments.dtype == np.int32
-        assert set(np.unique(segments)) == {0, 1, 2}
-        inner = segments[6, 6]
-        assert ((segments == inner) == small).all()
-        assert ((segments != 0) == large).all()
-
-
-def test_masks_outside_the_area_range_are_dropped() -> None:
-    masks = np.stack([_rectangle(0, 2, 0, 2), _rectangle(5, 10, 0, 20), _rectangle(0, 20, 0, 30)])
-    segments = disjoint_segments(masks, (0.01, 0.5))
-    assert ((segments == 1) == masks[1]).all()
-    assert segments.max() == 1
-
-
-def test_what_smaller_masks_leave_must_be_large_enough() -> None:
-    # All but one row of the second mask lies under the first, which is smaller by that row.
-    masks = np.stack([_rectangle(0, 9, 0, 20), _rectangle(0, 10, 0, 20)])
-    segments = disjoint_segments(masks, (0.05, 1.0))
-    assert ((segments == 1) == masks[0]).all()
-    assert segments.max() == 1
-
-
-def test_no_masks_no_segments() -> None:
-    assert not disjoint_segments(np.zeros((0, 20, 30), bool)).any()
 
 
 @pytest.mark.parametrize(("shape", "used"), [((272, 512), (544, 1024)), ((600, 300), (1024, 512))])
@@ -147,13 +108,45 @@ def test_make_segmenter_by_name() -> None:
     assert make_segmenter("none", {"name": "none", "uncovered": "raw"}, registry) is None
     superpixels = make_segmenter("superpixels", {"name": "superpixels", "count": 9}, registry)
     assert superpixels is not None
+    assert not superpixels.needs_map
     segments = superpixels.segment(np.zeros((60, 60, 3), np.uint8), np.zeros((60, 60), np.float32))
     assert segments.min() == 1
     assert segments.max() <= 16
     with pytest.raises(UserError, match="'sam3': unknown: take one of mobile_sam"):
         make_segmenter("sam3", {}, registry)
-    with pytest.raises(UserError, match="unknown setting counts"):
-        make_segmenter("superpixels", {"counts": 9}, registry)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "complaint"),
+    [
+        ("superpixels", {"counts": 9}, "superpixels: unknown setting counts: take compactness"),
+        ("superpixels", {"count": "many"}, "count 'many': take a whole number"),
+        ("none", {"count": 9}, "none: unknown setting count: take none"),
+        ("mobile_sam", {"mode": "grid"}, "mode 'grid': take one of automatic, prompted"),
+        ("mobile_sam", {"points_per_side": 8}, "mode prompted: unknown setting points_per_side"),
+        ("mobile_sam", {"max_prompts": True}, "max_prompts True: take a whole number"),
+        ("sam", {"max_prompts": 8}, "sam, mode automatic: unknown setting max_prompts"),
+        ("sam", {"points_per_side": 8.5}, "points_per_side 8.5: take a whole number"),
+        ("sam", {"model": "vit_g"}, "model 'vit_g': take one of vit_h, vit_l, vit_b"),
+        ("sam", {"mode": "prompted", "min_quality": "high"}, "'high': take a number"),
+        ("sam", {"seed": 3}, "seed: only with 'weights: random'"),
+    ],
+)
+def test_settings_are_strict(name: str, settings: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        make_segmenter(name, settings, Registry.default())
+
+
+def test_weights_needed_by_settings() -> None:
+    assert weights_needed("none", {"uncovered": "raw"}) == []
+    assert weights_needed("superpixels", {"count": 9}) == []
+    assert weights_needed("mobile_sam", {"name": "mobile_sam"}) == ["mobile_sam"]
+    assert weights_needed("mobile_sam", {"mode": "automatic"}) == ["mobile_sam"]
+    assert weights_needed("sam", {"name": "sam"}) == ["sam_vit_h"]
+    assert weights_needed("sam", {"mode": "prompted", "model": "vit_b"}) == ["sam_vit_b"]
+    assert weights_needed("sam", {"model": "vit_b", "weights": "random"}) == []
+    with pytest.raises(UserError, match="'sam3': unknown"):
+        weights_needed("sam3", {})
 
 
 def test_files_that_are_no_networks_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import Tensor
+
+from anomaly_detector_ros.analysis.featup import JbuStack, UpsampledFeatures
+from anomaly_detector_ros.analysis.preprocessing import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    normalise,
+    resize,
+)
+from anomaly_detector_ros.analysis.scoring import cosine_distance
+from anomaly_detector_ros.analysis.upsampling import (
+    FeatUpUpsampler,
+    make_upsampler,
+    upsample_bilinear,
+    upsample_nearest,
+    upsampler_names,
+    weights_needed,
+)
+from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.models.registry import Registry
+
+CHANNELS = 6
+GRID = (3, 4)
+EDITS = 2
+
+
+@pytest.fixture(scope="module")
+def stack() -> JbuStack:
+    torch.manual_seed(0)
+    return JbuStack(CHANNELS).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(stack: JbuStack, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("featup") / "jbu.ckpt"
+    state = {f"upsampler.{name}": value for name, value in stack.state_dict().items()}
+    torch.save({"state_dict": state}, path)
+    return path
+
+
+@pytest.fixture
+def nothing(tmp_path: Path) -> Registry:
+    return Registry({}, tmp_path, tmp_path)
+
+
+def _inputs(size: tuple[int, int] = (48, 64)) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    torch.manual_seed(1)
+    features = torch.randn(1 + EDITS, CHANNELS, *GRID)
+    images = torch.rand(1 + EDITS, 3, *size) * 2 - 1
+    return features[:1], features[1:], images[:1], images[1:]
+
+
+def test_bilinear_enlarges_the_distances_of_the_grid(nothing: Registry) -> None:
+    original, edits, *images = _inputs()
+    found = make_upsampler("bilinear", {"name": "bilinear"}, nothing, "cpu").distance(
+        original, edits, *images, (50, 70)
+    )
+    distances = cosine_distance(original.expand_as(edits), edits)
+    assert found.shape == (EDITS, 50, 70)
+    assert torch.equal(found, upsample_bilinear(distances, (50, 70)))
+
+
+def test_none_repeats_the_distances_of_the_grid(nothing: Registry) -> None:
+    original, edits, *images = _inputs()
+    found = make_upsampler("none", {}, nothing, "cpu").distance(original, edits, *images, (12, 8))
+    distances = cosine_distance(original.expand_as(edits), edits)
+    assert torch.equal(found, distances.repeat_interleave(4, 1).repeat_interleave(2, 2))
+    # Pixel centres decide: those at 1/10, 3/10, 5/10 of three cells lie in cells 0, 0, 1.
+    row = torch.tensor([[[1.0, 2.0, 3.0]]])
+    assert upsample_nearest(row, (1, 5)).tolist() == [[[1, 1, 2, 3, 3]]]
+
+
+def _whole(stack: JbuStack, features: Tensor, image: Tensor, size: tuple[int, int]) -> Tensor:
+    """All of an upsampled map at once, (1, C, 16 h, 16 w)."""
+    guide = normalise(image[None], size, IMAGENET_MEAN, IMAGENET_STD)[0]
+    upsampled = UpsampledFeatures(stack, features, guide, levels=4, fixup=True)
+    window = upsampled.window(slice(0, upsampled.size[0]), slice(0, upsampled.size[1]))
+    return window.permute(2, 0, 1)[None]
+
+
+@pytest.mark.parametrize("tile", [16, 37, 128])
+@pytest.mark.parametrize("size", [(48, 64), (40, 90)])
+def test_featup_compares_the_upsampled_features(
+    stack: JbuStack, tile: int, size: tuple[int, int]
+) -> None:
+    original, edits, image, edit_images = _inputs()
+    found = FeatUpUpsampler(stack, tile=tile).distance(original, edits, image, edit_images, size)
+    reference = _whole(stack, original[0], image[0], (48, 64))
+    distances = torch.cat(
+        [
+            cosine_distance(reference, _whole(stack, features, edited, (48, 64)))
+            for features, edited in zip(edits, edit_images, strict=True)
+        ]
+    )
+    torch.testing.assert_close(found, resize(distances[:, None], size)[:, 0], rtol=0, atol=1e-5)
+    assert found.min() >= 0
+    assert found.max() <= 2
+
+
+def test_featup_is_guided_by_each_image(stack: JbuStack) -> None:
+    original, _, image, edit_images = _inputs()
+    upsampler = FeatUpUpsampler(stack)
+    same = upsampler.distance(original, original, image, image, (48, 64))
+    torch.testing.assert_close(same, torch.zeros(1, 48, 64), rtol=0, atol=1e-6)
+    other = upsampler.distance(original, original, image, edit_images[:1], (48, 64))
+    assert other.max() > 1e-4
+
+
+def test_featup_smooths_an_image_that_is_smaller_than_the_map(stack: JbuStack) -> None:
+    original, edits, image, edit_images = _inputs((20, 30))
+    larger = [
+        F.interpolate(images, size=(48, 64), mode="bilinear") for images in (image, edit_images)
+    ]
+    upsampler = FeatUpUpsampler(stack)
+    found = upsampler.distance(original, edits, image, edit_images, (48, 64))
+    expected = upsampler.distance(original, edits, *larger, (48, 64))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_featup_doubles_only_until_the_size_is_reached(stack: JbuStack) -> None:
+    original, edits, *images = _inputs()
+    upsampler = FeatUpUpsampler(stack, fixup=False)
+    at_grid = upsampler.distance(original, edits, *images, GRID)
+    expected = cosine_distance(original.expand_as(edits), edits)
+    torch.testing.assert_close(at_grid, expected)
+    doubled = [
+        UpsampledFeatures(
+            stack,
+            features,
+            normalise(image[None], (48, 64), IMAGENET_MEAN, IMAGENET_STD)[0],
+            levels=1,
+            fixup=False,
+        ).window(slice(0, 6), slice(0, 8))
+        for features, image in ((original[0], images[0][0]), (edits[0], images[1][0]))
+    ]
+    found = upsampler.distance(original, edits, *images, (6, 8))[0]
+    torch.testing.assert_close(found, 1 - F.cosine_similarity(*doubled, dim=-1), rtol=0, atol=1e-5)
+
+
+def test_featup_wants_a_grid_of_two_cells(stack: JbuStack) -> None:
+    features, image = torch.randn(1, CHANNELS, 1, 4), torch.zeros(1, 3, 16, 64)
+    with pytest.raises(UserError, match="grid of 1x4 features"):
+        FeatUpUpsampler(stack).distance(features, features, image, image, (16, 64))
+
+
+def test_featup_is_made_from_a_path(stack: JbuStack, checkpoint: Path, nothing: Registry) -> None:
+    inputs = _inputs()
+    settings = {"name": "featup", "weights": str(checkpoint), "tile": 32, "fixup": False}
+    made = make_upsampler("featup", settings, nothing, "cpu").distance(*inputs, (48, 64))
+    expected = FeatUpUpsampler(stack, fixup=False).distance(*inputs, (48, 64))
+    torch.testing.assert_close(made, expected, rtol=0, atol=1e-5)
+
+
+def test_featup_is_made_from_the_registry(
+    stack: JbuStack, checkpoint: Path, tmp_path: Path
+) -> None:
+    content = checkpoint.read_bytes()
+    file = {
+        "name": "any.ckpt",
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "sources": [{"local": str(checkpoint)}],
+    }
+    (name,) = weights_needed("featup", {"name": "featup"})
+    entry = {"title": "JBU", "licence": "MIT", "project": "none", "files": [file]}
+    (tmp_path / "registry.yaml").write_text(yaml.safe_dump({"models": {name: entry}}))
+    registry = Registry.from_file(tmp_path / "registry.yaml", cache=tmp_path / "cache")
+    with pytest.raises(UserError, match=name):
+        make_upsampler("featup", {}, registry, "cpu")
+    registry.fetch(name)
+    inputs = _inputs()
+    made = make_upsampler("featup", {}, registry, "cpu").distance(*inputs, (48, 64))
+    assert torch.equal(made, FeatUpUpsampler(stack).distance(*inputs, (48, 64)))
+
+
+def test_weights_needed() -> None:
+    assert weights_needed("bilinear", {"name": "bilinear"}) == []
+    assert weights_needed("none", {}) == []
+    assert weights_needed("featup", {"tile": 64}) == ["featup_maskclip_jbu"]
+    assert weights_needed("featup", {"weights": "some/file.ckpt"}) == []
+    with pytest.raises(UserError, match="take one of bilinear, featup, none"):
+        weights_needed("bicubic", {})
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("bicubic", {}, "upsampler 'bicubic': unknown: take one of bilinear, featup, none"),
+        ("bilinear", {"tile": 64}, "upsampler bilinear: unknown setting tile: take none"),
+        ("featup", {"size": 3}, "unknown setting size: take fixup, tile, weights"),
+        ("featup", {"tile": 8}, "tile 8: give at least 16 pixels"),
+        ("featup", {"tile": "big"}, "tile 'big': give at least 16 pixels"),
+        ("featup", {"fixup": "yes"}, "fixup 'yes': give true or false"),
+        ("featup", {"weights": "/no/such.ckpt"}, "/no/such.ckpt: no such weights file"),
+    ],
+)
+def test_bad_settings_are_named(
+    checkpoint: Path, nothing: Registry, name: str, settings: dict, message: str
+) -> None:
+    if name == "featup":
+        settings = {"weights": str(checkpoint), **settings}
+    with pytest.raises(UserError, match=message):
+        make_upsampler(name, settings, nothing, "cpu")
+    assert upsampler_names() == ["bilinear", "featup", "none"]
