@@ -27,7 +27,7 @@ from anomaly_detector_ros.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = [
-    ["detect"], ["bag"], ["train"], ["evaluate"], ["benchmark"], ["demo"],
+    ["detect"], ["bag"], ["train"], ["fit"], ["evaluate"], ["benchmark"], ["demo"],
     ["models", "list"], ["models", "fetch"], ["models", "verify"],
 ]  # fmt: skip
 KINDS = {"heatmap.npy", "mask.png", "segments.png", "edited.png", "overlay.png"}

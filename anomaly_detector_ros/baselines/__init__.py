@@ -1,0 +1,1 @@
+"""Baselines: how unlike the nominal features an image's features are, without any synthesis."""

@@ -1,0 +1,74 @@
+"""Baselines by name: new ones with settings, fitted ones from a file."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from anomaly_detector_ros.baselines.base import HEADER, Baseline, digest
+from anomaly_detector_ros.baselines.flow import FlowBaseline
+from anomaly_detector_ros.baselines.gmm import GmmBaseline
+from anomaly_detector_ros.baselines.nearest import NearestBaseline
+from anomaly_detector_ros.errors import UserError, one_line
+
+_METHODS: dict[str, type[Baseline]] = {
+    method.name: method for method in (GmmBaseline, NearestBaseline, FlowBaseline)
+}
+BASELINES = tuple(_METHODS)
+"""The names that `make_baseline` knows."""
+
+
+def make_baseline(name: str, settings: Mapping[str, Any] | None = None) -> Baseline:
+    """The baseline called ``name``, not fitted yet.
+
+    Args:
+        name: one of `BASELINES`.
+        settings: the class' arguments; its own defaults otherwise.
+
+    Raises:
+        UserError: unknown name or setting, or a value out of range.
+    """
+    if name not in _METHODS:
+        raise UserError(f"unknown baseline '{name}': choose {', '.join(BASELINES)}")
+    known = list(inspect.signature(_METHODS[name]).parameters)
+    unknown = sorted(set(settings or {}) - set(known))
+    if unknown:
+        raise UserError(f"{name}: unknown setting '{unknown[0]}': choose {', '.join(known)}")
+    return _METHODS[name](**(settings or {}))
+
+
+def load_baseline(path: Path) -> Baseline:
+    """A fitted baseline as `Baseline.save` wrote it, with the same scores.
+
+    Raises:
+        UserError: missing, truncated or altered, or a file of another kind.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    refusal = f"'{path}' is no baseline: give a file that `anomaly-detector fit` wrote"
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(HEADER)
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except OSError as error:
+        reason = one_line(error, 200)
+        raise UserError(f"cannot read '{path}' ({reason}): give a fitted baseline") from error
+    except SafetensorError as error:
+        raise UserError(f"{refusal} ({one_line(error, 200)})") from error
+    if text is None:
+        raise UserError(refusal)
+    try:
+        header = json.loads(text)
+        intact = header["sha256"] == digest(state)
+        baseline = make_baseline(header["baseline"], header["settings"])
+        baseline.features = dict(header["features"])
+        if intact:
+            baseline.load_state(state, int(header["channels"]))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{refusal} ({one_line(error, 200)})") from error
+    if not intact:
+        raise UserError(f"'{path}' is altered, its sha256 does not fit: fit the baseline again")
+    return baseline

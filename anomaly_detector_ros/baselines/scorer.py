@@ -1,0 +1,61 @@
+"""A baseline at work on images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from anomaly_detector_ros.analysis.features import FeatureExtractor, make_features
+from anomaly_detector_ros.analysis.upsampling import upsample_bilinear
+from anomaly_detector_ros.baselines.base import Baseline
+from anomaly_detector_ros.baselines.methods import load_baseline
+from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.models.registry import Registry
+from anomaly_detector_ros.tensors import to_tensor
+
+
+class BaselineScorer:
+    """Scores images: their features, the baseline's score of each, enlarged to the image.
+
+    Args:
+        extractor: the features that the baseline was fitted on.
+        baseline: fitted.
+
+    Raises:
+        UserError: the baseline was fitted on features of another width.
+    """
+
+    def __init__(self, extractor: FeatureExtractor, baseline: Baseline) -> None:
+        if extractor.channels != baseline.channels:
+            raise UserError(
+                f"{baseline.name}: fitted on features of {baseline.channels} channels, not "
+                f"{extractor.channels}: take the features it was fitted on"
+            )
+        self.extractor, self.baseline = extractor, baseline
+
+    @classmethod
+    def from_file(
+        cls, path: Path, registry: Registry, device: torch.device | str = "cpu"
+    ) -> BaselineScorer:
+        """A fitted baseline with the features that its file names.
+
+        Raises:
+            UserError: see `methods.load_baseline` and `analysis.features.make_features`.
+        """
+        baseline = load_baseline(path)
+        name = baseline.features.get("name")
+        if name is None:
+            raise UserError(f"'{path}' does not name its features: fit the baseline again")
+        return cls(make_features(name, baseline.features, registry, device), baseline)
+
+    @torch.no_grad()
+    def score(self, image: np.ndarray) -> np.ndarray:
+        """uint8 RGB (H, W, 3) -> raw scores float32 (H, W), higher is more anomalous.
+
+        Any range; without segments, which `analysis.scoring.segment_average` adds.
+        """
+        features = self.extractor.extract(to_tensor(image[None]))
+        scores = upsample_bilinear(self.baseline.score(features), image.shape[:2])
+        return scores[0].cpu().numpy()

@@ -1,0 +1,275 @@
+"""Baselines: sampling, files, and the command that fits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import typer
+from baseline_fits import SETTINGS, blobs, fitted, scores
+from safetensors.torch import save_file
+from torch import Tensor
+from typer.testing import CliRunner
+
+from anomaly_detector_ros.analysis.features import RgbFeatures
+from anomaly_detector_ros.baselines.base import HEADER, Baseline
+from anomaly_detector_ros.baselines.gmm import GmmBaseline
+from anomaly_detector_ros.baselines.methods import BASELINES, load_baseline
+from anomaly_detector_ros.baselines.nearest import NearestBaseline
+from anomaly_detector_ros.baselines.sampling import sample_features
+from anomaly_detector_ros.baselines.scorer import BaselineScorer
+from anomaly_detector_ros.cli.fit import fit as fit_command
+from anomaly_detector_ros.cli.fit import parse_settings
+from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.models.registry import Registry
+from anomaly_detector_ros.tensors import to_tensor
+
+
+@pytest.fixture(scope="module")
+def all_fitted() -> dict[str, Baseline]:
+    vectors = blobs(500, 16)
+    return {name: fitted(name, vectors) for name in BASELINES}
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_loaded_baseline_scores_alike(name: str, all_fitted: dict, tmp_path: Path) -> None:
+    baseline = all_fitted[name]
+    baseline.features = {"name": "rgb", "input_size": [4, 6]}
+    file = tmp_path / "baseline.safetensors"
+    baseline.save(file)
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+    loaded = load_baseline(file)
+    assert type(loaded) is type(baseline)
+    assert loaded.settings == baseline.settings
+    assert loaded.features == baseline.features
+    test = torch.cat([blobs(50, 16, seed=1), 3 * blobs(50, 16, seed=2)])
+    np.testing.assert_array_equal(scores(loaded, test), scores(baseline, test))
+
+
+def _truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def _flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-50] ^= 1
+    file.write_bytes(bytes(data))
+
+
+def _other_tensors(file: Path) -> None:
+    save_file({"weight": torch.zeros(3)}, file)
+
+
+def _picture(file: Path) -> None:
+    file.write_bytes(cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes())
+
+
+def _other_header(file: Path) -> None:
+    save_file({"weight": torch.zeros(3)}, file, {HEADER: '{"baseline": "gmm"}'})
+
+
+def _empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (_truncate, "is no baseline"),
+        (_flip, "altered"),
+        (_other_tensors, "is no baseline"),
+        (_picture, "is no baseline"),
+        (_other_header, "is no baseline"),
+        (_empty, "is no baseline"),
+        (Path.unlink, "cannot read"),
+    ],
+)
+def test_spoilt_file_is_refused(
+    spoil: Callable[[Path], None], told: str, all_fitted: dict, tmp_path: Path
+) -> None:
+    file = tmp_path / "baseline.safetensors"
+    all_fitted["gmm"].save(file)
+    spoil(file)
+    with pytest.raises(UserError, match=told) as caught:
+        load_baseline(file)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unfitted_baseline_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not fitted"):
+        GmmBaseline().save(tmp_path / "baseline.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+# --- sampling -------------------------------------------------------------------------------------
+
+
+class Positions:
+    """Features that tell which image and position they come from."""
+
+    channels = 2
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def extract(self, images: Tensor) -> Tensor:
+        self.runs += 1
+        _, _, height, width = images.shape
+        position = torch.arange(height * width, dtype=torch.float32).reshape(1, 1, height, width)
+        return torch.cat([torch.full_like(position, self.runs), position], dim=1)
+
+
+def test_sample_is_uniform_without_repeats() -> None:
+    sizes = [(10, 10), (20, 20), (10, 20), (30, 10)] * 5
+    images = [np.zeros((*size, 3), np.uint8) for size in sizes]
+    extractor = Positions()
+    drawn = sample_features(extractor, iter(images), count=2500, seed=0)
+    assert drawn.shape == (2500, 2)
+    assert extractor.runs == len(images)
+    assert len(drawn.unique(dim=0)) == 2500
+    pixels = np.array([height * width for height, width in sizes])
+    expected = 2500 * pixels / pixels.sum()
+    counts = np.bincount(drawn[:, 0].int().numpy(), minlength=21)[1:]
+    # Half of the 5000 vectors are drawn: the standard deviation is at most 10.
+    assert np.abs(counts - expected).max() < 40
+    where = drawn[:, 1] / torch.from_numpy(pixels)[drawn[:, 0].long() - 1]
+    assert float(where.mean()) == pytest.approx(0.5, abs=0.03)
+
+
+def test_sample_depends_on_the_seed_alone() -> None:
+    images = [np.zeros((10, 12, 3), np.uint8)] * 6
+    first, again, other = (sample_features(Positions(), images, 100, seed) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_sample_takes_all_there_is_and_tells_progress() -> None:
+    done: list[int] = []
+    images = [np.zeros((3, 4, 3), np.uint8)] * 2
+    drawn = sample_features(Positions(), images, 1000, progress=done.append)
+    assert len(drawn.unique(dim=0)) == len(drawn) == 24
+    assert done == [1, 2]
+    with pytest.raises(UserError, match="no images"):
+        sample_features(Positions(), [])
+
+
+# --- images and the command -----------------------------------------------------------------------
+
+
+def terrain(seed: int) -> np.ndarray:
+    """Green below, blue above, with noise."""
+    rng = np.random.default_rng(seed)
+    image = np.empty((24, 36, 3), np.float64)
+    image[:10], image[10:] = (110, 160, 220), (60, 120, 50)
+    return np.clip(image + rng.normal(0, 8, image.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A labelled data set: the labels must not be taken for images."""
+    for name in ("images", "labels"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    for seed in range(4):
+        image = cv2.cvtColor(terrain(seed), cv2.COLOR_RGB2BGR)
+        cv2.imwrite(str(tmp_path / "data" / "images" / f"{seed}.png"), image)
+        cv2.imwrite(str(tmp_path / "data" / "labels" / f"{seed}.png"), image[..., 0])
+    return tmp_path / "data"
+
+
+def command() -> typer.Typer:
+    app = typer.Typer()
+    app.command()(fit_command)
+    return app
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_command_fits_and_the_scorer_finds_what_is_strange(
+    name: str, folder: Path, light_profile: str, tmp_path: Path
+) -> None:
+    output = tmp_path / "new" / f"{name}.safetensors"
+    options = [f"--set={key}={value}" for key, value in SETTINGS[name].items()]
+    result = CliRunner().invoke(
+        command(),
+        [name, "--data", str(folder), "--output", str(output), "--profile", light_profile,
+         "--count", "3000", "--seed", "1", "--device", "cpu", "--json", *options],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    summary = json.loads(result.stdout)
+    assert summary["method"] == name
+    assert (summary["images"], summary["vectors"], summary["channels"]) == (4, 3000, 3)
+    assert summary["features"] == {"name": "rgb", "input_size": [32, 48]}
+
+    scorer = BaselineScorer.from_file(output, Registry.default())
+    image = terrain(9)
+    image[14:20, 10:20] = (230, 60, 30)
+    found = scorer.score(image)
+    assert found.shape == (24, 36)
+    assert found.dtype == np.float32
+    assert found[15:19, 12:18].min() > np.quantile(found[:, 24:], 0.95)
+
+
+def test_command_says_what_it_fitted(folder: Path, light_profile: str, tmp_path: Path) -> None:
+    output = tmp_path / "nearest.safetensors"
+    image = str(folder / "images" / "0.png")
+    result = CliRunner().invoke(
+        command(),
+        ["nearest", "--data", image, "--output", str(output), "--profile", light_profile],
+    )
+    assert result.exit_code == 0, result.output
+    assert "nearest of 1536 rgb vectors (3 channels) from 1 images" in result.stdout
+    assert str(output) in result.stdout
+
+
+def test_command_refuses_bad_input(folder: Path, light_profile: str, tmp_path: Path) -> None:
+    output = tmp_path / "out.safetensors"
+    base = ["gmm", "--output", str(output), "--profile", light_profile]
+    for arguments, told in (
+        (["--data", str(tmp_path / "nothing")], "not a folder"),
+        (["--data", str(folder), "--set", "components"], "NAME=VALUE"),
+        (["--data", str(folder), "--set", "colour=3"], "colour"),
+    ):
+        result = CliRunner().invoke(command(), base + arguments)
+        assert isinstance(result.exception, UserError)
+        assert told in str(result.exception)
+    assert not output.exists()
+
+
+def test_settings_are_read_as_json_or_text() -> None:
+    texts = ["a=3", "b=null", "c=full", "d=1e-3", "e=0.5"]
+    assert parse_settings(texts) == {"a": 3, "b": None, "c": "full", "d": 1e-3, "e": 0.5}
+
+
+def test_scorer_refuses_other_features(all_fitted: dict, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="16 channels, not 3"):
+        BaselineScorer(RgbFeatures(), all_fitted["gmm"])
+    all_fitted["gmm"].features = {}
+    all_fitted["gmm"].save(tmp_path / "gmm.safetensors")
+    with pytest.raises(UserError, match="does not name its features"):
+        BaselineScorer.from_file(tmp_path / "gmm.safetensors", Registry.default())
+
+
+def test_scorer_enlarges_the_scores() -> None:
+    images = [terrain(seed) for seed in range(3)]
+    extractor = RgbFeatures(input_size=(6, 9))
+    baseline = NearestBaseline(metric="l2")
+    baseline.fit(sample_features(extractor, images))
+    found = BaselineScorer(extractor, baseline).score(images[0])
+    small = baseline.score(extractor.extract(to_tensor(images[0][None])))[0].numpy()
+    expected = cv2.resize(small, (36, 24), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_reading_fails_with_the_file_named(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"broken\.png"):
+        sample_features(RgbFeatures(), [broken])
