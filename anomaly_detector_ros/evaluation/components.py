@@ -9,58 +9,107 @@ import numpy as np
 
 MIN_PREDICTED = 500
 MIN_TRUTH = 100
-TAUS = np.arange(0.25, 0.751, 0.05)
+TAUS = np.arange(25, 76, 5) / 100
 
 
 @dataclass
 class ComponentCounts:
-    """Component scores of all images added: ``siou`` per true component, ``ppv`` per predicted."""
+    """Component scores of all images added.
+
+    Attributes:
+        siou: adjusted IoU of each true component,
+            sIoU(k) = |k and K| / (|k or K| - |A|) with K the union of the predicted components
+            that touch k and A the pixels of K on other true components.
+        ppv: share of truth in each predicted component, PPV(p) = |p and GT| / |p|.
+        images: int (3, len(TAUS)) per image: TP = #(sIoU >= tau), FN = #(sIoU < tau),
+            FP = #(PPV < tau).
+    """
 
     siou: list[float] = field(default_factory=list)
     ppv: list[float] = field(default_factory=list)
+    images: list[np.ndarray] = field(default_factory=list)
 
-    def add(self, predicted: np.ndarray, anomaly: np.ndarray, valid: np.ndarray) -> None:
+    def add(
+        self,
+        predicted: np.ndarray,
+        anomaly: np.ndarray,
+        valid: np.ndarray,
+        weights: np.ndarray | None = None,
+    ) -> None:
         """Adds one image: three bool arrays (H, W); void pixels are left out on both sides.
 
         Predicted components under `MIN_PREDICTED` pixels are dropped; true ones under
         `MIN_TRUTH` become void once the prediction is labelled.
-        """
-        truth = _components(anomaly & valid, 1)
-        components = _components(predicted & valid, MIN_PREDICTED)
-        sizes = np.bincount(truth.ravel())
-        small = np.flatnonzero(sizes < MIN_TRUTH)
-        tiny = np.isin(truth, small[small > 0])
-        truth[tiny], components[tiny] = 0, 0
-        for k in np.unique(truth[truth > 0]):
-            self.siou.append(_adjusted_iou(truth, components, k))
-        for p in np.unique(components[components > 0]):
-            self.ppv.append(float((truth[components == p] > 0).mean()))
 
-    def f1(self, tau: float) -> float:
-        """2 TP / (2 TP + FN + FP) where a component counts as found from ``tau`` on."""
-        siou, ppv = np.array(self.siou), np.array(self.ppv)
-        true = int((siou >= tau).sum())
-        missed, false = int((siou < tau).sum()), int((ppv < tau).sum())
-        total = 2 * true + missed + false
-        return 2 * true / total if total else float("nan")
+        Args:
+            weights: float (H, W) >= 0: what each pixel counts in |.|; 1 if absent. The two minimum
+                sizes stay numbers of pixels. Components without any weight are left out.
+        """
+        truth, tiny = _components(anomaly & valid, MIN_TRUTH)
+        components, _ = _components(predicted & valid, MIN_PREDICTED)
+        components[tiny] = 0
+        overlap = _overlap(truth, components, weights)
+        siou, ppv = _adjusted_iou(overlap), _precision(overlap)
+        found = siou[:, None] >= TAUS
+        false = ppv[:, None] < TAUS
+        self.images.append(np.stack([found.sum(0), (~found).sum(0), false.sum(0)]))
+        self.siou += siou.tolist()
+        self.ppv += ppv.tolist()
 
     def f1_star(self) -> float:
-        """The mean of `f1` over `TAUS`; NaN without any component."""
-        return float(np.mean([self.f1(tau) for tau in TAUS]))
+        """The mean F1 over `TAUS`; NaN without any component."""
+        return float(f1_star(np.sum(self.images, 0))) if self.images else float("nan")
 
 
-def _components(mask: np.ndarray, minimum: int) -> np.ndarray:
-    """8-connected components, int32 (H, W), those under ``minimum`` pixels removed."""
+def f1_star(counts: np.ndarray) -> np.ndarray:
+    """Mean over tau of F1(tau) = 2 TP / (2 TP + FN + FP).
+
+    Args:
+        counts: (..., 3, len(TAUS)), TP, FN and FP, as in `ComponentCounts.images`, summed.
+
+    Returns:
+        (...), NaN where there is no component.
+    """
+    true, missed, false = np.moveaxis(np.asarray(counts, np.float64), -2, 0)
+    with np.errstate(invalid="ignore"):
+        return (2 * true / (2 * true + missed + false)).mean(-1)
+
+
+def _components(mask: np.ndarray, minimum: int) -> tuple[np.ndarray, np.ndarray]:
+    """8-connected components of at least ``minimum`` pixels, and where the smaller ones are.
+
+    Returns:
+        int32 (H, W), components numbered from 1, 0 elsewhere; bool (H, W).
+    """
     count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
-    sizes = np.bincount(labels.ravel(), minlength=count)
-    labels[(sizes < minimum)[labels]] = 0
-    return labels
+    large = np.bincount(labels.ravel(), minlength=count) >= minimum
+    large[0] = False
+    numbers = np.where(large, large.cumsum(), 0).astype(np.int32)
+    kept = numbers[labels]
+    return kept, (kept == 0) & (labels > 0)
 
 
-def _adjusted_iou(truth: np.ndarray, components: np.ndarray, k: int) -> float:
-    """sIoU(k) = |k and K| / (|k or K| - |A|): other true components in K do not count against k."""
-    here = truth == k
-    touching = np.unique(components[here])
-    union = np.isin(components, touching[touching > 0])
-    elsewhere = union & (truth > 0) & ~here
-    return float((here & union).sum() / ((here | union).sum() - elsewhere.sum()))
+def _overlap(truth: np.ndarray, components: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+    """Pixels (or weight) that each true and each predicted component share.
+
+    Returns:
+        float64 (true + 1, predicted + 1); row and column 0 stand for no component.
+    """
+    rows, columns = int(truth.max()) + 1, int(components.max()) + 1
+    pairs = truth.ravel() * columns + components.ravel()
+    weights = None if weights is None else weights.ravel()
+    table = np.bincount(pairs, weights, minlength=rows * columns).reshape(rows, columns)
+    return table.astype(np.float64)
+
+
+def _adjusted_iou(overlap: np.ndarray) -> np.ndarray:
+    """sIoU of each true component. What is left of |k or K| - |A| is k and K's background."""
+    shared = overlap[1:, 1:]
+    union = overlap[1:].sum(1) + (shared > 0) @ overlap[0, 1:]
+    return shared.sum(1)[union > 0] / union[union > 0]
+
+
+def _precision(overlap: np.ndarray) -> np.ndarray:
+    """PPV of each predicted component that counts."""
+    size = overlap[:, 1:].sum(0)
+    return overlap[1:, 1:].sum(0)[size > 0] / size[size > 0]

@@ -1,78 +1,83 @@
-"""Labelled data sets as images with per-pixel truth."""
+"""Labelled data sets by name: RUGD, RELLIS-3D, YCOR and a folder of images and masks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
-import cv2
-import numpy as np
-
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.images import find_images, read_rgb
+from anomaly_detector_ros.evaluation.folder import load_folder
+from anomaly_detector_ros.evaluation.labelled import Dataset, LabelledImage, Progress
+from anomaly_detector_ros.evaluation.rellis import load_rellis
+from anomaly_detector_ros.evaluation.rugd import load_rugd
+from anomaly_detector_ros.evaluation.ycor import load_ycor
 
-YCOR_VOID, YCOR_OBSTACLE = 0, 8
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "LabelledImage",
+    "load_folder",
+    "load_rellis",
+    "load_rugd",
+    "load_ycor",
+    "nominal_images",
+    "open_dataset",
+    "open_nominal",
+]
 
-
-@dataclass(frozen=True)
-class LabelledImage:
-    """One image and its truth.
-
-    Attributes:
-        name: of the image file, without suffix.
-        image: uint8 RGB (H, W, 3).
-        anomaly: bool (H, W), what is out of distribution.
-        valid: bool (H, W), False where the truth is void.
-    """
-
-    name: str
-    image: np.ndarray
-    anomaly: np.ndarray
-    valid: np.ndarray
-
-
-def count_images(root: Path) -> int:
-    """How many images a data set of either layout holds."""
-    return len(find_images(root / "images"))
-
-
-def load_ycor(root: Path) -> Iterator[LabelledImage]:
-    """Yamaha-CMU Off-Road: ``images/*.jpg`` and ``labels/*.png`` with ids; obstacles are anomalies.
-
-    Raises:
-        UserError: a folder or a label is missing, or sizes differ.
-    """
-    for file in find_images(root / "images"):
-        image, label = _pair(file, root / "labels" / f"{file.stem}.png")
-        yield LabelledImage(file.stem, image, label == YCOR_OBSTACLE, label != YCOR_VOID)
-
-
-def load_folder(root: Path) -> Iterator[LabelledImage]:
-    """``images/*`` and ``masks/<stem>.png``: 0 nominal, 255 void, anything else anomalous.
-
-    Raises:
-        UserError: a folder or a mask is missing, or sizes differ.
-    """
-    for file in find_images(root / "images"):
-        image, mask = _pair(file, root / "masks" / f"{file.stem}.png")
-        yield LabelledImage(file.stem, image, (mask > 0) & (mask < 255), mask < 255)
-
-
-DATASETS: dict[str, Callable[[Path], Iterator[LabelledImage]]] = {
+DATASETS: dict[str, Callable[..., Dataset]] = {
+    "rugd": load_rugd,
+    "rellis": load_rellis,
     "ycor": load_ycor,
     "folder": load_folder,
 }
+"""Every layout by name: a function of the root, the split and a progress callback."""
 
 
-def _pair(image_file: Path, label_file: Path) -> tuple[np.ndarray, np.ndarray]:
-    image = read_rgb(image_file)
-    label = cv2.imread(str(label_file), cv2.IMREAD_UNCHANGED)
-    if label is None:
-        raise UserError(f"no readable label '{label_file}' for image '{image_file.name}': add it")
-    if label.ndim != 2 or label.shape != image.shape[:2]:
-        raise UserError(
-            f"label '{label_file}' is {label.shape}, its image {image.shape[:2]}: "
-            "labels are single-channel PNG files of the image's size"
-        )
-    return image, label
+def open_dataset(
+    name: str, root: Path, split: str | None = None, progress: Progress | None = None
+) -> Dataset:
+    """A labelled data set.
+
+    Args:
+        name: rugd, rellis, ycor or folder.
+        root: its directory, laid out as `load_rugd`, `load_rellis`, `load_ycor` or `load_folder`
+            say.
+        split: a part of it, which depends on the data set; None for all that the root holds.
+        progress: called while labels are read to find the images of a split.
+
+    Raises:
+        UserError: unknown name or split, missing or malformed files, no image.
+    """
+    if name not in DATASETS:
+        raise UserError(f"unknown data set '{name}': give one of {', '.join(DATASETS)}")
+    return DATASETS[name](root, split, progress)
+
+
+def open_nominal(
+    name: str, root: Path, split: str | None = None, progress: Progress | None = None
+) -> Dataset:
+    """The images that do not count as out of distribution: what to train on.
+
+    YCOR and a folder have no rule for whole images: there a single anomalous pixel is too much.
+
+    Args:
+        name: as for `open_dataset`, like the root.
+        root: directory of the data set.
+        split: a part of it; None for train where scenes tell it apart (RUGD), else for all that
+            the root holds.
+        progress: called while labels are read.
+
+    Raises:
+        UserError: as `open_dataset`; no image is nominal; a label that cannot be read.
+    """
+    if split is None and name == "rugd":
+        split = "train"
+    return open_dataset(name, root, split, progress).select(ood=False, progress=progress)
+
+
+def nominal_images(
+    name: str, root: Path, split: str | None = None, progress: Progress | None = None
+) -> list[Path]:
+    """The image files of `open_nominal`, which takes the same arguments."""
+    return open_nominal(name, root, split, progress).image_files()

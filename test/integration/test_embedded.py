@@ -34,8 +34,9 @@ def scenes() -> list[LabelledImage]:
     found = []
     for file in find_images(share_dir("demo") / "images"):
         truth = file.parents[1] / "truth" / f"{file.stem}.png"
-        mask = cv2.imread(str(truth), cv2.IMREAD_GRAYSCALE) > 0
-        found.append(LabelledImage(file.stem, read_rgb(file), mask, np.ones_like(mask)))
+        labels = cv2.imread(str(truth), cv2.IMREAD_GRAYSCALE)
+        mask, valid = labels > 0, np.ones(labels.shape, bool)
+        found.append(LabelledImage(file.stem, read_rgb(file), labels, mask, valid, file))
     return found
 
 

@@ -1,72 +1,228 @@
+"""The rows of the paper's table around a profile of random weights, on scenes drawn by the test."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
 
+from anomaly_detector_ros.cli.main import main
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.evaluation.datasets import load_folder, load_ycor
-from anomaly_detector_ros.evaluation.evaluate import evaluate
+from anomaly_detector_ros.evaluation.cache import Cache, settings_key
+from anomaly_detector_ros.evaluation.cached import CachedParts
+from anomaly_detector_ros.evaluation.datasets import open_dataset
+from anomaly_detector_ros.evaluation.rows import ROWS, TABLE1_ROWS, with_overrides
+from anomaly_detector_ros.evaluation.run import Evaluation
+from anomaly_detector_ros.profiles import Profile, load_profile
+
+# What a machine without network and without fetched weights can run.
+WEIGHTLESS = ("ssim", "gmm", "nearest", "flow", "mismatched", "forward", "no_segments", "rgb")
+WEIGHTLESS += ("no_upsampler", "ours", "random", "perfect")
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """Green scenes in the folder layout: train is plain, test holds a red square and void rows."""
+    root = tmp_path_factory.mktemp("scenes")
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 4), ("test", 3)):
+        for kind in ("images", "masks"):
+            (root / part / kind).mkdir(parents=True)
+        for i in range(count):
+            image = np.full((60, 90, 3), (60, 110, 80), np.uint8)
+            image = cv2.add(image, rng.integers(0, 20, image.shape, np.uint8))
+            mask = np.zeros((60, 90), np.uint8)
+            if part == "test":
+                image[20:45, 10 + 20 * i : 40 + 20 * i] = (40, 40, 230)
+                mask[20:45, 10 + 20 * i : 40 + 20 * i] = 1
+                mask[-1] = 255
+            cv2.imwrite(str(root / part / "images" / f"{i}.png"), image)
+            cv2.imwrite(str(root / part / "masks" / f"{i}.png"), mask)
+    return root
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """Two scenes, one with a red square that the mask marks, both with a void bottom row."""
-    for kind in ("images", "masks"):
-        (tmp_path / kind).mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(2):
-        image = np.full((60, 90, 3), (60, 110, 80), np.uint8)
-        image = cv2.add(image, rng.integers(0, 20, image.shape, np.uint8))
-        mask = np.zeros((60, 90), np.uint8)
-        if i == 0:
-            image[20:45, 30:60] = (40, 40, 230)
-            mask[20:45, 30:60] = 1
-        mask[-1] = 255
-        cv2.imwrite(str(tmp_path / "images" / f"{i}.png"), image)
-        cv2.imwrite(str(tmp_path / "masks" / f"{i}.png"), mask)
-    return tmp_path
+def make(scenes, light_profile, tmp_path):
+    def evaluation(**options):
+        import torch
+
+        parts = CachedParts(Cache(tmp_path / "cache"), torch.device("cpu"), offline=True)
+        overrides = {"segmenter": {"name": "superpixels", "count": 20}}
+        overrides["sampler"] = {"guidance_scale": 1000.0}
+        return Evaluation(
+            load_profile(light_profile, overrides=overrides),
+            parts,
+            open_dataset("folder", scenes / "test"),
+            open_dataset("folder", scenes / "train"),
+            **options,
+        )
+
+    return evaluation
 
 
-def test_rows_of_the_table(folder, light_profile):
-    detector = Detector.from_profile(light_profile, offline=True)
+def test_every_row_that_needs_no_weights(make):
     seen = []
-    rows = {row.name: row for row in evaluate(detector, load_folder(folder), progress=seen.append)}
-    assert seen == [1, 2]
-    share = rows["random"].pixels.anomaly_share
-    assert share == pytest.approx(25 * 30 / (2 * 59 * 90))
-    assert rows["random"].pixels.auc_pr == pytest.approx(share, abs=0.02)
+    evaluation = make(progress=lambda done, total, doing: seen.append((done, total, doing)))
+    report = evaluation.run(WEIGHTLESS)
+    assert list(report.metrics) == list(WEIGHTLESS)
+    metrics = report.metrics
+    share = metrics["random"].anomaly_share
+    assert share == pytest.approx(25 * 30 / (59 * 90))
+    assert metrics["random"].auc_pr == pytest.approx(share, abs=0.02)
     # Only the square changes in a perfect edit, and RGB features see that it does.
-    assert rows["perfect edit"].pixels.auc_pr > 0.9
-    assert rows["perfect edit"].f1_star > 0.8
-    assert 0 < rows["detector"].pixels.auc_pr < rows["perfect edit"].pixels.auc_pr
+    assert metrics["perfect"].auc_pr > 0.8
+    # Red is far from every colour of the training scenes.
+    for name in ("gmm", "nearest", "flow"):
+        assert metrics[name].auc_pr > 0.8, name
+        assert metrics[name].per_class["anomaly"].flagged > 0.5
+    assert metrics["ours"].auc_pr != metrics["mismatched"].auc_pr
+    assert metrics["ours"].auc_pr != metrics["rgb"].auc_pr
+    # Neither segments nor, in the same way, an upsampler that the profile does not have.
+    assert metrics["ours"].auc_pr != metrics["no_segments"].auc_pr
+    assert metrics["ours"].auc_pr == metrics["no_upsampler"].auc_pr
+    assert {doing for _, _, doing in seen} >= {"anomaly maps", "pixel metrics"}
+    maps = [(done, total) for done, total, doing in seen if doing == "anomaly maps"]
+    assert maps == [(i + 1, 36) for i in range(36)]
 
 
-def test_folder_and_ycor_read_the_same_scene(folder):
-    (folder / "labels").mkdir()
-    for i in range(2):
-        mask = cv2.imread(str(folder / "masks" / f"{i}.png"), cv2.IMREAD_UNCHANGED)
-        label = np.where(mask == 255, 0, np.where(mask == 1, 8, 3)).astype(np.uint8)
-        cv2.imwrite(str(folder / "labels" / f"{i}.png"), label)
-    for ours, theirs in zip(load_folder(folder), load_ycor(folder), strict=True):
-        assert np.array_equal(ours.anomaly, theirs.anomaly)
-        assert np.array_equal(ours.valid, theirs.valid)
-        assert np.array_equal(ours.image, theirs.image)
+def test_a_second_run_computes_nothing_and_agrees(make, monkeypatch):
+    def refuse(*arguments, **options):
+        raise AssertionError("computed again")
+
+    first = make().run(("ours", "gmm", "perfect")).to_dict()
+    for work in ("synthesize", "compare", "segment"):
+        monkeypatch.setattr(Detector, work, refuse)
+    assert make().run(("ours", "gmm", "perfect")).to_dict() == first
 
 
-def test_missing_and_unfit_labels_are_named(folder):
-    mask = folder / "masks" / "1.png"
-    cv2.imwrite(str(mask), np.zeros((10, 10), np.uint8))
-    with pytest.raises(UserError, match=r"masks/1.png' is \(10, 10\), its image \(60, 90\)"):
-        list(load_folder(folder))
-    mask.unlink()
-    with pytest.raises(UserError, match=r"no readable label '.*masks/1.png'"):
-        list(load_folder(folder))
-    with pytest.raises(UserError, match="not a folder"):
-        list(load_ycor(folder / "absent"))
+def test_an_interrupted_run_goes_on(make):
+    class StoppedError(Exception):
+        pass
+
+    def stop(done, total, doing):
+        if doing == "anomaly maps" and done == 4:
+            raise StoppedError
+
+    interrupted = make(progress=stop)
+    with pytest.raises(StoppedError):
+        interrupted.run(("ours", "perfect"))
+    files = {file: file.stat().st_mtime_ns for file in interrupted.cache.directory.rglob("*.npz")}
+    whole = make().run(("ours", "perfect"))
+    assert whole.metrics["ours"].images == 3
+    assert all(file.stat().st_mtime_ns == time for file, time in files.items())
 
 
-def test_every_labelled_frame_of_the_real_test_set_loads(shared_data):
-    frames = list(load_ycor(shared_data / "ycor" / "test"))
-    assert len(frames) == 34
-    share = sum(f.anomaly.sum() for f in frames) / sum(f.valid.sum() for f in frames)
-    assert share == pytest.approx(0.016, abs=0.001)
+def test_damaged_and_foreign_files_of_the_cache_are_computed_anew(tmp_path):
+    cache, calls = Cache(tmp_path), []
+
+    def compute():
+        calls.append(1)
+        return np.arange(3)
+
+    file = cache.path("maps", ["key"], ".npz")
+    for content in (None, b"", b"PK\x03\x04 cut off", b"no archive at all"):
+        if content is not None:
+            file.write_bytes(content)
+        assert np.array_equal(cache.array("maps", ["key"], compute), np.arange(3))
+    assert len(calls) == 4
+    assert np.array_equal(cache.array("maps", ["key"], compute), np.arange(3))
+    assert len(calls) == 4
+
+
+def test_a_key_follows_the_files_that_settings_name(tmp_path):
+    file = tmp_path / "weights.bin"
+    file.write_bytes(b"1")
+    first = settings_key({"model": str(file)})
+    file.write_bytes(b"2")
+    assert settings_key({"model": str(file)}) != first
+
+
+def test_a_row_without_weights_is_a_line_of_the_table_or_an_error(make):
+    evaluation = make()
+    report = evaluation.run(("random", "resnet"), strict=False)
+    assert list(report.metrics) == ["random"]
+    assert "resnet" in report.not_run["resnet"]
+    assert "Not run: ResNet features: " in report.to_markdown()
+    with pytest.raises(UserError, match="resnet"):
+        make().run(("resnet",))
+    with pytest.raises(UserError, match="unknown method 'psychic': choose one of ssim, gmm"):
+        make().run(("psychic",))
+
+
+def test_baselines_need_nominal_images(make):
+    evaluation = make()
+    evaluation.nominal = None
+    with pytest.raises(UserError, match="gmm is fitted on nominal images: give --train-root"):
+        evaluation.run(("gmm",))
+
+
+def test_rows_change_what_they_name_alone():
+    profile = Profile(
+        "p",
+        denoiser={"model": "m", "size": [8, 8]},
+        sampler={"name": "few_step", "guidance_scale": 2e4},
+        features={"name": "maskclip", "mode": "tiles", "tile_size": 224, "dtype": "auto"},
+        upsampler={"name": "featup"},
+        segmenter={"name": "sam"},
+    )
+    forward = with_overrides(profile, ROWS["forward"].overrides)
+    assert forward.sampler["guidance"] == "forward"
+    assert forward.sampler["guidance_scale"] == pytest.approx(2e5)
+    assert forward.features == profile.features
+    vit = with_overrides(profile, ROWS["vit"].overrides)
+    assert vit.features == {**profile.features, "name": "vit"}
+    whole = replace(profile, features={"name": "dinov2_vits14", "input_size": [266, 504]})
+    assert with_overrides(whole, ROWS["vit"].overrides).features == {
+        "name": "vit", "input_size": 266
+    }  # fmt: skip
+    assert with_overrides(profile, ROWS["no_upsampler"].overrides).upsampler["name"] == "bilinear"
+    assert len(TABLE1_ROWS) == 17
+    assert sum(row.published is not None for row in ROWS.values()) == 15
+
+
+def test_the_command_writes_table_curves_and_gallery(scenes, light_profile, tmp_path, capsys):
+    output = tmp_path / "out" / "results.json"
+    arguments = ["evaluate", "--dataset", "folder", "--root", str(scenes / "test")]
+    arguments += ["--profile", light_profile, "--cache", str(tmp_path / "cache"), "--offline"]
+    with pytest.raises(SystemExit) as ended:
+        main(
+            [*arguments, "--table1", "--train-root", str(scenes / "train"), "--output", str(output)]
+        )
+    assert ended.value.code == 0
+    written = {file.name for file in output.parent.iterdir()}
+    assert written == {
+        "results.json", "results.md", "results_curves.png", "results_gallery.jpg"
+    }  # fmt: skip
+    results = json.loads(output.read_text())
+    ran = {row["name"] for row in results["rows"]}
+    assert ran >= set(WEIGHTLESS)
+    assert ran | set(results["not_run"]) == set(TABLE1_ROWS)
+    assert results["train_images"] == 4
+    assert "torch" in results["versions"]
+    assert "Nearest neighbour" in (output.parent / "results.md").read_text()
+    sheet = cv2.imread(str(output.parent / "results_gallery.jpg"))
+    assert sheet.shape[1] > 8 * 256
+
+
+def test_two_processes_share_the_maps_and_agree_with_one(scenes, light_profile, tmp_path):
+    """`accelerate launch` on two CPU processes; the first one reports."""
+    command = ["evaluate", "--dataset", "folder", "--root", str(scenes / "test"), "--json"]
+    command += ["--profile", light_profile, "--offline", "--method", "ours", "--method", "perfect"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launch += ["--main_process_port", "0", "-m", "anomaly_detector_ros"]
+    found = []
+    for prefix, cache in ((launch, "two"), ([sys.executable, "-m", "anomaly_detector_ros"], "one")):
+        result = subprocess.run(
+            [*prefix, *command, "--cache", str(tmp_path / cache)],
+            capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        found.append(json.loads(result.stdout[result.stdout.index("{") :]))
+    assert found[0] == found[1]
+    names = [sorted(f.name for f in (tmp_path / c).rglob("*.npz")) for c in ("two", "one")]
+    assert names[0] == names[1]

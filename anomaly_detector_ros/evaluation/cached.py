@@ -1,0 +1,120 @@
+"""A detector's parts with their results kept on disk, by the content they were computed from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anomaly_detector_ros.analysis import features, segmentation, upsampling
+from anomaly_detector_ros.analysis.features import FeatureExtractor
+from anomaly_detector_ros.analysis.segmentation import Segmenter
+from anomaly_detector_ros.detector import Detector
+from anomaly_detector_ros.evaluation.cache import Cache, array_digest, settings_key
+from anomaly_detector_ros.models.registry import Registry
+from anomaly_detector_ros.parts import Parts
+from anomaly_detector_ros.profiles import Profile
+
+Settings = Mapping[str, Any]
+
+
+class CachedFeatures:
+    """An extractor that computes the features of each image once."""
+
+    def __init__(self, extractor: FeatureExtractor, cache: Cache, key: Any) -> None:
+        self.extractor, self.cache, self.key = extractor, cache, key
+        self.channels = extractor.channels
+
+    def extract(self, images: Tensor) -> Tensor:
+        """As the extractor's own; every image under a key of its own."""
+        maps = [self._one(images[i : i + 1]) for i in range(len(images))]
+        return torch.from_numpy(np.concatenate(maps)).to(images.device)
+
+    def _one(self, image: Tensor) -> np.ndarray:
+        key = [self.key, array_digest(image.cpu().numpy())]
+        return self.cache.array(
+            "features", key, lambda: self.extractor.extract(image).cpu().numpy()
+        )
+
+
+class CachedSegmenter:
+    """A segmenter that computes the segments of each image, or image and map, once."""
+
+    def __init__(self, segmenter: Segmenter, cache: Cache, key: Any) -> None:
+        self.segmenter, self.cache, self.key = segmenter, cache, key
+        self.needs_map = segmenter.needs_map
+
+    def segment(self, image: np.ndarray, anomaly_map: np.ndarray) -> np.ndarray:
+        """As the segmenter's own."""
+        shown = [image, anomaly_map] if self.needs_map else [image]
+        key = [self.key, [array_digest(array) for array in shown]]
+        return self.cache.array("segments", key, lambda: self.segmenter.segment(image, anomaly_map))
+
+
+class CachedParts(Parts):
+    """Parts whose features, segments and edits are kept in a cache."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        device: torch.device,
+        registry: Registry | None = None,
+        *,
+        offline: bool = False,
+    ) -> None:
+        super().__init__(device, registry, offline=offline)
+        self.cache = cache
+
+    def features(self, settings: Settings) -> FeatureExtractor:
+        """The extractor, cached."""
+        extractor = self.plain_features(settings)
+        return CachedFeatures(extractor, self.cache, self.features_key(settings))
+
+    def plain_features(self, settings: Settings) -> FeatureExtractor:
+        """The extractor without the cache, for images that are looked at once."""
+        return super().features(settings)
+
+    def segmenter(self, settings: Settings) -> Segmenter | None:
+        """The segmenter, cached."""
+        segmenter = super().segmenter(settings)
+        if segmenter is None:
+            return None
+        key = self._key(settings, segmentation.weights_needed(settings["name"], settings))
+        return CachedSegmenter(segmenter, self.cache, key)
+
+    def edits(self, detector: Detector, image: np.ndarray) -> tuple[Tensor, Tensor]:
+        """`Detector.synthesize` of one image: (1, 3, h, w) and its edits (K, 3, h, w)."""
+
+        def compute() -> np.ndarray:
+            inputs, edits = detector.synthesize([image])
+            return torch.cat([inputs, edits[0]]).cpu().numpy()
+
+        key = [self.edits_key(detector.profile), array_digest(image)]
+        both = torch.from_numpy(self.cache.array("edits", key, compute)).to(self.device)
+        return both[:1], both[1:]
+
+    def profile_key(self, profile: Profile) -> Any:
+        """A key for what a detector of this profile finds in an image."""
+        upsampler, segmenter = profile.upsampler, profile.segmenter
+        return [
+            self.edits_key(profile),
+            self.features_key(profile.features),
+            self._key(upsampler, upsampling.weights_needed(upsampler["name"], upsampler)),
+            self._key(segmenter, segmentation.weights_needed(segmenter["name"], segmenter)),
+        ]
+
+    def edits_key(self, profile: Profile) -> Any:
+        """A key for what a profile's denoiser and sampler make of an image."""
+        models = [] if profile.denoiser_is_path() else [str(profile.denoiser["model"])]
+        return [self._key(profile.denoiser, models), settings_key(profile.sampler)]
+
+    def features_key(self, settings: Settings) -> Any:
+        """A key for what an extractor makes of an image."""
+        return self._key(settings, features.weights_needed(settings["name"], settings))
+
+    def _key(self, settings: Settings, models: list[str]) -> Any:
+        files = [file for model in models for file in self.registry.entry(model).files]
+        return settings_key(settings, [str(file.sha256) for file in files])

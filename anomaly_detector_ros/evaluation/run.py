@@ -1,0 +1,171 @@
+"""An evaluation from beginning to end: methods, their maps shared out, metrics, a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+
+from anomaly_detector_ros.errors import UserError, one_line
+from anomaly_detector_ros.evaluation.cache import array_digest
+from anomaly_detector_ros.evaluation.cached import CachedParts
+from anomaly_detector_ros.evaluation.datasets import Dataset, LabelledImage
+from anomaly_detector_ros.evaluation.fits import Fits
+from anomaly_detector_ros.evaluation.gallery import Panels, gallery
+from anomaly_detector_ros.evaluation.measures import Measurement
+from anomaly_detector_ros.evaluation.methods import Method, Synthesis
+from anomaly_detector_ros.evaluation.plots import plot_curves
+from anomaly_detector_ros.evaluation.report import Report
+from anomaly_detector_ros.evaluation.rows import ROWS, build_method
+from anomaly_detector_ros.profiles import Profile
+from anomaly_detector_ros.tensors import to_pictures
+
+Progress = Callable[[int, int, str], None]
+GALLERY_ROWS = 6
+
+
+class Evaluation:
+    """Rows of the paper's table around one profile, measured on one data set.
+
+    With several processes (``accelerate launch``) each computes its share of the maps and the first
+    one measures them all; they must share the cache's directory.
+
+    Args:
+        profile: what the rows are built around.
+        parts: loads models and keeps what they compute.
+        data: labelled images.
+        nominal: nominal images that the baselines are fitted on and whose classes give the
+            paper's weights; without them these are left out.
+        seed: of the baselines and of the intervals.
+        progress: called with (done, total, what is being done).
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        parts: CachedParts,
+        data: Dataset,
+        nominal: Dataset | None = None,
+        *,
+        seed: int = 0,
+        progress: Progress = lambda done, total, doing: None,
+    ) -> None:
+        self.profile, self.parts, self.cache = profile, parts, parts.cache
+        self.data, self.nominal, self.seed = data, nominal, seed
+        self.progress = progress
+        self.methods: list[Method] = []
+        self.not_run: dict[str, str] = {}
+        self.measurements: dict[str, Measurement] = {}
+
+    def run(self, names: Sequence[str], *, strict: bool = True) -> Report | None:
+        """Measures the named rows; None on all but the first of several processes.
+
+        Args:
+            names: keys of `rows.ROWS`.
+            strict: a row that cannot be run is an error, not a line of the report.
+
+        Raises:
+            UserError: an unknown row, or (if strict) one whose weights or images are missing.
+        """
+        self._build(names, strict)
+        self._make_maps()
+        if not PartialState().is_main_process:
+            return None
+        self._measure()
+        return Report(
+            dataset=self.data.name,
+            profile=self.profile.name,
+            seed=self.seed,
+            metrics={name: m.result() for name, m in self.measurements.items()},
+            not_run=self.not_run,
+            train_images=len(self.nominal) if self.nominal else 0,
+        )
+
+    def _build(self, names: Sequence[str], strict: bool) -> None:
+        images = self.nominal.image_files() if self.nominal else []
+        fits = Fits(self.parts, images, seed=self.seed, progress=self.progress)
+        for name in names:
+            try:
+                self.methods.append(build_method(name, self.profile, self.parts, fits))
+            except UserError as error:
+                if strict:
+                    raise
+                self.not_run[name] = one_line(error, 300)
+
+    def _make_maps(self) -> None:
+        """Computes this process's share of the maps and waits for the other processes."""
+        state = PartialState()
+        share = range(state.process_index, len(self.data), state.num_processes)
+        for done, index in enumerate(share):
+            truth = self.data[index]
+            for number, method in enumerate(self.methods):
+                self.anomaly_map(method, truth)
+                step = done * len(self.methods) + number + 1
+                self.progress(step, len(share) * len(self.methods), "anomaly maps")
+        state.wait_for_everyone()
+
+    def anomaly_map(self, method: Method, truth: LabelledImage) -> np.ndarray:
+        """The method's map of one image, float32 (H, W), from the cache if it is there."""
+        # The labels too: the ceiling's edit is made from them.
+        key = [method.key, array_digest(truth.image), array_digest(truth.labels)]
+        return self.cache.array("maps", key, lambda: method.anomaly_map(truth))
+
+    def _measure(self) -> None:
+        """One pass over the maps for pixels, and one for components.
+
+        The threshold of the components is known only when all pixels are counted.
+        """
+        frequencies = self.nominal.class_frequencies() if self.nominal else None
+        self.measurements = {
+            method.name: Measurement(
+                class_names=self.data.classes.names, class_frequencies=frequencies, seed=self.seed
+            )
+            for method in self.methods
+        }
+        passes = (
+            (Measurement.add, "pixel metrics"),
+            (Measurement.add_components, "component metrics"),
+        )
+        for add, doing in passes:
+            for done, truth in enumerate(self.data, 1):
+                for method in self.methods:
+                    add(self.measurements[method.name], self.anomaly_map(method, truth), truth)
+                self.progress(done, len(self.data), doing)
+
+    def plot(self, file: Path) -> None:
+        """Writes precision-recall and ROC curves of all rows as one PNG."""
+        curves = {ROWS[name].title: m.curve() for name, m in self.measurements.items()}
+        plot_curves(curves, file)
+
+    def gallery(self, file: Path) -> None:
+        """Writes a sheet of frames, evenly spaced over the data set, as the profile sees them."""
+        ours = next((m for m in self.methods if m.name == "ours"), None)
+        if not isinstance(ours, Synthesis):
+            raise UserError("the gallery shows the profile: add --method ours")
+        count = min(GALLERY_ROWS, len(self.data))
+        indices = np.linspace(0, len(self.data) - 1, count).round().astype(int)
+        threshold = self.measurements["ours"].result().threshold
+        rows = [self._panels(ours, self.data[int(index)], threshold) for index in indices]
+        top = max(float(row.raw.max()) for row in rows)
+        gallery(rows, file, value_range=(0.0, top))
+
+    @torch.inference_mode()
+    def _panels(self, method: Synthesis, truth: LabelledImage, threshold: float) -> Panels:
+        original, edits = self.parts.edits(method.detector, truth.image)
+        features = method.detector.features.extract(torch.cat([original, edits[:1]])).cpu().numpy()
+        refined = self.anomaly_map(method, truth)
+        return Panels(
+            name=truth.name,
+            image=truth.image,
+            edited=to_pictures(edits[:1])[0],
+            features_input=features[0],
+            features_edit=features[1],
+            raw=method.raw_map(truth),
+            refined=refined,
+            mask=refined >= threshold,
+            anomaly=truth.anomaly,
+            valid=truth.valid,
+        )

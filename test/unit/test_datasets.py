@@ -1,0 +1,187 @@
+import numpy as np
+import pytest
+from dataset_files import SIZE, blank, write
+from PIL import Image as PilImage
+
+from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.evaluation.datasets import DATASETS, nominal_images, open_dataset
+
+
+@pytest.fixture
+def rellis(tmp_path):
+    """Two sequences of 80 x 100 pixels, of which 2 are the least that make an image anomalous."""
+    root = tmp_path / "rellis"
+    for sequence, anomalous in (("00000", 1), ("00004", 2)):
+        labels = np.full((80, 100), 3, np.uint8)
+        labels[0] = 0
+        labels[40, :anomalous] = 34
+        write(root / sequence / "pylon_camera_node" / "frame0.jpg", blank((80, 100)))
+        write(root / sequence / "pylon_camera_node_label_id" / "frame0.png", labels)
+    return root
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two images: grass alone, and with an anomaly of two values."""
+    root = tmp_path / "folder"
+    for i in range(2):
+        mask = np.zeros(SIZE, np.uint8)
+        mask[-1] = 255
+        mask[:i, 0], mask[:i, 1] = 1, 254
+        write(root / "images" / f"{i}.jpg", blank())
+        write(root / "masks" / f"{i}.png", mask)
+    return root
+
+
+@pytest.mark.parametrize("level", ["Rellis-3D", ".", "00004"])
+def test_rellis_from_any_level(rellis, tmp_path, level):
+    if level == "Rellis-3D":
+        root = tmp_path / "download"
+        root.mkdir()
+        rellis.rename(root / level)
+    else:
+        root = rellis / level
+    assert len(open_dataset("rellis", root)) == (1 if level == "00004" else 2)
+
+
+def test_rellis_splits_by_the_share_of_anomalous_pixels(rellis):
+    train, ood = open_dataset("rellis", rellis, "train"), open_dataset("rellis", rellis, "ood")
+    assert [file.parts[-3] for file in train.image_files()] == ["00000"]
+    assert [file.parts[-3] for file in ood.image_files()] == ["00004"]
+    assert nominal_images("rellis", rellis) == train.image_files()
+    assert ood[0].anomaly.sum() == 2
+    assert (~ood[0].valid).sum() == 100
+
+
+def test_rellis_ids_without_a_name_count_as_the_benchmark_counts_them(rellis):
+    labels = np.full((80, 100), 3, np.uint8)
+    labels[0, :3] = 29, 30, 32
+    write(rellis / "00000" / "pylon_camera_node_label_id" / "frame0.png", labels)
+    assert open_dataset("rellis", rellis)[0].labels[0, :4].tolist() == [3, 3, 6, 3]
+
+
+def test_every_value_of_a_mask_but_0_and_255_is_anomalous(folder):
+    dataset = open_dataset("folder", folder)
+    nominal, anomalous = dataset
+    assert not nominal.anomaly.any()
+    assert anomalous.labels[0, :3].tolist() == [1, 1, 0]
+    assert anomalous.anomaly.sum() == 2
+    assert (~anomalous.valid).sum() == 50
+    assert nominal_images("folder", folder) == [folder / "images" / "0.jpg"]
+    assert dataset.class_frequencies() == {0: 1.0, 1: 0.5, 255: 1.0}
+
+
+def test_ycor_by_part_and_by_split(folder):
+    (folder / "masks").rename(folder / "labels")
+    for i in range(2):
+        write(folder / "labels" / f"{i}.png", np.full(SIZE, 7 + i, np.uint8))
+    parts = folder.parent / "ycor"
+    parts.mkdir()
+    folder.rename(parts / "val")
+    part, split = open_dataset("ycor", parts / "val"), open_dataset("ycor", parts, "val")
+    assert part.image_files() == split.image_files()
+    assert split[1].anomaly.all()
+    assert nominal_images("ycor", parts, "val") == [parts / "val" / "images" / "0.jpg"]
+    with pytest.raises(UserError, match="give a part of YCOR as root, or one of the splits train"):
+        open_dataset("ycor", parts)
+    with pytest.raises(UserError, match=r"train/images' is not a folder"):
+        open_dataset("ycor", parts, "train")
+
+
+def test_unknown_names_list_the_known(tmp_path):
+    with pytest.raises(UserError, match="'kitti': give one of rugd, rellis, ycor, folder"):
+        open_dataset("kitti", tmp_path)
+    for name in DATASETS:
+        with pytest.raises(UserError, match=rf"{name} has no split 'all-of-it'"):
+            open_dataset(name, tmp_path, "all-of-it")
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_an_empty_root_is_named(name, tmp_path):
+    with pytest.raises(UserError, match=str(tmp_path)):
+        open_dataset(name, tmp_path)
+    with pytest.raises(UserError, match="absent"):
+        open_dataset(name, tmp_path / "absent")
+
+
+def palette_png(file):
+    """A palette PNG of the right size, whose indices might be taken for ids."""
+    picture = PilImage.fromarray(np.zeros(SIZE, np.uint8), "P")
+    picture.putpalette([0, 0, 0, 255, 255, 255])
+    picture.save(file)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: f.unlink(), "no readable label '.*1.png' for image '.*1.jpg': add it"),
+        (lambda f: write(f, np.zeros((9, 8), np.uint8)), r"is \(9, 8\), its image \(40, 50\)"),
+        (
+            lambda f: write(f, np.zeros(SIZE, np.uint16)),
+            "is a grey PNG of 16 bits: save it as grey of 8",
+        ),
+        (lambda f: write(f, np.zeros((*SIZE, 4), np.uint8)), "is a RGBA PNG of 8 bits"),
+        (lambda f: write(f, np.zeros((*SIZE, 3), np.uint8)), "is a RGB PNG of 8 bits"),
+        (palette_png, "is a palette PNG"),
+        (lambda f: f.write_bytes(b"no picture"), "is no PNG file"),
+        (lambda f: f.write_bytes(f.read_bytes()[:-30]), "is truncated or corrupt"),
+        (lambda f: f.write_bytes(f.read_bytes()[:20]), "is no PNG file"),
+    ],
+)
+def test_unfit_labels_are_named(folder, damage, message):
+    damage(folder / "masks" / "1.png")
+    with pytest.raises(UserError, match=message) as caught:
+        list(open_dataset("folder", folder))
+    assert "masks/1.png" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_id_is_located(rellis):
+    labels = np.full((80, 100), 3, np.uint8)
+    labels[12, 34] = 2
+    write(rellis / "00004" / "pylon_camera_node_label_id" / "frame0.png", labels)
+    expected = r"frame0.png' has id 2 at row 12, column 34: rellis knows 0, 1, 3, 4, "
+    with pytest.raises(UserError, match=expected):
+        list(open_dataset("rellis", rellis))
+    with pytest.raises(UserError, match=expected):
+        open_dataset("rellis", rellis, "train")
+
+
+def test_an_unreadable_image_is_named(folder):
+    (folder / "images" / "1.jpg").write_bytes(b"no picture")
+    dataset = open_dataset("folder", folder)
+    assert dataset[0].image.shape == (*SIZE, 3)
+    with pytest.raises(UserError, match=r"cannot read '.*images/1.jpg'"):
+        dataset[1]
+
+
+def test_real_ycor(shared_data):
+    root = shared_data / "ycor"
+    parts = {split: open_dataset("ycor", root, split) for split in ("train", "val", "test")}
+    assert {split: len(part) for split, part in parts.items()} == {
+        "train": 637,
+        "val": 60,
+        "test": 34,
+    }
+    frequencies = parts["train"].class_frequencies()
+    assert frequencies[8] == 0.0
+    assert frequencies[0] == 1.0
+    assert frequencies[7] == pytest.approx(27 / 637)
+    assert frequencies[5] == pytest.approx(632 / 637)
+    assert parts["test"].class_frequencies()[8] == 1.0
+    assert len(nominal_images("ycor", root, "val")) == 60
+    frames = list(parts["test"])
+    assert all(frame.image.shape == (272, 512, 3) for frame in frames)
+    share = sum(f.anomaly.sum() for f in frames) / sum(f.valid.sum() for f in frames)
+    assert share == pytest.approx(0.016, abs=0.001)
+
+
+def test_real_rellis(shared_data):
+    dataset = open_dataset("rellis", shared_data / "rellis")
+    assert [frame.anomaly.sum() for frame in dataset] == [201, 197]
+    # Some pixels of a vehicle, under 0.00025 of 1920 x 1200.
+    assert len(open_dataset("rellis", shared_data / "rellis", "train")) == 2
+    with pytest.raises(UserError, match=r"none of the 2 images .* counts as out of distribution"):
+        open_dataset("rellis", shared_data / "rellis", "ood")
+    frequencies = dataset.class_frequencies()
+    assert [id_ for id_, share in frequencies.items() if share] == [3, 4, 7, 8, 9, 18, 19, 31, 33]
