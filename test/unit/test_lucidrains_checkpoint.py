@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from anomaly_detector_ros.cli.models import app
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.models.registry import Registry
 from anomaly_detector_ros.synthesis.denoisers import DiffusersDenoiser, load_denoiser
 from anomaly_detector_ros.synthesis.lucidrains import LucidrainsConfig, LucidrainsUnet
 from anomaly_detector_ros.synthesis.lucidrains_checkpoint import read_checkpoint, save_converted
@@ -207,3 +208,21 @@ def test_load_denoiser_tells_the_kinds_apart(
 
 def test_help_has_an_example() -> None:
     assert "Example: anomaly-detector models convert" in convert("--help")
+
+
+def test_a_model_of_the_registry_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANOMALY_DETECTOR_CACHE", str(tmp_path / "cache"))
+    checkpoint = tmp_path / "model-10.pt"
+    torch.save({"model": diffusion_state()}, checkpoint)
+    registry = Registry.default()
+    with pytest.raises(UserError, match=r"models convert model-10\.pt --name paper_rugd"):
+        registry.fetch("paper_rugd", offline=True)
+    result = runner.invoke(app, ["convert", str(checkpoint), "--name", "paper_rugd"])
+    assert result.exit_code == 0, result.output
+    folder = registry.fetch("paper_rugd", offline=True)
+    assert folder == tmp_path / "cache" / "paper_rugd"
+    assert load_denoiser(folder).schedule.num_train_timesteps == 100
+    for arguments in ([], ["--name", "mobile_sam"], ["--name", "paper_rugd", "--output", "x"]):
+        result = runner.invoke(app, ["convert", str(checkpoint), *arguments])
+        assert isinstance(result.exception, UserError)
+        assert "--output" in str(result.exception)
