@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from anomaly_detector_ros.synthesis import gaussian
 from anomaly_detector_ros.synthesis.gaussian import (
     GaussianDenoiser,
     exact_guidance,
@@ -206,3 +207,13 @@ def test_noisy_product_is_stable_for_every_scale(forward):
     x = noisy_product(SCHEDULE, GaussianSimilarity(1e12), noisy(), X_INPUT, 99, 40, forward=forward)
     alpha, _ = SCHEDULE.alpha_sigma(40, X_INPUT)
     torch.testing.assert_close(x, (alpha if forward else 1) * X_INPUT, atol=1e-6, rtol=0)
+
+
+def test_the_errors_can_be_printed(capsys):
+    gaussian.main()
+    head, *rows = capsys.readouterr().out.splitlines()[1:]
+    assert head.split()[-4:] == ["reverse_exact", "reverse_identity", "forward", "mismatched"]
+    last = [float(cell) for cell in rows[-1].split()]
+    assert last[0] == 0.9
+    # At high noise the paper's guidance is the closest, and each of the others farther off.
+    assert last[2:] == sorted(last[2:])
