@@ -68,6 +68,9 @@ def evaluate(
         Path | None,
         typer.Option(help="Nominal images, for the baselines and the paper's class weights."),
     ] = None,
+    train_dataset: Annotated[
+        DatasetName | None, typer.Option(help="Layout of --train-root; default: as --dataset.")
+    ] = None,
     train_split: Annotated[
         str | None, typer.Option(help="Part of --train-root; rugd: train by default.")
     ] = None,
@@ -119,7 +122,9 @@ def evaluate(
             load_profile(profile),
             CachedParts(kept, choose_device(device), offline=offline),
             open_dataset(dataset.value, root, split or _DEFAULT_SPLITS.get(dataset)),
-            open_nominal(dataset.value, train_root, train_split) if train_root else None,
+            open_nominal((train_dataset or dataset).value, train_root, train_split)
+            if train_root
+            else None,
             seed=seed,
             progress=advance,
         )

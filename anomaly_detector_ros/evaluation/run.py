@@ -118,7 +118,9 @@ class Evaluation:
 
         The threshold of the components is known only when all pixels are counted.
         """
-        frequencies = self.nominal.class_frequencies() if self.nominal else None
+        # Another data set has other classes, whose frequencies say nothing about these.
+        known = self.nominal is not None and self.nominal.name == self.data.name
+        frequencies = self.nominal.class_frequencies() if self.nominal and known else None
         self.measurements = {
             method.name: Measurement(
                 class_names=self.data.classes.names, class_frequencies=frequencies, seed=self.seed

@@ -1,6 +1,7 @@
 """The rows of the paper's table around a profile of random weights, on scenes drawn by the test."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -158,6 +159,21 @@ def test_baselines_need_nominal_images(make):
     evaluation.nominal = None
     with pytest.raises(UserError, match="gmm is fitted on nominal images: give --train-root"):
         evaluation.run(("gmm",))
+
+
+def test_another_data_set_fits_baselines_but_weighs_no_classes(make, scenes, tmp_path):
+    same = make()
+    same.run(("gmm",))
+    assert same.measurements["gmm"].class_frequencies == {0: 1.0, 1: 0.0, 255: 0.0}
+    (tmp_path / "ycor").mkdir()
+    for kind, source in (("images", "images"), ("labels", "masks")):
+        shutil.copytree(scenes / "train" / source, tmp_path / "ycor" / kind)
+    for file in (tmp_path / "ycor" / "labels").iterdir():
+        cv2.imwrite(str(file), np.full((60, 90), 4, np.uint8))
+    evaluation = make()
+    evaluation.nominal = open_dataset("ycor", tmp_path / "ycor")
+    assert evaluation.run(("gmm",)).metrics["gmm"].auc_pr > 0.8
+    assert evaluation.measurements["gmm"].class_frequencies is None
 
 
 def test_rows_change_what_they_name_alone():
