@@ -171,6 +171,8 @@ def _print(report: Report) -> None:
             number(found.paper_auc_pr),
             number(found.paper_f1_star),
         )
-    Console().print(table)
+    out = Console()
+    # A pipe has no width of its own, and 80 columns are too few.
+    (out if out.is_terminal else Console(width=140)).print(table)
     for name, why in report.not_run.items():
         console.print(f"not run: {ROWS[name].title}: {why}", markup=False, soft_wrap=True)
