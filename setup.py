@@ -41,6 +41,7 @@ setup(
         "open_clip_torch>=2.31,<4",
         "opencv-python-headless>=4.8,<6",
         "pillow>=10.1,<14",
+        "psutil>=5.9,<8",
         "PyYAML>=6,<7",
         "rich>=13,<17",
         "rosbags>=0.10.4,<0.12",
@@ -66,11 +67,13 @@ setup(
             "ros-jazzy-std-srvs",
             "ros-jazzy-visualization-msgs",
         ],
+        "train": ["tensorboard>=2.14,<3"],
         "test": [
             "denoising-diffusion-pytorch>=2.0.12,<3",
             "hypothesis>=6,<7",
             "pytest>=8,<10",
             "ruff>=0.6,<1",
+            "tensorboard>=2.14,<3",
         ],
     },
     data_files=[

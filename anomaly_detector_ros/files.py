@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,8 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         OSError: it cannot be written. Nothing is left behind, whatever the exception.
     """
-    partial = path.with_name(path.name + ".partial")
+    # A name of its own: another process may be writing the same file.
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         write(partial)
         os.replace(partial, path)

@@ -1,12 +1,8 @@
-"""`anomaly-detector benchmark`: time and memory of a profile on this machine."""
+"""`anomaly-detector benchmark`: time, energy and memory of a profile on this machine."""
 
 from __future__ import annotations
 
 import json
-import resource
-import statistics
-import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +10,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from anomaly_detector_ros.benchmarking.timing import (
+    END_TO_END,
+    Case,
+    measure,
+    paired_ratio,
+    summarise,
+)
 from anomaly_detector_ros.cli.common import (
     DeviceOption,
     JsonOption,
@@ -21,14 +24,13 @@ from anomaly_detector_ros.cli.common import (
     ProfileOption,
     load_detector,
     progress_bar,
+    write_atomically,
 )
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from anomaly_detector_ros.detector import Detector
 
 
 def benchmark(
@@ -39,40 +41,48 @@ def benchmark(
         tuple[str, str] | None,
         typer.Option(metavar="A B", help="Two profiles, run in turns; gives the ratio of A to B."),
     ] = None,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Measure so many images at once, too, beside one by one.")
+    ] = 1,
     repeats: Annotated[int, typer.Option(min=1, help="Measured runs.")] = 10,
     warmup: Annotated[int, typer.Option(min=0, help="Runs before, which are not measured.")] = 2,
     profile: ProfileOption = DEFAULT_PROFILE,
     device: DeviceOption = "auto",
     offline: OfflineOption = False,
     as_json: JsonOption = False,
+    output: Annotated[
+        Path | None, typer.Option(help="File to write the results to, as JSON.")
+    ] = None,
 ) -> None:
-    """Measure time per stage and end to end, throughput and peak memory on this machine.
+    """Measure time per stage and end to end, throughput, energy and memory on this machine.
 
-    Example: anomaly-detector benchmark --repeats 20
+    Energy only where the processor's or the GPU's counters can be read.
 
-    Example: anomaly-detector benchmark --compare embedded light
+    Example: anomaly-detector benchmark --repeats 20 --batch 4
+
+    Example: anomaly-detector benchmark --compare embedded light --output result.json
     """
     from anomaly_detector_ros.images import read_rgb
 
     picture = read_rgb(image or _demo_picture())
     profiles = list(compare) if compare else [profile]
     detectors = [load_detector(name, device, offline=offline) for name in profiles]
-    runs = _measure(detectors, picture, repeats, warmup)
-    height, width = picture.shape[:2]
-    result: dict[str, Any] = {
-        "image": f"{width}x{height}",
-        "device": str(detectors[0].device),
-        "repeats": repeats,
-        "profiles": [
-            {"profile": name, **summarise(own)} for name, own in zip(profiles, runs, strict=True)
-        ],
-        "peak_memory_bytes": _peak_memory(detectors[0]),
-    }
+    cases = [
+        Case(name, detector, size)
+        for size in sorted({1, batch})
+        for name, detector in zip(profiles, detectors, strict=True)
+    ]
+    result = _measured(cases, picture, repeats, warmup)
     if compare:
-        medians = [each["stages"]["end to end"]["median"] for each in result["profiles"]]
-        result["ratio"] = medians[0] / medians[1]
+        result["ratios"] = [
+            {"batch": a.batch, **paired_ratio(*([r[END_TO_END] for r in c.runs] for c in (a, b)))}
+            for a, b in zip(cases[::2], cases[1::2], strict=True)
+        ]
+    text = json.dumps(result, indent=2)
+    if output:
+        write_atomically(output, f"{text}\n".encode())
     if as_json:
-        typer.echo(json.dumps(result, indent=2))
+        typer.echo(text)
     else:
         _print(result)
 
@@ -87,72 +97,84 @@ def _demo_picture() -> Path:
         raise UserError(f"{error}, or give --image") from error
 
 
-def _measure(
-    detectors: list[Detector], picture: np.ndarray, repeats: int, warmup: int
-) -> list[list[dict[str, float]]]:
-    """Seconds by stage of each run of each detector, which take turns."""
-    runs: list[list[dict[str, float]]] = [[] for _ in detectors]
-    total = (warmup + repeats) * len(detectors)
-    with progress_bar("runs", total) as advance:
-        for index in range(warmup + repeats):
-            for own, detector in zip(runs, detectors, strict=True):
-                start = time.perf_counter()
-                timings = detector.detect(picture).timings
-                seconds = time.perf_counter() - start
-                if index >= warmup:
-                    stages = {k: v for k, v in timings.items() if k != "total"}
-                    own.append({**stages, "end to end": seconds})
-            advance((index + 1) * len(detectors))
-    return runs
+def _measured(cases: list[Case], picture: np.ndarray, repeats: int, warmup: int) -> dict[str, Any]:
+    from anomaly_detector_ros.benchmarking.energy import find_meters
+    from anomaly_detector_ros.benchmarking.machine import facts, peak_memory
+
+    device = cases[0].detector.device
+    with progress_bar("runs", (warmup + repeats) * len(cases)) as advance:
+        measure(
+            cases,
+            picture,
+            repeats=repeats,
+            warmup=warmup,
+            meters=find_meters(device),
+            advance=advance,
+        )
+    peak = peak_memory(device)  # before the rate is measured, which needs some of its own
+    return {
+        "machine": facts(device),
+        "device": str(device),
+        "image": f"{picture.shape[1]}x{picture.shape[0]}",
+        "repeats": repeats,
+        "profiles": [_summary(case) for case in cases],
+        "peak_memory_bytes": peak,
+    }
 
 
-def summarise(runs: list[dict[str, float]]) -> dict[str, Any]:
-    """Median and 95th percentile, seconds, of each stage, and pictures per second.
+def _summary(case: Case) -> dict[str, Any]:
+    from anomaly_detector_ros.benchmarking.rate import synthesis_rate
 
-    >>> summarise([{"end to end": 1.0}, {"end to end": 3.0}, {"end to end": 2.0}])
-    {'stages': {'end to end': {'median': 2.0, 'p95': 2.9}}, 'images_per_second': 0.5}
-    """
-    stages = {}
-    for stage in runs[0]:
-        values = [run[stage] for run in runs]
-        stages[stage] = {
-            "median": statistics.median(values),
-            "p95": round(_percentile(values, 0.95), 9),
-        }
-    seconds = [run["end to end"] for run in runs]
-    return {"stages": stages, "images_per_second": len(seconds) / sum(seconds)}
-
-
-def _percentile(values: list[float], share: float) -> float:
-    """Linear interpolation between the ordered values."""
-    ordered = sorted(values)
-    position = share * (len(ordered) - 1)
-    low = int(position)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
-
-
-def _peak_memory(detector: Detector) -> dict[str, int]:
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    if detector.device.type == "cuda":
-        import torch
-
-        peak["cuda"] = torch.cuda.max_memory_reserved(detector.device)
-    return peak
+    found: dict[str, Any] = {"profile": case.profile, "batch": case.batch, **summarise(case.runs)}
+    images = case.batch * len(case.runs)
+    if case.joules:
+        found["joules_per_image"] = {name: used / images for name, used in case.joules.items()}
+    size = tuple(case.detector.profile.denoiser["size"])
+    seconds = found["stages"]["synthesis"]["median"] * case.batch
+    found["synthesis"] = {
+        "forward_passes_per_image": case.passes.forward / case.batch,
+        "backward_passes_per_image": case.passes.backward / case.batch,
+        "rate": synthesis_rate(case.detector.denoiser, size, case.passes, seconds),
+    }
+    return found
 
 
 def _print(result: dict[str, Any]) -> None:
     out = Console(highlight=False)
+    out.print(", ".join(f"{name} {value}" for name, value in result["machine"].items()))
     out.print(f"{result['image']} on {result['device']}, {result['repeats']} runs")
     for each in result["profiles"]:
-        table = Table("stage", "median", "95th percentile", box=None)
-        for stage, seconds in each["stages"].items():
-            table.add_row(stage, *(f"{seconds[k] * 1e3:.1f} ms" for k in ("median", "p95")))
-        out.print(f"\n{each['profile']}: {each['images_per_second']:.2f} images per second")
-        out.print(table)
-    if "ratio" in result:
-        a, b = (each["profile"] for each in result["profiles"])
-        out.print(f"\n{a} takes {result['ratio']:.2f} times as long as {b}")
+        _print_profile(out, each)
+    for ratio in result.get("ratios", []):
+        a, b = (p["profile"] for p in result["profiles"] if p["batch"] == ratio["batch"])
+        out.print(
+            f"\nbatch {ratio['batch']}: {a} takes {ratio['median']:.3f} times as long as {b} "
+            f"(95% interval {ratio['low']:.3f} to {ratio['high']:.3f})"
+        )
     peaks = ", ".join(f"{k} {v / 2**20:.0f} MiB" for k, v in result["peak_memory_bytes"].items())
     out.print(f"\npeak memory: {peaks}")
+
+
+def _print_profile(out: Console, each: dict[str, Any]) -> None:
+    rate = f"{each['images_per_second']:.2f} images per second"
+    out.print(f"\n{each['profile']}, batch {each['batch']}: {rate}")
+    table = Table("stage, per image", "median", "95th percentile", box=None)
+    for stage, seconds in each["stages"].items():
+        table.add_row(stage, *(f"{seconds[k] * 1e3:.1f} ms" for k in ("median", "p95")))
+    out.print(table)
+    for meter, joules in each.get("joules_per_image", {}).items():
+        out.print(f"{meter}: {joules:.2f} J an image")
+    synthesis = each["synthesis"]
+    passes = f"{synthesis['forward_passes_per_image']:g} forward"
+    if synthesis["backward_passes_per_image"]:
+        passes += f" and {synthesis['backward_passes_per_image']:g} backward"
+    out.print(f"denoiser: {passes} passes an image", end="")
+    if synthesis["rate"]:
+        found = synthesis["rate"]
+        out.print(
+            f" of {found['flops_per_forward_pass'] / 1e9:.1f} GFLOP, "
+            f"{found['flops_per_second'] / 1e9:.1f} GFLOP/s: {found['share_of_peak']:.0%} of "
+            f"the rate of a large product in {found['dtype']}",
+            end="",
+        )
+    out.print()

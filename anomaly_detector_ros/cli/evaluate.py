@@ -27,6 +27,8 @@ from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile
 
 if TYPE_CHECKING:
+    import torch
+
     from anomaly_detector_ros.evaluation.report import Report
     from anomaly_detector_ros.evaluation.run import Evaluation
 
@@ -97,8 +99,8 @@ def evaluate(
     references: rgb, random and perfect, the analysis of an edit with the anomalies inpainted.
 
     An interrupted run goes on where it was: what is computed is kept by the hash of its inputs.
-    Several GPUs or machines that share the cache: accelerate launch -m anomaly_detector_ros
-    evaluate ...
+    Several GPUs, or machines that share the cache: accelerate launch -m anomaly_detector_ros
+    evaluate ...; several processes on CPUs: torchrun in place of accelerate launch.
 
     Example: anomaly-detector evaluate --dataset ycor --root ycor/test --output results.json
 
@@ -107,7 +109,6 @@ def evaluate(
     """
     if table1 and method:
         raise UserError("--table1 and --method exclude each other: --table1 holds every row")
-    from anomaly_detector_ros.devices import choose_device
     from anomaly_detector_ros.evaluation.cache import Cache
     from anomaly_detector_ros.evaluation.cached import CachedParts
     from anomaly_detector_ros.evaluation.datasets import open_dataset, open_nominal
@@ -120,7 +121,7 @@ def evaluate(
     with progress_bar("methods") as advance:
         evaluation = Evaluation(
             load_profile(profile),
-            CachedParts(kept, choose_device(device), offline=offline),
+            CachedParts(kept, _device_of_this_process(device), offline=offline),
             open_dataset(dataset.value, root, split or _DEFAULT_SPLITS.get(dataset)),
             open_nominal((train_dataset or dataset).value, train_root, train_split)
             if train_root
@@ -137,6 +138,17 @@ def evaluate(
         typer.echo(json.dumps(report.to_dict(), indent=2))
     else:
         _print(report)
+
+
+def _device_of_this_process(name: str) -> torch.device:
+    """The device to run on; of several processes with the name auto, each takes its own GPU."""
+    import torch
+    from accelerate import PartialState
+
+    from anomaly_detector_ros.devices import choose_device
+
+    state = PartialState(cpu=name == "cpu" or not torch.cuda.is_available())
+    return state.device if name == "auto" and state.num_processes > 1 else choose_device(name)
 
 
 def _write(output: Path, evaluation: Evaluation, report: Report) -> None:

@@ -1,4 +1,4 @@
-"""`anomaly-detector models`: what models there are, fetching, checking and converting them."""
+"""`anomaly-detector models`: list, fetch, check, convert and export them."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from rich.table import Table
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.models.landing import Progress as Listener
 from anomaly_detector_ros.models.registry import FileStatus, Registry
-from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile
+from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile, profile_names
 
 app = typer.Typer(
     name="models",
-    help="The models: list them, fetch them, verify their files, convert published ones.",
+    help="The models: list, fetch and verify them, convert published ones, export to ONNX.",
     no_args_is_help=True,
 )
 
@@ -180,7 +180,7 @@ def convert(
         output = _provided_directory(name)
     elif name is not None:
         raise UserError("--output and --name exclude each other: give one of them")
-    size = None if image_size is None else _parse_size(image_size)
+    size = None if image_size is None else _parse_size(image_size, "--image-size")
     model = read_checkpoint(checkpoint, weights=weights, prediction_type=prediction_type)
     config = save_converted(model, output, source=checkpoint, image_size=size, half=half)
     if as_json:
@@ -203,10 +203,55 @@ def _provided_directory(name: str | None) -> Path:
     return registry.directory(name)
 
 
-def _parse_size(text: str) -> tuple[int, int]:
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A denoiser: registry name or model directory.")],
+    output: Annotated[Path, typer.Option(help="Directory to write: new, empty or an export.")],
+    size: Annotated[
+        str | None,
+        typer.Option(help="HEIGHTxWIDTH of the images; default: of a profile with this model."),
+    ] = None,
+    half: Annotated[
+        bool, typer.Option("--half", help="Convolutions and products in float16, for GPUs.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Export a denoiser to ONNX, for ONNX Runtime and TensorRT; a profile takes it as its model.
+
+    Example: anomaly-detector models export offroad_small --output my_models/offroad_onnx
+    """
+    from anomaly_detector_ros.synthesis.onnx_export import export_denoiser
+
+    image_size = _profile_size(model) if size is None else _parse_size(size, "--size")
+    directory = Path(model)
+    if not directory.is_dir():
+        directory = Registry.default().path(model, verify=True)
+    with Console(stderr=True).status(f"exporting '{model}'"):
+        config = export_denoiser(directory, output, size=image_size, half=half)
+    if as_json:
+        shown = {key: value for key, value in config.items() if key != "betas"}
+        typer.echo(json.dumps({"path": str(output), **shown}, indent=2))
+        return
+    typer.echo(
+        f"{output}: {image_size[0]}x{image_size[1]}, {'float16' if half else 'float32'}, "
+        f"differs from torch's output by at most {config['max_abs_difference']:.1e}"
+    )
+
+
+def _profile_size(model: str) -> tuple[int, int]:
+    """The size at which the first profile with this denoiser runs it."""
+    for name in profile_names():
+        settings = load_profile(name).denoiser
+        if settings["model"] == model:
+            height, width = settings["size"]
+            return height, width
+    raise UserError(f"no profile runs '{model}': give --size HEIGHTxWIDTH")
+
+
+def _parse_size(text: str, option: str) -> tuple[int, int]:
     height, _, width = text.partition("x")
     if not (height.isdecimal() and width.isdecimal()):
-        raise UserError(f"--image-size '{text}' is not HEIGHTxWIDTH: give for example 176x216")
+        raise UserError(f"{option} '{text}' is not HEIGHTxWIDTH: give for example 176x216")
     return int(height), int(width)
 
 

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import json
+import math
+import os
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from anomaly_detector_ros.cli.common import DeviceOption, JsonOption, console, write_atomically
+from anomaly_detector_ros.cli.evaluate import DatasetName
+from anomaly_detector_ros.cli.training_data import (
+    DataOptions,
+    Pictures,
+    describe_skipped,
+    find_pictures,
+    read_pictures,
+)
 from anomaly_detector_ros.errors import UserError
+
+if TYPE_CHECKING:
+    from anomaly_detector_ros.training.dataset import TrainingImages
+    from anomaly_detector_ros.training.ddpm import Trainer
+
+FEW_IMAGES = 200
+"""Fewer training images than this are worth a warning."""
+
+_SAMPLES = 32
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -19,53 +41,211 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def train(
-    data: Annotated[Path, typer.Option(help="Folder of nominal images, searched recursively.")],
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            help="Nominal images: a folder, searched recursively, a rosbag2, a video, or with "
+            "--dataset the root of a labelled data set; repeatable."
+        ),
+    ],
     output: Annotated[Path, typer.Option(help="Run directory; an interrupted run resumes in it.")],
-    validation: Annotated[
-        Path | None, typer.Option(help="Nominal images held out, for the validation loss.")
+    dataset: Annotated[
+        DatasetName | None,
+        typer.Option(help="Layout of labelled data; its nominal images are taken."),
     ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Part of the data set to train on; rugd: train by default.")
+    ] = None,
+    validation: Annotated[
+        list[Path] | None,
+        typer.Option(help="Nominal images held out, given like --data; repeatable."),
+    ] = None,
+    validation_split: Annotated[
+        str | None,
+        typer.Option(help="Part of the data set held out; of --data without --validation."),
+    ] = None,
+    topic: Annotated[str | None, typer.Option(help="Image topic of rosbags.")] = None,
+    stride: Annotated[
+        int, typer.Option(min=1, help="Look at every so many frames of rosbags and videos.")
+    ] = 1,
+    min_sharpness: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Leave blurred frames out: variance of the Laplacian, 320 columns."
+        ),
+    ] = 30.0,
+    min_change: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Leave frames out that differ less (grey, 0 to 255) from the last kept."
+        ),
+    ] = 2.0,
     size: Annotated[str, typer.Option(help="Training HEIGHTxWIDTH, multiples of 8.")] = "64x120",
-    preset: Annotated[str, typer.Option(help="Width of the network: small or base.")] = "small",
+    preset: Annotated[
+        str, typer.Option(help="Network: small (7.1 M parameters) or base (35.0 M, for a GPU).")
+    ] = "small",
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps in all.")] = 20_000,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a step and process.")] = 8,
     learning_rate: Annotated[float, typer.Option(min=0, help="Peak learning rate.")] = 4e-4,
-    seed: Annotated[int, typer.Option(help="Of weights, batches and noise.")] = 0,
+    min_crop: Annotated[
+        float, typer.Option(help="Smallest training crop as a share of each side.")
+    ] = 0.8,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, batches and noise.")] = 0,
     init: Annotated[
         Path | None, typer.Option(help="Model directory whose weights to start from.")
     ] = None,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
 ) -> None:
     """Train a diffusion model on nominal images; an interrupted run resumes where it stopped.
 
-    Writes OUTPUT/model (a diffusers model directory), samples/, losses.jsonl and checkpoint.pt.
+    Writes OUTPUT/model (a diffusers model directory), checkpoint.pt, losses.jsonl, curves.png,
+    samples/, and at the end memorisation.png and .json: the samples most like a training image
+    beside it, and whether samples come nearer to training images than held-out images do.
 
-    Example:
+    Several GPUs or machines that share OUTPUT: accelerate launch -m anomaly_detector_ros train ...
 
-        anomaly-detector train --data my_robot/nominal --output runs/my_robot --size 96x176
+    Example: anomaly-detector train --data my_robot/nominal --output runs/my_robot --size 96x176
+
+    Example: anomaly-detector train --data drive_1.mcap --data drive_2.mcap --topic
+    /camera/image_raw --stride 5 --validation drive_3.mcap --output runs/drives
+
+    Example: anomaly-detector train --dataset rugd --data RUGD --validation-split val --preset base
+    --size 176x216 --batch-size 32 --output runs/rugd
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+    from anomaly_detector_ros.training.config import TrainingConfig
+    from anomaly_detector_ros.training.ddpm import Trainer
 
-    from anomaly_detector_ros.images import find_images
-    from anomaly_detector_ros.training.dataset import TrainingImages
-    from anomaly_detector_ros.training.ddpm import Trainer, TrainingConfig
-
+    # Under `accelerate launch` one process speaks for all.
+    console.quiet = int(os.environ.get("RANK", "0")) > 0
     config = TrainingConfig(
         size=parse_size(size),
         preset=preset,
         steps=steps,
         batch_size=batch_size,
         learning_rate=learning_rate,
+        min_crop=min_crop,
         seed=seed,
         init=str(init) if init else None,
     )
-    images = TrainingImages(find_images(data), config.size)
-    held_out = TrainingImages(find_images(validation), config.size) if validation else None
-    columns = ("loss {task.fields[loss]:.4f}", BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn()) as progress:
-        task = progress.add_task("train", total=steps, loss=float("nan"))
+    layout = dataset.value if dataset else None
+    options = DataOptions(layout, topic, stride, min_sharpness, min_change)
+    pictures = find_pictures(data, split, options)
+    images = read_pictures("training images", pictures, config.size, min_crop, options)
+    held_out_pictures = held_out = None
+    if validation or validation_split:
+        held_out_pictures = find_pictures(validation or data, validation_split, options)
+        held_out = read_pictures(
+            "validation images", held_out_pictures, config.size, min_crop, options
+        )
+    _warn(pictures, images, held_out_pictures)
+
+    with console.status("starting"):
+        trainer = Trainer(config, images, output, held_out, device=device)
+    if not (trainer.journal is None or trainer.journal.has_tensorboard):
+        console.print("no TensorBoard files: pip install tensorboard for them")
+    rate = _run(trainer, save_every)
+    if trainer.journal is None:
+        return
+    summary = {
+        "model": str(output / "model"),
+        "preset": preset,
+        "parameters": trainer.parameters,
+        "size": list(config.size),
+        "images": len(images),
+        "validation_images": len(held_out) if held_out else 0,
+        "skipped_frames": pictures.skipped,
+        "images_per_second": rate,
+        "losses": trainer.journal.records[-1],
+        "memorisation": _check_memorisation(trainer, images, held_out),
+    }
+    _print(summary, as_json)
+
+
+def _warn(pictures: Pictures, images: TrainingImages, held_out: Pictures | None) -> None:
+    """Says what may spoil the model."""
+    notes = []
+    if skipped := describe_skipped(pictures):
+        notes.append(f"frames left out: {skipped}")
+    if len(images) < FEW_IMAGES:
+        notes.append(f"{len(images)} training images are few: some hundreds make a better model")
+    if images.enlarged:
+        notes.append(
+            f"{images.enlarged} images are too small for their smallest crops, which are enlarged: "
+            "a larger --min-crop or a smaller --size keeps them sharp"
+        )
+    if shared := pictures.shared_with(held_out) if held_out else 0:
+        notes.append(
+            f"{shared} of the validation files are trained on: "
+            "validation losses and the memorisation ratio say nothing"
+        )
+    for note in notes:
+        console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
+
+
+def _run(trainer: Trainer, save_every: int) -> float | None:
+    """Trains under a progress bar; images per second, None where nothing was left to do."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (
+        "loss {task.fields[loss]:.4f}",
+        BarColumn(),
+        MofNCompleteColumn(),
+        "{task.fields[rate]:.1f} images/s",
+        TimeRemainingColumn(),
+    )
+    first, start, rate = trainer.step, time.monotonic(), math.nan
+    batch_size = trainer.config.batch_size * trainer.accelerator.num_processes
+    with Progress(*columns, console=console, transient=not console.is_terminal) as bar:
+        task = bar.add_task(
+            "", total=trainer.config.steps, completed=first, loss=math.nan, rate=rate
+        )
 
         def on_step(step: int, loss: float) -> None:
-            progress.update(task, completed=step, loss=loss)
+            nonlocal rate
+            rate = (step - first) * batch_size / (time.monotonic() - start)
+            bar.update(task, completed=step, loss=loss, rate=rate)
 
-        Trainer(config, images, output, held_out, on_step).run(save_every)
-    typer.echo(f"model: {output / 'model'}")
+        trainer.on_step = on_step
+        trainer.run(save_every)
+    return None if math.isnan(rate) else round(rate, 2)
+
+
+def _check_memorisation(
+    trainer: Trainer, images: TrainingImages, held_out: TrainingImages | None
+) -> dict[str, float | None]:
+    """Compares the saved model's samples with the training images; leaves picture and numbers."""
+    from anomaly_detector_ros.synthesis.denoisers import load_denoiser
+    from anomaly_detector_ros.training.measures import draw_samples
+    from anomaly_detector_ros.training.memorisation import compare
+
+    output, config = trainer.output, trainer.config
+    with console.status("looking for memorised training images"):
+        denoiser = load_denoiser(
+            output / "model", device=trainer.accelerator.device, dtype=trainer.dtype
+        )
+        # Not the samples that the run has shown all along.
+        samples = draw_samples(denoiser, _SAMPLES, config.size, config.seed + 1)
+        found = compare(samples, images, held_out, config.seed)
+        found.save_picture(output / "memorisation.png")
+    numbers = {"ratio": found.ratio, "memorised_ratio": found.memorised_ratio}
+    write_atomically(output / "memorisation.json", (json.dumps(numbers) + "\n").encode())
+    return numbers
+
+
+def _print(summary: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2))
+        return
+    losses = summary["losses"]
+    typer.echo(f"step {losses['step']}: training loss {losses['loss']:.4f}")
+    memorisation = summary["memorisation"]
+    if memorisation["ratio"] is None:
+        typer.echo("memorisation: no number without --validation; see memorisation.png")
+    else:
+        typer.echo(
+            f"memorisation: samples are {memorisation['ratio']:.2f} times as far from training "
+            f"images as held-out images are ({memorisation['memorised_ratio']:.2f} would be copies)"
+        )
+    typer.echo(f"model: {summary['model']}")

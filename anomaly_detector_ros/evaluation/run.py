@@ -30,7 +30,7 @@ GALLERY_ROWS = 6
 class Evaluation:
     """Rows of the paper's table around one profile, measured on one data set.
 
-    With several processes (``accelerate launch``) each computes its share of the maps and the first
+    With several processes (``accelerate launch``, ``torchrun``) each computes its share of the maps and the first
     one measures them all; they must share the cache's directory.
 
     Args:

@@ -12,6 +12,7 @@ from torch import Tensor
 from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.synthesis import lucidrains_checkpoint
 from anomaly_detector_ros.synthesis.lucidrains import LucidrainsUnet
+from anomaly_detector_ros.synthesis.onnx_denoiser import NETWORK, OnnxDenoiser
 from anomaly_detector_ros.synthesis.schedule import Schedule
 
 
@@ -91,12 +92,17 @@ def load_denoiser(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Denoiser:
-    """The denoiser in a diffusers model directory or a converted checkpoint, told by its files.
+    """The denoiser of a diffusers model, a converted checkpoint or an export, told by its files.
+
+    Args:
+        dtype: precision of the network; an export has the one it was exported with.
 
     Raises:
-        UserError: the directory is missing or holds neither.
+        UserError: the directory is missing or holds none of them.
     """
     directory = directory.expanduser()
+    if (directory / NETWORK).is_file():
+        return OnnxDenoiser.from_directory(directory, device=device)
     if (directory / lucidrains_checkpoint.WEIGHTS).is_file():
         model = lucidrains_checkpoint.load_converted(directory)
         return UnetDenoiser(_ready(model.unet, device), model.schedule, dtype)

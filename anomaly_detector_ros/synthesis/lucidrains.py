@@ -122,7 +122,7 @@ class LinearAttention(nn.Module):
         """(B, C, H, W) to the same shape, to be added to ``x``."""
         q, k, v = _heads(self.to_qkv(self.norm(x)), self.heads, self.dim_head)
         if hasattr(self, "mem_kv"):
-            memory = self.mem_kv[:, None].expand(-1, len(x), -1, -1, -1)
+            memory = self.mem_kv[:, None].expand(-1, x.shape[0], -1, -1, -1)
             k, v = torch.cat([memory[0], k], -1), torch.cat([memory[1], v], -1)
         q = q.softmax(-2) * self.dim_head**-0.5
         context = k.softmax(-1) @ v.transpose(-1, -2)
@@ -147,7 +147,7 @@ class Attention(nn.Module):
         """(B, C, H, W) to the same shape, to be added to ``x``."""
         q, k, v = _heads(self.to_qkv(self.norm(x)), self.heads, self.dim_head).transpose(-1, -2)
         if hasattr(self, "mem_kv"):
-            memory = self.mem_kv[:, None].expand(-1, len(x), -1, -1, -1)
+            memory = self.mem_kv[:, None].expand(-1, x.shape[0], -1, -1, -1)
             k, v = torch.cat([memory[0], k], -2), torch.cat([memory[1], v], -2)
         out = F.scaled_dot_product_attention(q, k.to(q), v.to(q))
         return self.to_out(out.transpose(-1, -2).flatten(1, 2).unflatten(-1, x.shape[-2:]))

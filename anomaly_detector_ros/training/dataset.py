@@ -2,64 +2,141 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable
+from operator import length_hint
 from pathlib import Path
 
 import cv2
 import numpy as np
+import psutil
 from torch import Tensor
 
+from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.images import read_rgb
 from anomaly_detector_ros.tensors import to_tensor
 
-# Images are kept this much larger than the training size, so that a crop of 1 / MARGIN of each
-# side is at native resolution and never enlarged.
-MARGIN = 1.25
+ASPECT_TOLERANCE = 1.05
+"""Up to this ratio of aspect ratios an image is squashed; beyond it the middle is cut out."""
+
+_MEMORY_CHECK_EVERY = 256
 
 
 class TrainingImages:
-    """Images as one uint8 array (N, H, W, 3), a little larger than the training size.
+    """Images as uint8 (H, W, 3), so much larger than training that no crop must be enlarged.
+
+    An image of another aspect ratio than the training size is cut to it about its middle.
 
     Args:
-        files: image files of any size; each is resized (its aspect ratio changes if it must).
+        pictures: image files, or uint8 RGB arrays (H, W, 3); of any sizes, mixed ones too.
         size: training height and width in pixels.
+        min_crop: the smallest crop as a share of each side of the image, in (0, 1].
+        on_image: called after each image with the number read.
+
+    Attributes:
+        enlarged: how many images are too small for their smallest crops, which are then blurred.
 
     Raises:
-        UserError: a file cannot be read.
+        UserError: a file cannot be read; an image is smaller than the training size; there is
+            not enough memory.
     """
 
-    def __init__(self, files: Iterable[Path], size: tuple[int, int]) -> None:
-        self.size = size
-        height, width = (round(side * MARGIN) for side in size)
-        images = []
-        for file in files:
-            images.append(cv2.resize(read_rgb(file), (width, height), interpolation=cv2.INTER_AREA))
-        self.images = np.stack(images)
+    def __init__(
+        self,
+        pictures: Iterable[Path | np.ndarray],
+        size: tuple[int, int],
+        min_crop: float = 0.8,
+        on_image: Callable[[int], None] | None = None,
+    ) -> None:
+        self.size, self.min_crop, self.enlarged = size, min_crop, 0
+        self.images: list[np.ndarray] = []
+        stored = (round(size[0] / min_crop), round(size[1] / min_crop))
+        expected = length_hint(pictures)
+        for index, picture in enumerate(pictures):
+            if index % _MEMORY_CHECK_EVERY == 0:
+                _check_memory(max(expected - index, _MEMORY_CHECK_EVERY), stored)
+            image = picture if isinstance(picture, np.ndarray) else read_rgb(picture)
+            height, width = image.shape[:2]
+            if height < size[0] or width < size[1]:
+                name = f"frame {index}" if image is picture else f"'{picture}'"
+                raise UserError(
+                    f"{name} is {height}x{width}, smaller than the training size "
+                    f"{size[0]}x{size[1]}: leave it out or choose a smaller --size"
+                )
+            image = crop_to_aspect(image, size)
+            self.enlarged += image.shape[0] < stored[0] or image.shape[1] < stored[1]
+            self.images.append(_resize(image, stored))
+            if on_image:
+                on_image(len(self))
 
     def __len__(self) -> int:
         return len(self.images)
 
     def whole(self, index: int) -> np.ndarray:
         """One image without augmentation, uint8 (H, W, 3) at the training size."""
-        return cv2.resize(self.images[index], self.size[::-1], interpolation=cv2.INTER_AREA)
+        return _resize(self.images[index], self.size)
 
     def augmented(self, index: int, rng: np.random.Generator) -> np.ndarray:
-        """A random crop of at least 1 / MARGIN of each side, mirrored half of the time.
+        """A random crop of at least ``min_crop`` of each side, mirrored half of the time.
 
         The horizon stays level and colours stay true: the scene remains one the robot could see.
         """
         image = self.images[index]
         height, width = image.shape[:2]
-        scale = rng.uniform(1 / MARGIN, 1)
+        scale = rng.uniform(self.min_crop, 1)
         crop_height, crop_width = round(height * scale), round(width * scale)
         top = rng.integers(height - crop_height + 1)
         left = rng.integers(width - crop_width + 1)
         crop = image[top : top + crop_height, left : left + crop_width]
         if rng.random() < 0.5:
             crop = crop[:, ::-1]
-        return cv2.resize(crop, self.size[::-1], interpolation=cv2.INTER_AREA)
+        return _resize(crop, self.size)
 
     def batch(self, batch_size: int, rng: np.random.Generator) -> Tensor:
         """Augmented images, float32 (B, 3, H, W) in [-1, 1]."""
         indices = rng.integers(len(self), size=batch_size)
         return to_tensor(np.stack([self.augmented(i, rng) for i in indices])).contiguous()
+
+    def spread(self, count: int) -> list[int]:
+        """At most ``count`` indices, evenly spread: neighbours are often frames of one drive."""
+        return np.unique(np.linspace(0, len(self) - 1, count).round().astype(int)).tolist()
+
+
+def crop_to_aspect(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The largest middle part with the aspect ratio of ``size``; all of it where that is near.
+
+    >>> crop_to_aspect(np.zeros((100, 300, 3), np.uint8), (50, 100)).shape
+    (100, 200, 3)
+    >>> crop_to_aspect(np.zeros((100, 204, 3), np.uint8), (50, 100)).shape
+    (100, 204, 3)
+    """
+    height, width = image.shape[:2]
+    ratio = width * size[0] / (height * size[1])
+    if 1 / ASPECT_TOLERANCE <= ratio <= ASPECT_TOLERANCE:
+        return image
+    if ratio > 1:
+        kept = round(width / ratio)
+        left = (width - kept) // 2
+        return image[:, left : left + kept]
+    kept = round(height * ratio)
+    top = (height - kept) // 2
+    return image[top : top + kept]
+
+
+def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(image, size[::-1], interpolation=interpolation)
+
+
+def _check_memory(count: int, stored: tuple[int, int]) -> None:
+    # Each process of a machine holds the images.
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    needed = count * stored[0] * stored[1] * 3 * processes
+    available = psutil.virtual_memory().available
+    if needed > available:
+        raise UserError(
+            f"{count} more images of {stored[0]}x{stored[1]} need {needed / 1e9:.1f} GB of memory, "
+            f"{available / 1e9:.1f} GB are free: take fewer images, a smaller --size or a larger "
+            "--min-crop"
+        )

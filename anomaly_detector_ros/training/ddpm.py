@@ -1,8 +1,8 @@
 """Training of a denoising diffusion model (Ho et al. 2020) on nominal images.
 
 The model directory is a diffusers `DDPMPipeline`: ``unet/``, ``scheduler/``, ``model_index.json``.
-Batches, noise and timesteps of a step depend on (seed, step) alone, so a run that was killed and
-resumed is the run that was not killed.
+Batches, noise and timesteps of a step depend on (seed, step, process) alone, so a run that was
+killed and resumed is the run that was not killed.
 """
 
 from __future__ import annotations
@@ -13,100 +13,50 @@ import math
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import DDPMPipeline, UNet2DModel
 from diffusers.training_utils import EMAModel
 
-from anomaly_detector_ros.errors import UserError, one_line
+from anomaly_detector_ros.devices import choose_device, choose_dtype
+from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.files import replace_file
 from anomaly_detector_ros.synthesis.denoisers import DiffusersDenoiser
-from anomaly_detector_ros.synthesis.samplers import few_step
 from anomaly_detector_ros.synthesis.schedule import Schedule
-from anomaly_detector_ros.synthesis.similarity import GaussianSimilarity
-from anomaly_detector_ros.tensors import to_pictures, to_tensor
+from anomaly_detector_ros.training.config import TrainingConfig, build_unet
 from anomaly_detector_ros.training.dataset import TrainingImages
+from anomaly_detector_ros.training.journal import Journal
+from anomaly_detector_ros.training.measures import draw_samples, make_grid, validation_losses
 
-SIZE_PRESETS = {
-    "small": (32, 64, 128, 192),
-    "base": (64, 128, 256, 512),
-}
-# Noise fractions (see Schedule.timestep_at) at which the validation loss is reported.
-VALIDATION_LEVELS = (0.2, 0.4, 0.6, 0.8)
+MIN_IMAGES = 20
+"""Fewer training images are refused: a network knows them by heart in no time."""
 
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """Everything that decides the result of a run.
-
-    Attributes:
-        size: training height and width in pixels, multiples of 8.
-        preset: key of `SIZE_PRESETS`, the width of the U-Net.
-        steps: optimiser steps in all.
-        batch_size: images a step and process.
-        learning_rate: peak of the AdamW rate; linear warm-up, cosine decay to a tenth.
-        warmup_steps: steps of the warm-up.
-        ema_decay: decay of the exponential moving average of the weights, which is what is saved.
-        beta_schedule: see `synthesis.schedule.make_betas`.
-        seed: of weights, batches, noise and timesteps.
-        init: a model directory whose weights to start from (at any image size), or None.
-    """
-
-    size: tuple[int, int] = (64, 120)
-    preset: str = "small"
-    steps: int = 20_000
-    batch_size: int = 8
-    learning_rate: float = 4e-4
-    warmup_steps: int = 300
-    ema_decay: float = 0.999
-    beta_schedule: str = "cosine"
-    seed: int = 0
-    init: str | None = None
-
-    def __post_init__(self) -> None:
-        if any(side < 16 or side % 8 for side in self.size):
-            raise UserError(
-                f"training size {self.size[0]}x{self.size[1]} does not fit the network: "
-                "height and width must be multiples of 8, at least 16"
-            )
-        if self.preset not in SIZE_PRESETS:
-            raise UserError(
-                f"unknown preset '{self.preset}': choose one of {', '.join(SIZE_PRESETS)}"
-            )
-
-
-def build_unet(preset: str, size: tuple[int, int]) -> UNet2DModel:
-    """A U-Net with one residual layer a block and attention at the lowest resolution only."""
-    channels = SIZE_PRESETS[preset]
-    plain = len(channels) - 1
-    return UNet2DModel(
-        sample_size=size,
-        in_channels=3,
-        out_channels=3,
-        layers_per_block=1,
-        block_out_channels=channels,
-        down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D",),
-        up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * plain,
-    )
+# Weights, their moving average and the two moments of AdamW, float32.
+_CHECKPOINT_BYTES_PER_PARAMETER = 16
 
 
 class Trainer:
     """Trains one model into one output directory.
 
+    Under `accelerate launch` every process trains on batches of its own and the main one writes;
+    ``output`` must be the same directory for all of them.
+
     Args:
         config: see `TrainingConfig`.
-        images: training images at ``config.size``.
-        output: directory for the model, ``checkpoint.pt``, ``losses.jsonl`` and ``samples/``.
+        images: training images at ``config.size`` and ``config.min_crop``.
+        output: directory for the model, ``checkpoint.pt``, ``losses.jsonl``, ``curves.png``,
+            ``samples/`` and, where TensorBoard is installed, ``tensorboard/``.
         validation: nominal images held out, for the loss per noise level; optional.
         on_step: called after each step with (step, loss).
+        device: auto, cpu, cuda or cuda:N; several processes share the GPUs out with auto.
 
     Raises:
-        UserError: ``output`` holds another run, or ``config.init`` no model of this shape.
+        UserError: too few images; no such device; ``output`` holds another run or has no room;
+            ``config.init`` is no model of this shape.
     """
 
     def __init__(
@@ -116,39 +66,57 @@ class Trainer:
         output: Path,
         validation: TrainingImages | None = None,
         on_step: Callable[[int, float], None] | None = None,
+        device: str = "auto",
     ) -> None:
+        if len(images) < MIN_IMAGES:
+            raise UserError(
+                f"{len(images)} training images are too few: give {MIN_IMAGES} at least, "
+                "some hundreds for a useful model"
+            )
         self.config, self.images, self.output = config, images, output
         self.validation, self.on_step = validation, on_step
         self.schedule = Schedule.named(config.beta_schedule)
+        self.accelerator, self.dtype = _accelerator(device)
         torch.manual_seed(config.seed)
-        unet = build_unet(config.preset, config.size)
-        if config.init:
-            _load_weights(unet, config.init)
-        self.accelerator = Accelerator(mixed_precision="bf16", cpu=not torch.cuda.is_available())
+        unet = build_unet(config)
+        self.parameters = sum(p.numel() for p in unet.parameters())
+        self._check_output()
         self.ema = EMAModel(unet.parameters(), decay=config.ema_decay, use_ema_warmup=True)
         self.ema.to(self.accelerator.device)
         unet = unet.to(memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(unet.parameters(), lr=config.learning_rate)
         self.unet, self.optimizer = self.accelerator.prepare(unet, optimizer)
         self.step = 0
-        self._open_output()
+        self._resume()
+        self.journal: Journal | None = None
+        if self.accelerator.is_main_process:
+            self._write_config()
+            self.journal = Journal(output, self.step)
 
-    def _open_output(self) -> None:
-        """Resumes the run in ``output`` or starts one there."""
-        recorded = json.loads(json.dumps(asdict(self.config)))
+    def _check_output(self) -> None:
         config_file = self.output / "training.json"
         if config_file.exists():
-            if json.loads(config_file.read_text()) != recorded:
+            # A setting that is not recorded is younger than the run and had its default value.
+            recorded = {**asdict(TrainingConfig()), **json.loads(config_file.read_text())}
+            if _as_json(recorded) != _as_json(asdict(self.config)):
                 raise UserError(
                     f"'{self.output}' holds a run with other settings: "
                     "choose another --output, or repeat the settings of its training.json"
                 )
         elif self.output.exists() and any(self.output.iterdir()):
             raise UserError(f"'{self.output}' is not empty and not a run: choose another --output")
-        self.output.mkdir(parents=True, exist_ok=True)
-        replace_file(
-            config_file, lambda path: path.write_text(json.dumps(recorded, indent=2) + "\n")
-        )
+        # The checkpoint, the next one beside it, and the rest.
+        needed = 3 * _CHECKPOINT_BYTES_PER_PARAMETER * self.parameters
+        there = next(p for p in (self.output, *self.output.absolute().parents) if p.exists())
+        free = shutil.disk_usage(there).free
+        if free < needed:
+            raise UserError(
+                f"no room for checkpoints in '{self.output}': {needed / 1e6:.0f} MB needed, "
+                f"{free / 1e6:.0f} MB free: make room or choose another --output"
+            )
+        self.accelerator.wait_for_everyone()  # all have looked before one writes
+
+    def _resume(self) -> None:
         checkpoint = self.output / "checkpoint.pt"
         if checkpoint.exists():
             state = torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -157,15 +125,11 @@ class Trainer:
             self.ema.load_state_dict(state["ema"])
             self.ema.to(self.accelerator.device)
             self.step = state["step"]
-        self._forget_later_losses()
 
-    def _forget_later_losses(self) -> None:
-        """Drops the losses of steps behind the checkpoint: those steps are taken again."""
-        file = self.output / "losses.jsonl"
-        if file.exists():
-            lines = file.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if _step_of(line) <= self.step]
-            replace_file(file, lambda path: path.write_text("".join(kept)))
+    def _write_config(self) -> None:
+        text = _as_json(asdict(self.config)) + "\n"
+        self.output.mkdir(parents=True, exist_ok=True)
+        replace_file(self.output / "training.json", lambda path: path.write_text(text))
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then a half cosine down to a tenth of the peak."""
@@ -176,7 +140,11 @@ class Trainer:
         return config.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
 
     def train_step(self) -> float:
-        """One optimiser step on an augmented batch; returns the loss."""
+        """One optimiser step on an augmented batch; returns the loss of this process' batch.
+
+        Raises:
+            UserError: the loss is no number any more.
+        """
         config, device = self.config, self.accelerator.device
         rng = np.random.default_rng([config.seed, self.step, self.accelerator.process_index])
         x0 = self.images.batch(config.batch_size, rng)
@@ -194,7 +162,13 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.step(self.unet.parameters())
         self.step += 1
-        return float(loss.detach())
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise UserError(
+                f"training diverged at step {self.step}: "
+                "choose another --output and a lower --learning-rate"
+            )
+        return value
 
     def run(self, save_every: int = 500) -> None:
         """Trains up to ``config.steps``, saving every ``save_every`` steps and at the end."""
@@ -206,22 +180,28 @@ class Trainer:
             if self.step % save_every == 0 or self.step == self.config.steps:
                 self.save(float(np.mean(recent)))
                 recent.clear()
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        if self.journal:
+            self.journal.close()
 
     def save(self, loss: float) -> None:
         """Writes model, samples, a line of losses and then the checkpoint they belong to."""
-        if not self.accelerator.is_main_process:
+        if self.journal is None:
             return
         unet = self.accelerator.unwrap_model(self.unet)
         self.ema.store(unet.parameters())
         self.ema.copy_to(unet.parameters())
         try:
             self._save_model(unet)
-            record = {"step": self.step, "loss": loss, **self._validate(unet)}
-            self._save_samples(unet)
+            denoiser = DiffusersDenoiser(unet, self.schedule, self.dtype)
+            record = {"step": self.step, "loss": loss}
+            if self.validation:
+                record |= validation_losses(denoiser, self.validation, self.config.seed)
+            samples = draw_samples(denoiser, 8, self.config.size, self.config.seed)
         finally:
             self.ema.restore(unet.parameters())
-        with open(self.output / "losses.jsonl", "a") as file:
-            file.write(json.dumps(record) + "\n")
+        self.journal.add(record, make_grid(samples, columns=4))
         state = {
             "step": self.step,
             "unet": unet.state_dict(),
@@ -239,66 +219,21 @@ class Trainer:
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
 
-    def _denoiser(self, unet: UNet2DModel) -> DiffusersDenoiser:
-        return DiffusersDenoiser(unet, self.schedule, torch.bfloat16)
 
-    @torch.no_grad()
-    def _validate(self, unet: UNet2DModel) -> dict[str, float]:
-        """Mean squared error of v per noise level, on the same noise each time."""
-        if self.validation is None:
-            return {}
-        rng = np.random.default_rng(self.config.seed)
-        count = min(32, len(self.validation))
-        x0 = to_tensor(np.stack([self.validation.whole(i) for i in range(count)])).contiguous()
-        losses, denoiser = {}, self._denoiser(unet)
-        for level in VALIDATION_LEVELS:
-            t = self.schedule.timestep_at(level)
-            noise = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32))
-            x = self.schedule.add_noise(x0, noise, t)
-            # v = (alpha x_t - x_0) / sigma
-            error = (denoiser(x, t) - x0).square().mean()
-            losses[f"validation_{level}"] = float(error) / self.schedule.noise_level(t) ** 2
-        return losses
-
-    @torch.no_grad()
-    def _save_samples(self, unet: UNet2DModel, rows: int = 2, columns: int = 4) -> None:
-        """A grid of samples drawn with 25 deterministic steps from fixed noise."""
-        generator = torch.Generator().manual_seed(self.config.seed)
-        noise = torch.randn((rows * columns, 3, *self.config.size), generator=generator)
-        # From the highest noise level nothing is left of the input.
-        x = few_step(
-            self._denoiser(unet),
-            torch.zeros_like(noise),
-            GaussianSimilarity(0.0),
-            noise_level=1.0,
-            steps=25,
-            initial_noise=noise,
-        )
-        height, width = self.config.size
-        grid = to_pictures(x).reshape(rows, columns, height, width, 3).transpose(0, 2, 1, 3, 4)
-        grid = np.ascontiguousarray(grid.reshape(rows * height, columns * width, 3))
-        folder = self.output / "samples"
-        folder.mkdir(exist_ok=True)
-        png = cv2.imencode(".png", cv2.cvtColor(grid, cv2.COLOR_RGB2BGR))[1].tobytes()
-        replace_file(folder / f"{self.step:07d}.png", lambda path: path.write_bytes(png))
+def _accelerator(device: str) -> tuple[Accelerator, torch.dtype]:
+    """The processes of this run on their devices, and the precision these are good at."""
+    chosen = choose_device(device)
+    if chosen.index is not None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError(
+                f"several processes cannot all use '{device}': "
+                "leave --device out, accelerate shares the GPUs out"
+            )
+        torch.cuda.set_device(chosen)
+    dtype = choose_dtype("auto", chosen)
+    precision = "bf16" if dtype == torch.bfloat16 else "no"
+    return Accelerator(mixed_precision=precision, cpu=chosen.type == "cpu"), dtype
 
 
-def _load_weights(unet: UNet2DModel, directory: str) -> None:
-    try:
-        given = UNet2DModel.from_pretrained(
-            directory, subfolder="unet", use_safetensors=True, local_files_only=True
-        )
-        unet.load_state_dict(given.state_dict())
-    except Exception as error:  # diffusers raises many kinds; torch RuntimeError on other shapes
-        raise UserError(
-            f"cannot start from the weights of '{directory}' ({one_line(error, 200)}): "
-            "give a model directory of the same preset"
-        ) from error
-
-
-def _step_of(line: str) -> float:
-    """The step of a line of losses; infinite where the line was cut off."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+def _as_json(settings: dict[str, object]) -> str:
+    return json.dumps(settings, indent=2)

@@ -224,21 +224,43 @@ def test_the_command_writes_table_curves_and_gallery(scenes, light_profile, tmp_
     assert sheet.shape[1] > 8 * 256
 
 
+NOTING = """
+import sys
+from accelerate import PartialState
+from anomaly_detector_ros.cli.main import main
+from anomaly_detector_ros.evaluation.methods import Synthesis
+
+log, *arguments = sys.argv[1:]
+alone = Synthesis.anomaly_map
+
+def noted(self, truth):
+    with open(f"{log}{PartialState().process_index}", "a") as file:
+        file.write(truth.name)
+    return alone(self, truth)
+
+Synthesis.anomaly_map = noted
+main(arguments)
+"""
+
+
 def test_two_processes_share_the_maps_and_agree_with_one(scenes, light_profile, tmp_path):
-    """`accelerate launch` on two CPU processes; the first one reports."""
-    command = ["evaluate", "--dataset", "folder", "--root", str(scenes / "test"), "--json"]
-    command += ["--profile", light_profile, "--offline", "--method", "ours", "--method", "perfect"]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += ["--main_process_port", "0", "-m", "anomaly_detector_ros"]
+    script = tmp_path / "noting.py"
+    script.write_text(NOTING)
+    options = ["evaluate", "--dataset", "folder", "--root", str(scenes / "test"), "--json"]
+    options += ["--profile", light_profile, "--offline", "--method", "ours", "--method", "perfect"]
+    two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     found = []
-    for prefix, cache in ((launch, "two"), ([sys.executable, "-m", "anomaly_detector_ros"], "one")):
+    for name, launcher in (("two", two), ("one", [])):
+        command = [sys.executable, *launcher, str(script), str(tmp_path / f"{name}_"), *options]
         result = subprocess.run(
-            [*prefix, *command, "--cache", str(tmp_path / cache)],
+            [*command, "--cache", str(tmp_path / name)],
             capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
         assert result.returncode == 0, result.stderr
         found.append(json.loads(result.stdout[result.stdout.index("{") :]))
-    assert found[0] == found[1]
-    names = [sorted(f.name for f in (tmp_path / c).rglob("*.npz")) for c in ("two", "one")]
-    assert names[0] == names[1]
+    for together, single in zip(found[0]["rows"], found[1]["rows"], strict=True):
+        assert together["name"] == single["name"]
+        assert together["auc_pr"] == pytest.approx(single["auc_pr"], abs=1e-5)
+        assert together["images"] == 3
+    shares = {file.name: file.read_text() for file in tmp_path.glob("*_?")}
+    assert shares == {"two_0": "02", "two_1": "1", "one_0": "012"}

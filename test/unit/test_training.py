@@ -1,59 +1,80 @@
+"""Training runs: what they leave, how they resume, and what they refuse."""
+
 import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import time
+from collections import namedtuple
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from diffusers import DDPMPipeline
+from training_runs import (
+    CONFIG,
+    NARROW,
+    free_port,
+    train_as_one_of_two,
+    train_on_and_on,
+    trainer,
+    write_scenes,
+)
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.images import find_images
-from anomaly_detector_ros.training import ddpm
-from anomaly_detector_ros.training.dataset import TrainingImages
-from anomaly_detector_ros.training.ddpm import Trainer, TrainingConfig
+from anomaly_detector_ros.training import measures
+from anomaly_detector_ros.training.config import SIZE_PRESETS, TrainingConfig, build_unet
+from anomaly_detector_ros.training.journal import Journal, plot_losses
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Sixteen scenes of a bright sky over a darker ground."""
-    folder = tmp_path_factory.mktemp("nominal")
-    rng = np.random.default_rng(0)
-    for i in range(16):
-        scene = np.full((40, 60, 3), 200, np.uint8)
-        scene[rng.integers(15, 25) :] = (40, 90, 60)
-        cv2.imwrite(str(folder / f"{i}.png"), scene)
-    return folder
+    return write_scenes(tmp_path_factory.mktemp("nominal"))
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory):
+    return write_scenes(tmp_path_factory.mktemp("held_out"), 4, first=100)
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Starts processes that have imported torch already, but not run it."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["anomaly_detector_ros.training.ddpm"])
+    return context
 
 
 @pytest.fixture(autouse=True)
-def narrow_network(monkeypatch):
-    monkeypatch.setitem(ddpm.SIZE_PRESETS, "small", (32, 32))
+def tiny(monkeypatch):
+    monkeypatch.setitem(SIZE_PRESETS, "small", NARROW)
+    monkeypatch.setattr(measures, "_SAMPLING_STEPS", 2)
 
 
-CONFIG = TrainingConfig(size=(16, 24), steps=6, batch_size=2, warmup_steps=2)
-
-
-def train(images, output, config=CONFIG, until=None, save_every=2):
+def train(images, output, config=CONFIG, held_out=None, until=None, save_every=2):
     losses = []
-    trainer = Trainer(
-        config,
-        TrainingImages(find_images(images), config.size),
-        output,
-        TrainingImages(find_images(images)[:2], config.size),
-        on_step=lambda step, loss: losses.append(loss),
-    )
+    run = trainer(images, output, config, held_out)
+    run.on_step = lambda step, loss: losses.append(loss)
     if until is None:
-        trainer.run(save_every)
+        run.run(save_every)
     else:
-        while trainer.step < until:
-            losses.append(trainer.train_step())
-        trainer.save(losses[-1])
-    return trainer, losses
+        while run.step < until:
+            losses.append(run.train_step())
+        run.save(losses[-1])
+    return run, losses
 
 
-def test_a_run_leaves_a_model_that_diffusers_loads(images, tmp_path):
+def weights(run):
+    return run.accelerator.unwrap_model(run.unet).state_dict()
+
+
+def test_a_run_leaves_a_model_that_diffusers_loads(images, held_out, tmp_path):
     output = tmp_path / "run"
-    train(images, output)
+    train(images, output, held_out=held_out)
     pipeline = DDPMPipeline.from_pretrained(output / "model")
     assert tuple(pipeline.unet.config.sample_size) == (16, 24)
     assert pipeline.scheduler.config.prediction_type == "v_prediction"
@@ -61,13 +82,14 @@ def test_a_run_leaves_a_model_that_diffusers_loads(images, tmp_path):
     assert [record["step"] for record in records] == [2, 4, 6]
     assert all(np.isfinite(record["validation_0.6"]) for record in records)
     assert cv2.imread(str(output / "samples" / "0000006.png")).shape == (32, 96, 3)
+    assert cv2.imread(str(output / "curves.png")).std() > 1
     assert not list(output.glob("*.partial"))
 
 
 def test_the_loss_falls(images, tmp_path):
-    config = TrainingConfig(size=(16, 24), steps=60, batch_size=8, warmup_steps=5)
-    _, losses = train(images, tmp_path / "run", config, save_every=60)
-    assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:5])
+    config = replace(CONFIG, steps=40, batch_size=4, warmup_steps=5)
+    _, losses = train(images, tmp_path / "run", config, save_every=40)
+    assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:5])
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(images, tmp_path):
@@ -75,9 +97,47 @@ def test_a_resumed_run_equals_an_uninterrupted_one(images, tmp_path):
     train(images, tmp_path / "parts", until=4)
     resumed, losses = train(images, tmp_path / "parts")
     assert len(losses) == 2
-    expected = whole.accelerator.unwrap_model(whole.unet).state_dict()
-    found = resumed.accelerator.unwrap_model(resumed.unet).state_dict()
+    expected, found = weights(whole), weights(resumed)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_a_killed_run_ends_like_one_that_was_not_killed(images, tmp_path, processes):
+    config = replace(CONFIG, steps=12)
+    whole, _ = train(images, tmp_path / "whole", config, save_every=12)
+    output = tmp_path / "killed"
+    child = processes.Process(target=train_on_and_on, args=(images, output, config))
+    child.start()
+    deadline = time.monotonic() + 120
+    while not (output / "checkpoint.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(0.03)  # into the next steps, or the writing of the next checkpoint
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    resumed, losses = train(images, output, config)
+    assert 0 < len(losses) < 12
+    expected, found = weights(whole), weights(resumed)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    steps = [json.loads(line)["step"] for line in (output / "losses.jsonl").open()]
+    assert steps == list(range(2, 13, 2))
+
+
+def test_two_processes_train_one_model_on_batches_of_their_own(images, tmp_path, processes):
+    output, port = tmp_path / "run", free_port()
+    children = [
+        processes.Process(target=train_as_one_of_two, args=(rank, port, images, output))
+        for rank in range(2)
+    ]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(120)
+    assert [child.exitcode for child in children] == [0, 0]
+    first, second = (np.load(tmp_path / f"process_{rank}.npz") for rank in range(2))
+    assert np.array_equal(first["weights"], second["weights"])
+    assert len(first["losses"]) == len(second["losses"]) == 6
+    assert not np.isclose(first["losses"], second["losses"]).any()
+    assert len((output / "losses.jsonl").read_text().splitlines()) == 2
 
 
 def test_losses_behind_the_checkpoint_are_forgotten(images, tmp_path):
@@ -91,51 +151,118 @@ def test_losses_behind_the_checkpoint_are_forgotten(images, tmp_path):
 
 def test_training_starts_from_given_weights_or_says_why_not(images, tmp_path):
     train(images, tmp_path / "first", until=1)
-    settings = {"size": (16, 24), "steps": 6, "batch_size": 2, "warmup_steps": 2}
-    config = TrainingConfig(**settings, init=str(tmp_path / "first" / "model"))
-    images = TrainingImages(find_images(images), config.size)
+    config = replace(CONFIG, init=str(tmp_path / "first" / "model"))
     given = DDPMPipeline.from_pretrained(tmp_path / "first" / "model").unet.state_dict()
-    found = Trainer(config, images, tmp_path / "second").unet.state_dict()
+    found = trainer(images, tmp_path / "second", config).unet.state_dict()
     assert all(torch.allclose(given[name].float(), found[name], atol=1e-3) for name in given)
-    absent = TrainingConfig(**settings, init=str(tmp_path / "absent"))
+    absent = replace(CONFIG, init=str(tmp_path / "absent"))
     with pytest.raises(UserError, match=r"cannot start from the weights of '.*absent'"):
-        Trainer(absent, images, tmp_path / "third")
+        trainer(images, tmp_path / "third", absent)
 
 
 def test_an_output_of_another_run_is_refused(images, tmp_path):
     train(images, tmp_path / "run", until=1)
-    other = TrainingConfig(size=(16, 24), steps=6, batch_size=2, warmup_steps=2, seed=1)
     with pytest.raises(UserError, match="other settings"):
-        train(images, tmp_path / "run", other)
+        train(images, tmp_path / "run", replace(CONFIG, seed=1))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file.txt").touch()
     with pytest.raises(UserError, match="not empty"):
         train(images, tmp_path / "full")
 
 
+def test_a_run_older_than_a_setting_resumes_with_its_default(images, tmp_path):
+    train(images, tmp_path / "run", until=4)
+    file = tmp_path / "run" / "training.json"
+    recorded = json.loads(file.read_text())
+    del recorded["min_crop"]
+    file.write_text(json.dumps(recorded))
+    assert trainer(images, tmp_path / "run").step == 4
+    with pytest.raises(UserError, match="other settings"):
+        trainer(images, tmp_path / "run", replace(CONFIG, min_crop=0.5))
+
+
+def test_too_few_images_are_refused(tmp_path):
+    few = write_scenes(tmp_path / "few", 19)
+    with pytest.raises(UserError, match="19 training images are too few"):
+        trainer(few, tmp_path / "run")
+
+
+def test_a_full_disk_is_refused_before_training(images, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
+    with pytest.raises(UserError, match=r"no room for checkpoints .* MB needed, 0 MB free"):
+        trainer(images, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_diverging_run_stops_and_keeps_its_last_checkpoint(images, tmp_path):
+    run, _ = train(images, tmp_path / "run", until=4)
+    with torch.no_grad():
+        next(run.unet.parameters()).fill_(torch.nan)
+    with pytest.raises(UserError, match="diverged at step 5"):
+        run.run(save_every=1)
+    resumed = trainer(images, tmp_path / "run")
+    assert resumed.step == 4
+    assert all(value.isfinite().all() for value in weights(resumed).values())
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"size": (60, 120)}, "multiples of 8"), ({"preset": "huge"}, "unknown preset 'huge'")],
+    [
+        ({"size": (60, 120)}, "multiples of 8"),
+        ({"preset": "huge"}, "unknown preset 'huge'"),
+        ({"beta_schedule": "square"}, "unknown beta schedule 'square'"),
+        ({"min_crop": 0.0}, "smallest crop"),
+        ({"min_crop": 1.5}, "smallest crop"),
+    ],
 )
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
         TrainingConfig(**settings)
 
 
-def test_augmented_crops_keep_the_scene_upright(images):
-    data = TrainingImages(find_images(images), (16, 24))
-    rng = np.random.default_rng(0)
-    for i in range(len(data)):
-        crop = data.augmented(i, rng)
-        assert crop.shape == (16, 24, 3)
-        assert crop[0].mean() > crop[-1].mean()
+@pytest.mark.parametrize(
+    ("preset", "channels", "millions"),
+    [("small", (32, 64, 128, 192), 7.05), ("base", (64, 128, 256, 448), 35.03)],
+)
+def test_presets_have_the_documented_size(monkeypatch, preset, channels, millions):
+    monkeypatch.setitem(SIZE_PRESETS, preset, channels)
+    with torch.device("meta"):
+        unet = build_unet(TrainingConfig(preset=preset))
+    assert sum(p.numel() for p in unet.parameters()) == pytest.approx(millions * 1e6, rel=1e-3)
 
 
-def test_folders_without_images_are_refused(tmp_path):
-    with pytest.raises(UserError, match="no images"):
-        find_images(tmp_path)
-    with pytest.raises(UserError, match="not a folder"):
-        find_images(tmp_path / "absent")
-    (tmp_path / "broken.jpg").write_bytes(b"not a jpeg")
-    with pytest.raises(UserError, match=r"cannot read '.*broken.jpg'"):
-        TrainingImages(find_images(tmp_path), (16, 24))
+def test_curves_of_a_single_checkpoint_can_be_seen(tmp_path):
+    plot_losses([{"step": 5, "loss": 0.1}], tmp_path / "one.png")
+    plot_losses([{"step": i, "loss": 1 / i} for i in range(1, 9)], tmp_path / "many.png")
+    one, many = (cv2.imread(str(tmp_path / f"{name}.png")) for name in ("one", "many"))
+    assert one.shape == many.shape
+    for picture in (one, many):  # matplotlib's first colour
+        assert (np.abs(picture.astype(int) - (180, 119, 31)).sum(2) < 30).sum() > 50
+
+
+def test_tensorboard_shows_what_the_losses_file_holds(tmp_path):
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    ).EventAccumulator
+    record = Journal(tmp_path, 0)
+    assert record.has_tensorboard
+    for step in (2, 4):
+        record.add(
+            {"step": step, "loss": 1 / step, "validation_0.2": 0.5}, np.zeros((8, 8, 3), "u1")
+        )
+    record.close()
+    events = accumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(2, 0.5), (4, 0.25)]
+    assert events.Scalars("validation/0.2")[1].value == 0.5
+    assert len(events.Images("samples")) == 2
+
+
+def test_without_tensorboard_the_losses_file_is_written_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    record = Journal(tmp_path, 0)
+    assert not record.has_tensorboard
+    record.add({"step": 1, "loss": 0.5}, np.zeros((8, 8, 3), np.uint8))
+    record.close()
+    assert json.loads((tmp_path / "losses.jsonl").read_text()) == {"step": 1, "loss": 0.5}
+    assert not (tmp_path / "tensorboard").exists()

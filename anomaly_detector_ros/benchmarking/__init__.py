@@ -1,0 +1,1 @@
+"""Measuring detectors on this machine: time, energy, memory, and the rate of arithmetic."""

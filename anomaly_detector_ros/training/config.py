@@ -1,0 +1,108 @@
+"""What decides the result of a training run, and the network it trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from diffusers import UNet2DModel
+
+from anomaly_detector_ros.errors import UserError, one_line
+from anomaly_detector_ros.synthesis.schedule import BETA_SCHEDULES
+
+SIZE_PRESETS = {
+    "small": (32, 64, 128, 192),
+    "base": (64, 128, 256, 448),
+}
+"""Channels of the U-Net's levels: 7.1 and 35.0 million parameters (the paper's has 35.7)."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Everything that, with the images, decides the result of a run.
+
+    Attributes:
+        size: training height and width in pixels, multiples of 8.
+        preset: key of `SIZE_PRESETS`, the width of the U-Net.
+        steps: optimiser steps in all.
+        batch_size: images a step and process.
+        learning_rate: peak of the AdamW rate; linear warm-up, cosine decay to a tenth.
+        warmup_steps: steps of the warm-up.
+        ema_decay: decay of the exponential moving average of the weights, which is what is saved.
+        beta_schedule: see `synthesis.schedule.make_betas`.
+        min_crop: the smallest crop as a share of each side of the image, in (0, 1].
+        seed: of weights, batches, noise and timesteps.
+        init: a model directory whose weights to start from (at any image size), or None.
+
+    Raises:
+        UserError: a setting out of its range.
+    """
+
+    size: tuple[int, int] = (64, 120)
+    preset: str = "small"
+    steps: int = 20_000
+    batch_size: int = 8
+    learning_rate: float = 4e-4
+    warmup_steps: int = 300
+    ema_decay: float = 0.999
+    beta_schedule: str = "cosine"
+    min_crop: float = 0.8
+    seed: int = 0
+    init: str | None = None
+
+    def __post_init__(self) -> None:
+        if any(side < 16 or side % 8 for side in self.size):
+            raise UserError(
+                f"training size {self.size[0]}x{self.size[1]} does not fit the network: "
+                "height and width must be multiples of 8, at least 16"
+            )
+        if self.preset not in SIZE_PRESETS:
+            raise UserError(
+                f"unknown preset '{self.preset}': choose one of {', '.join(SIZE_PRESETS)}"
+            )
+        if self.beta_schedule not in BETA_SCHEDULES:
+            raise UserError(
+                f"unknown beta schedule '{self.beta_schedule}': "
+                f"choose one of {', '.join(BETA_SCHEDULES)}"
+            )
+        if not 0 < self.min_crop <= 1:
+            raise UserError(
+                f"the smallest crop is a share of the image, not {self.min_crop}: "
+                "choose for example 0.8"
+            )
+
+
+def build_unet(config: TrainingConfig) -> UNet2DModel:
+    """A U-Net with one residual layer a block and attention at the lowest resolution only.
+
+    Its random weights come from torch's global generator, unless ``config.init`` names others.
+
+    Raises:
+        UserError: ``config.init`` is no model of this shape.
+    """
+    channels = SIZE_PRESETS[config.preset]
+    plain = len(channels) - 1
+    unet = UNet2DModel(
+        sample_size=config.size,
+        in_channels=3,
+        out_channels=3,
+        layers_per_block=1,
+        block_out_channels=channels,
+        down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D",),
+        up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * plain,
+    )
+    if config.init:
+        _load_weights(unet, config.init)
+    return unet
+
+
+def _load_weights(unet: UNet2DModel, directory: str) -> None:
+    try:
+        given = UNet2DModel.from_pretrained(
+            directory, subfolder="unet", use_safetensors=True, local_files_only=True
+        )
+        unet.load_state_dict(given.state_dict())
+    except Exception as error:  # diffusers raises many kinds; torch RuntimeError on other shapes
+        raise UserError(
+            f"cannot start from the weights of '{directory}' ({one_line(error, 200)}): "
+            "give a model directory of the same preset"
+        ) from error

@@ -1,0 +1,171 @@
+"""`anomaly-detector train` as its users meet it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from dataset_files import write
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import Stores, get_typestore
+from training_runs import NARROW, SIZE, scene, write_scenes
+from typer.testing import CliRunner
+
+from anomaly_detector_ros.cli import train
+from anomaly_detector_ros.cli.main import app
+from anomaly_detector_ros.cli.training_data import DataOptions, find_pictures, read_pictures
+from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.training import measures
+from anomaly_detector_ros.training.config import SIZE_PRESETS
+
+STORE = get_typestore(Stores.ROS2_JAZZY)
+COMPRESSED = "sensor_msgs/msg/CompressedImage"
+BLURRED = cv2.GaussianBlur(scene(90), (0, 0), 8)
+
+
+def compressed(picture: np.ndarray | None) -> bytes:
+    """A CompressedImage; of None one that cannot be decoded."""
+    types = STORE.types
+    stamp = types["builtin_interfaces/msg/Time"](sec=1, nanosec=2)
+    header = types["std_msgs/msg/Header"](stamp=stamp, frame_id="camera")
+    data = np.zeros(9, np.uint8)
+    if picture is not None:
+        data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].ravel()
+    return bytes(STORE.serialize_cdr(types[COMPRESSED](header, "png", data), COMPRESSED))
+
+
+def write_bag(path: Path, pictures: list[np.ndarray | None], topics=("/camera",)) -> Path:
+    with Writer(path, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        for topic in topics:
+            connection = writer.add_connection(topic, COMPRESSED, typestore=STORE)
+            for index, picture in enumerate(pictures):
+                writer.write(connection, 1000 + index, compressed(picture))
+    return path
+
+
+def read(paths: list[Path], split: str | None = None, **options):
+    chosen = DataOptions(**options)
+    pictures = find_pictures(paths, split, chosen)
+    return read_pictures("images", pictures, SIZE, 1.0, chosen), pictures
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(app, ["train", *map(str, arguments)])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    monkeypatch.setitem(SIZE_PRESETS, "small", NARROW)
+    monkeypatch.setattr(train, "_SAMPLES", 8)
+    monkeypatch.setattr(measures, "_SAMPLING_STEPS", 2)
+
+
+def test_frames_of_a_bag_without_blurred_repeated_and_broken_ones(tmp_path):
+    bag = write_bag(tmp_path / "bag", [scene(0), scene(0), BLURRED, None, scene(1), scene(2)])
+    for path in (bag, bag / "bag.mcap"):
+        images, pictures = read([path])
+        assert len(images) == 3
+        assert pictures.skipped == {"unreadable": 1, "blurred": 1, "like the last": 1}
+    assert np.array_equal(images.images[1], read([write_scenes(tmp_path / "f", 2)])[0].images[1])
+
+
+def test_every_other_frame_of_a_bag(tmp_path):
+    bag = write_bag(tmp_path / "bag", [scene(i) if i % 2 == 0 else None for i in range(6)])
+    images, pictures = read([bag], stride=2)
+    assert len(images) == 3
+    assert not any(pictures.skipped.values())
+
+
+def test_the_topic_of_a_bag_must_be_chosen_where_there_are_several(tmp_path):
+    bag = write_bag(tmp_path / "bag", [scene(0)], ["/left", "/right"])
+    with pytest.raises(UserError, match="several image topics"):
+        read([bag])
+    assert len(read([bag], topic="/right")[0]) == 1
+
+
+def test_a_bag_without_good_frames_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no frame of '.*bag' is good .*2 blurred"):
+        read([write_bag(tmp_path / "bag", [BLURRED, BLURRED])])
+
+
+def test_frames_of_a_video(tmp_path):
+    file = tmp_path / "drive.avi"
+    video = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"MJPG"), 10, (60, 40))
+    for i in range(6):
+        video.write(scene(i))
+    video.release()
+    assert len(read([file])[0]) == 6
+    assert len(read([file], stride=3)[0]) == 2
+
+
+def test_of_a_labelled_data_set_only_the_nominal_images(tmp_path):
+    for i in range(3):
+        write(tmp_path / "images" / f"{i}.png", scene(i))
+        write(tmp_path / "masks" / f"{i}.png", np.full((40, 60), 255 * (i == 1), np.uint8))
+    mask = np.zeros((40, 60), np.uint8)
+    mask[0, 0] = 7
+    write(tmp_path / "masks" / "2.png", mask)
+    labelled = find_pictures([tmp_path], None, DataOptions("folder"))
+    assert [file.stem for file in labelled.files] == ["0", "1"]
+    # Without --dataset its labels are no images either.
+    assert len(find_pictures([tmp_path], None, DataOptions()).files) == 3
+    with pytest.raises(UserError, match="no split 'train'"):
+        find_pictures([tmp_path], "train", DataOptions("folder"))
+    with pytest.raises(UserError, match="name the layout with --dataset"):
+        find_pictures([tmp_path], "train", DataOptions())
+
+
+def test_rellis_frames_by_their_labels(shared_data):
+    pictures = find_pictures([shared_data / "rellis"], "train", DataOptions("rellis"))
+    every = find_pictures([shared_data / "rellis"], "all", DataOptions("rellis"))
+    assert 0 < len(pictures.files) <= len(every.files)
+
+
+def test_several_sources_count_once_each(tmp_path):
+    folder = write_scenes(tmp_path / "a", 3)
+    bag = write_bag(tmp_path / "bag", [scene(9)])
+    images, pictures = read([folder, bag, folder, bag])
+    assert len(images) == 4
+    assert pictures.shared_with(pictures) == 4
+
+
+def test_a_run_from_the_command_line(tmp_path):
+    data, held_out = write_scenes(tmp_path / "data"), write_scenes(tmp_path / "new", 4, first=50)
+    bag = write_bag(tmp_path / "bag", [scene(30), BLURRED])
+    output = tmp_path / "run"
+    arguments = (
+        "--data", data, "--data", bag, "--validation", held_out, "--validation", data,
+        "--output", output, "--size", "16x24", "--steps", 4, "--batch-size", 2,
+        "--save-every", 2, "--device", "cpu", "--min-crop", 0.5,
+    )  # fmt: skip
+    summary = json.loads(run(*arguments, "--json"))
+    assert summary["images"] == 25
+    assert summary["validation_images"] == 28
+    assert summary["skipped_frames"]["blurred"] == 1
+    assert summary["losses"]["step"] == 4
+    assert summary["images_per_second"] > 0
+    assert summary["memorisation"]["memorised_ratio"] > 0
+    assert json.loads((output / "memorisation.json").read_text()) == summary["memorisation"]
+    assert cv2.imread(str(output / "memorisation.png")) is not None
+    for name in ("curves.png", "losses.jsonl", "model", "checkpoint.pt", "samples/0000004.png"):
+        assert (output / name).exists(), name
+    assert json.loads((output / "training.json").read_text())["min_crop"] == 0.5
+
+    result = CliRunner().invoke(app, ["train", *map(str, arguments)])
+    assert "frames left out: 1 blurred" in result.stderr
+    assert "25 training images are few" in result.stderr
+    assert "24 of the validation files are trained on" in result.stderr
+    assert "step 4" in result.stdout
+
+
+def test_help_shows_every_kind_of_source():
+    text = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "200"}).stdout
+    for word in ("rosbag2", "--dataset", "--stride", "--min-crop", "accelerate launch", ".mcap"):
+        assert word in text
