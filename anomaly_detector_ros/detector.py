@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anomaly_detector_ros.analysis.calibration import Calibration
+from anomaly_detector_ros.analysis.distances import CosineDistance, Distance
 from anomaly_detector_ros.analysis.features import FeatureExtractor
 from anomaly_detector_ros.analysis.preprocessing import resize
 from anomaly_detector_ros.analysis.scoring import frame_score, segment_average
 from anomaly_detector_ros.analysis.segmentation import Segmenter
 from anomaly_detector_ros.analysis.upsampling import Upsampler
+from anomaly_detector_ros.clock import StageClock
 from anomaly_detector_ros.devices import choose_device, memory_bytes
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.parts import Parts
@@ -32,12 +33,16 @@ class Detection:
     """The anomalies of one image; all arrays have the size of the input image.
 
     Attributes:
-        heatmap: float32 (H, W) in [0, 1], higher is more anomalous.
+        heatmap: float32 (H, W) in [0, 1], higher is more anomalous. Calibrated: the share of
+            nominal pixels with a lower score; else the raw distance, clipped.
         mask: bool (H, W), heatmap at or above the threshold.
         segments: int32 (H, W), the segment a pixel belongs to, 0 for none.
         edited: uint8 RGB (H, W, 3), the synthesised image.
         score: the frame's anomaly score in [0, 1]; see `analysis.scoring.frame_score`.
         timings: seconds by stage: synthesis, features, upsampling, segmentation, scoring, total.
+        uncertainty: float32 (H, W), standard deviation of the raw distances of the edits, before
+            the average over segments; 0 where there is one edit.
+        calibrated: whether the heatmap is.
     """
 
     heatmap: np.ndarray
@@ -46,6 +51,8 @@ class Detection:
     edited: np.ndarray
     score: float
     timings: dict[str, float]
+    uncertainty: np.ndarray
+    calibrated: bool = False
 
 
 class Detector:
@@ -56,6 +63,8 @@ class Detector:
         denoiser, features, upsampler, segmenter: the parts themselves, as the profile describes
             them.
         device: where images are held between the parts.
+        distance: compares features; the cosine distance by default.
+        calibration: makes the heatmap of the scores; without it they are clipped to [0, 1].
     """
 
     def __init__(
@@ -66,10 +75,13 @@ class Detector:
         upsampler: Upsampler,
         segmenter: Segmenter | None,
         device: torch.device,
+        distance: Distance | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         self.profile, self.device = profile, device
         self.denoiser, self.features = denoiser, features
         self.upsampler, self.segmenter = upsampler, segmenter
+        self.distance, self.calibration = distance or CosineDistance(), calibration
         self.threshold = profile.threshold
         self._sampler = make_sampler(profile.sampler)
 
@@ -101,8 +113,24 @@ class Detector:
         return cls.from_parts(profile, parts)
 
     @classmethod
-    def from_parts(cls, profile: Profile, parts: Parts) -> Detector:
-        """The detector of a profile out of ``parts``, which other detectors may share."""
+    def from_parts(
+        cls,
+        profile: Profile,
+        parts: Parts,
+        *,
+        distance: Distance | None = None,
+        calibrated: bool = True,
+    ) -> Detector:
+        """The detector of a profile out of ``parts``, which other detectors may share.
+
+        Args:
+            distance: in place of the profile's.
+            calibrated: False where raw scores alone are wanted: the calibration's scores are left
+                out, and it need not be fitted for the profile's segmenter.
+
+        Raises:
+            UserError: see `Parts`.
+        """
         return cls(
             profile,
             parts.denoiser(profile.denoiser),
@@ -110,7 +138,14 @@ class Detector:
             parts.upsampler(profile.upsampler),
             parts.segmenter(profile.segmenter),
             parts.device,
+            distance or parts.distance(profile),
+            parts.calibration(profile) if calibrated else None,
         )
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the heatmap holds shares of nominal pixels rather than raw distances."""
+        return self.calibration is not None
 
     def detect(self, image: np.ndarray) -> Detection:
         """Finds the anomalies of one image, uint8 RGB (H, W, 3).
@@ -126,7 +161,7 @@ class Detector:
             _check_image(image)
         if not images:
             return []
-        clock = _Clock(self.device)
+        clock = StageClock(self.device)
         with clock.measure("synthesis"):
             inputs, edits = self.synthesize(images)
         share = clock.seconds["synthesis"] / len(images)
@@ -173,26 +208,33 @@ class Detector:
             edits: (K, 3, h, w) in [-1, 1], K edits of it.
             synthesis_seconds: goes into the timings.
         """
-        clock = _Clock(self.device, synthesis=synthesis_seconds)
+        clock = StageClock(self.device, synthesis=synthesis_seconds)
         size = image.shape[:2]
         with clock.measure("features"):
             maps = self.features.extract(torch.cat([original, edits]))
         with clock.measure("upsampling"):
-            raw = self._distance(maps, original, edits, size)
+            raw, uncertainty = self._distance(maps, original, edits, size)
             edited = to_pictures(resize(edits.mean(0, keepdim=True), size))[0]
         with clock.measure("segmentation"):
             segments = self.segment(image, raw)
         with clock.measure("scoring"):
-            heatmap = np.clip(self.refine(raw, segments), 0, 1).astype(np.float32)
-            if not np.isfinite(heatmap).all():
-                raise RuntimeError("the anomaly map holds values that are not finite")
+            heatmap = self._to_heatmap(self.refine(raw, segments))
             score = frame_score(heatmap)
         mask = heatmap >= self.threshold
-        return Detection(heatmap, mask, segments, edited, score, clock.timings())
+        return Detection(
+            heatmap,
+            mask,
+            segments,
+            edited,
+            score,
+            clock.timings(),
+            uncertainty,
+            self.calibrated,
+        )
 
     @torch.inference_mode()
     def compare(self, original: Tensor, edits: Tensor, size: tuple[int, int]) -> np.ndarray:
-        """The raw anomaly map, float32 (H, W): mean feature distance of an image and its edits.
+        """The raw anomaly map, float32 (H, W): distance of the features of an image and its edits.
 
         Args:
             original: (1, 3, h, w) in [-1, 1], what was edited.
@@ -201,13 +243,18 @@ class Detector:
         """
         # Both at the model's resolution: detail that only the input has would count as change.
         maps = self.features.extract(torch.cat([original, edits]))
-        return self._distance(maps, original, edits, size)
+        return self._distance(maps, original, edits, size)[0]
 
     def _distance(
         self, maps: Tensor, original: Tensor, edits: Tensor, size: tuple[int, int]
-    ) -> np.ndarray:
-        distance = self.upsampler.distance(maps[:1], maps[1:], original, edits, size)
-        return distance.mean(0).float().cpu().numpy()
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The raw anomaly map and how much the edits disagree, both float32 (H, W)."""
+        distances = self.upsampler.distance(
+            maps[:1], maps[1:], original, edits, size, self.distance
+        )
+        summed_up = (self.distance.anomaly(distances), self.distance.spread(distances))
+        raw, spread = (each.float().cpu().numpy() for each in summed_up)
+        return raw, spread
 
     def segment(self, image: np.ndarray, raw: np.ndarray) -> np.ndarray:
         """Segments of an image, int32 (H, W), 0 where there is none; ``raw`` prompts them."""
@@ -221,6 +268,13 @@ class Detector:
             return raw
         return segment_average(raw, segments, self.profile.segmenter.get("uncovered", "zero"))
 
+    def _to_heatmap(self, scores: np.ndarray) -> np.ndarray:
+        if not np.isfinite(scores).all():
+            raise RuntimeError("the anomaly map holds values that are not finite")
+        if self.calibration is None:
+            return np.clip(scores, 0, 1).astype(np.float32)
+        return self.calibration.heatmap(scores)
+
     def _to_tensor(self, image: np.ndarray) -> Tensor:
         # A copy: an image that shares a message's memory is read-only, which torch cannot hold.
         return to_tensor(np.array(image)[None], self.device)
@@ -228,28 +282,6 @@ class Detector:
     def memory_bytes(self) -> int:
         """Memory in use: what torch holds on a CUDA device, else the process's resident size."""
         return memory_bytes(self.device)
-
-
-class _Clock:
-    """Seconds by stage of one image, with the device's queue drained at both ends."""
-
-    def __init__(self, device: torch.device, **seconds: float) -> None:
-        self.device = device
-        self.seconds = seconds
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    @contextmanager
-    def measure(self, stage: str) -> Iterator[None]:
-        start = self._now()
-        yield
-        self.seconds[stage] = self._now() - start
-
-    def timings(self) -> dict[str, float]:
-        return {**self.seconds, "total": sum(self.seconds.values())}
 
 
 def _check_image(image: np.ndarray) -> None:

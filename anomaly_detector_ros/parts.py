@@ -9,10 +9,14 @@ from typing import Any, TypeVar
 
 import torch
 
+from anomaly_detector_ros.analysis.calibration import Calibration, load_calibration
+from anomaly_detector_ros.analysis.distances import CosineDistance, Distance, distance_settings
 from anomaly_detector_ros.analysis.features import FeatureExtractor, make_features
 from anomaly_detector_ros.analysis.segmentation import Segmenter, make_segmenter
 from anomaly_detector_ros.analysis.upsampling import Upsampler, make_upsampler
 from anomaly_detector_ros.devices import choose_dtype
+from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.fingerprint import differences, fingerprint
 from anomaly_detector_ros.models.registry import Registry
 from anomaly_detector_ros.profiles import Profile
 from anomaly_detector_ros.synthesis.denoisers import Denoiser, load_denoiser
@@ -22,7 +26,7 @@ Part = TypeVar("Part")
 
 
 class Parts:
-    """Denoisers, extractors, upsamplers and segmenters by their settings.
+    """Denoisers, extractors, upsamplers, segmenters and calibrations by their settings.
 
     Args:
         device: where they run.
@@ -82,6 +86,47 @@ class Parts:
             settings,
             lambda: make_segmenter(settings["name"], settings, self.registry, self.device),
         )
+
+    def distance(self, profile: Profile) -> Distance:
+        """The distance of a profile; the whitened one comes from its calibration.
+
+        Raises:
+            UserError: unknown distance; no calibration, or one of other settings (the segmenter's
+                may differ).
+        """
+        if distance_settings(profile.distance)["name"] == "cosine":
+            return CosineDistance()
+        calibration = self.calibration(profile, segmenter=False)
+        if calibration is None or calibration.whitening is None:
+            raise UserError(
+                f"profile '{profile.name}': the whitened distance needs a calibration: run "
+                "anomaly-detector calibrate and set 'calibration: {file: FILE}'"
+            )
+        return calibration.whitening.to(self.device)
+
+    def calibration(self, profile: Profile, *, segmenter: bool = True) -> Calibration | None:
+        """The calibration of a profile, None if it has none.
+
+        Args:
+            segmenter: whether it must be fitted for the profile's segmenter.
+
+        Raises:
+            UserError: it cannot be read, or was fitted for other settings or weights.
+        """
+        file = profile.calibration.get("file")
+        if not file:
+            return None
+        calibration = self._once(
+            "calibration", profile.calibration, lambda: load_calibration(Path(file))
+        )
+        present = fingerprint(profile, self.registry)
+        found = differences(calibration.fingerprint, present, segmenter=segmenter)
+        if found:
+            raise UserError(
+                f"calibration '{file}' is not for profile '{profile.name}' ({'; '.join(found)}): "
+                "run anomaly-detector calibrate again, or set 'calibration: null'"
+            )
+        return calibration
 
     def _once(self, kind: str, settings: Settings, build: Callable[[], Part]) -> Part:
         key = f"{kind} {json.dumps(dict(settings), sort_keys=True, default=str)}"

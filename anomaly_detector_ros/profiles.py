@@ -1,4 +1,4 @@
-"""Profiles: named sets of denoiser, sampler, features, upsampler and segmenter with settings."""
+"""Profiles: named sets of a detector's parts with their settings."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from anomaly_detector_ros.resources import share_dir
 
 DEFAULT_PROFILE = "embedded"
 _PARTS = ("denoiser", "sampler", "features", "upsampler", "segmenter")
+_OPTIONAL = ("distance", "calibration")
 # Settings without which a part means nothing; the others have defaults.
 _REQUIRED = {
     "denoiser": ("model", "size"),
     "features": ("name",),
     "upsampler": ("name",),
     "segmenter": ("name",),
+    "distance": ("name",),
 }
 
 
@@ -34,8 +36,10 @@ class Profile:
             (height, width), ``dtype``.
         sampler: ``name`` (few_step or algorithm1) and its settings, ``num_edits``, ``seed``.
         features: ``name`` and settings; see `analysis.features.make_features`.
-        upsampler: ``name``.
+        upsampler: ``name`` and settings; see `analysis.upsampling.make_upsampler`.
+        distance: ``name`` (cosine or whitened) and settings; see `analysis.distances`.
         segmenter: ``name`` and settings; ``uncovered``: see `analysis.scoring.segment_average`.
+        calibration: ``file``, absolute or relative to the profiles file; empty for none.
         threshold: heatmap value in [0, 1] from which a pixel is an anomaly.
     """
 
@@ -45,7 +49,9 @@ class Profile:
     sampler: Mapping[str, Any] = field(default_factory=dict)
     features: Mapping[str, Any] = field(default_factory=dict)
     upsampler: Mapping[str, Any] = field(default_factory=dict)
+    distance: Mapping[str, Any] = field(default_factory=lambda: {"name": "cosine"})
     segmenter: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Mapping[str, Any] = field(default_factory=dict)
     threshold: float = 0.3
 
     def denoiser_is_path(self) -> bool:
@@ -76,6 +82,11 @@ def _read(file: Path) -> dict[str, Any]:
         raise UserError(f"cannot read profiles from '{file}' ({reason}): mend the file") from error
     if not isinstance(content, dict) or not all(isinstance(p, dict) for p in content.values()):
         raise UserError(f"'{file}' is not a profiles file: expected 'NAME: {{denoiser: ...}}'")
+    for profile in content.values():
+        calibration = profile.get("calibration")
+        if isinstance(calibration, dict) and calibration.get("file"):
+            calibrated = Path(str(calibration["file"])).expanduser()
+            calibration["file"] = str(file.absolute().parent / calibrated)
     return content
 
 
@@ -107,12 +118,14 @@ def load_profile(
         name = next(iter(own), name)
     merged = _resolve(name, profiles)
     _merge(merged, overrides or {})
-    unknown = set(merged) - {"title", "threshold", *_PARTS}
+    unknown = set(merged) - {"title", "threshold", *_PARTS, *_OPTIONAL}
     if unknown:
         raise UserError(
             f"profile '{name}' has an unknown part '{min(unknown)}': "
-            f"known are {', '.join(_PARTS)}, threshold and title"
+            f"known are {', '.join((*_PARTS, *_OPTIONAL))}, threshold and title"
         )
+    # Written as null it takes away what the base has.
+    merged = {part: value for part, value in merged.items() if value is not None}
     missing = [part for part in _PARTS if part not in merged]
     if missing:
         raise UserError(f"profile '{name}' lacks the part '{missing[0]}': add it or a 'base'")
@@ -124,13 +137,16 @@ def load_profile(
 
 
 def _check_parts(name: str, parts: Mapping[str, Any]) -> None:
-    for part in _PARTS:
-        if not isinstance(parts[part], Mapping):
+    for part in (*_PARTS, *_OPTIONAL):
+        if not isinstance(parts.get(part, {}), Mapping):
             raise UserError(f"profile '{name}': {part} is not a mapping: write 'SETTING: VALUE'")
     for part, settings in _REQUIRED.items():
         for setting in settings:
-            if setting not in parts[part]:
+            if part in parts and setting not in parts[part]:
                 raise UserError(f"profile '{name}': {part} lacks the setting '{setting}': add it")
+    unknown = sorted(set(parts.get("calibration", {})) - {"file"})
+    if unknown:
+        raise UserError(f"profile '{name}': calibration has no setting '{unknown[0]}': give 'file'")
 
 
 def _resolve(name: str, profiles: Mapping[str, Any], depth: int = 0) -> dict[str, Any]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from itertools import product
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anomaly_detector_ros.analysis.distances import CosineDistance
 from anomaly_detector_ros.analysis.featup import STAGES, JbuStack, UpsampledFeatures
 from anomaly_detector_ros.analysis.featup_checkpoint import load_featup
 from anomaly_detector_ros.analysis.preprocessing import (
@@ -19,7 +19,6 @@ from anomaly_detector_ros.analysis.preprocessing import (
     normalise,
     resize,
 )
-from anomaly_detector_ros.analysis.scoring import cosine_distance
 from anomaly_detector_ros.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,9 +26,12 @@ if TYPE_CHECKING:
 
 Settings = Mapping[str, Any]
 Size = tuple[int, int]
+Metric = Callable[[Tensor, Tensor], Tensor]
+"""Features (1, C, h, w) and (K, C, h, w) -> M maps (M, h, w); see `distances.Distance`."""
 
 FEATUP_MODEL = "featup_maskclip_jbu"
 _MIN_TILE = 16
+_COSINE = CosineDistance()
 # The names of the upsamplers and their settings.
 _SETTINGS = {
     "bilinear": frozenset[str](),
@@ -48,8 +50,9 @@ class Upsampler(Protocol):
         original_image: Tensor,
         edit_images: Tensor,
         size: Size,
+        metric: Metric = _COSINE,
     ) -> Tensor:
-        """Cosine distances of feature maps, at ``size``.
+        """Distances of feature maps, at ``size``.
 
         Args:
             original: (1, C, h, w) float32, features of the image.
@@ -57,9 +60,10 @@ class Upsampler(Protocol):
             original_image: (1, 3, H, W) in [-1, 1], what ``original`` was extracted from.
             edit_images: (K, 3, H, W) in [-1, 1], what ``edits`` was extracted from.
             size: height and width of the result.
+            metric: compares the features of whatever cells it is given, each cell by itself.
 
         Returns:
-            (K, *size) float32 in [0, 2].
+            (M, *size) float32, the metric's maps; of the cosine distance K maps in [0, 2].
         """
 
 
@@ -67,7 +71,7 @@ class GridUpsampler:
     """Compares on the feature grid and enlarges the distances; the images are not looked at.
 
     Args:
-        enlarge: brings (K, h, w) to (K, *size).
+        enlarge: brings (M, h, w) to (M, *size).
     """
 
     def __init__(self, enlarge: Callable[[Tensor, Size], Tensor]) -> None:
@@ -81,9 +85,10 @@ class GridUpsampler:
         original_image: Tensor,
         edit_images: Tensor,
         size: Size,
+        metric: Metric = _COSINE,
     ) -> Tensor:
         """See `Upsampler.distance`."""
-        return self._enlarge(cosine_distance(original.expand_as(edits), edits), size)
+        return self._enlarge(metric(original, edits), size)
 
 
 class FeatUpUpsampler:
@@ -129,6 +134,7 @@ class FeatUpUpsampler:
         original_image: Tensor,
         edit_images: Tensor,
         size: Size,
+        metric: Metric = _COSINE,
     ) -> Tensor:
         """See `Upsampler.distance`; h and w must be at least 2."""
         levels = _levels(original.shape[-2:], size)
@@ -137,13 +143,20 @@ class FeatUpUpsampler:
             self._upsampled(features, image[None], levels)
             for features, image in zip(edits, edit_images, strict=True)
         ]
-        distances = torch.empty((len(compared), *reference.size), device=self.device)
-        for rows, columns in _tiles(reference.size, self._tile):
-            wanted = _as_map(reference.window(rows, columns))
-            for distance, edit in zip(distances, compared, strict=True):
-                found = _as_map(edit.window(rows, columns))
-                distance[rows, columns] = cosine_distance(wanted, found)[0]
-        return resize(distances[:, None], size)[:, 0]
+        bands = [
+            torch.cat(
+                [
+                    metric(
+                        _as_maps([reference.window(rows, columns)]),
+                        _as_maps([edit.window(rows, columns) for edit in compared]),
+                    )
+                    for columns in _spans(reference.size[1], self._tile)
+                ],
+                dim=2,
+            )
+            for rows in _spans(reference.size[0], self._tile)
+        ]
+        return resize(torch.cat(bands, dim=1)[:, None], size)[:, 0]
 
     def _upsampled(self, features: Tensor, image: Tensor, levels: int) -> UpsampledFeatures:
         grid = features.shape[-2:]
@@ -244,11 +257,10 @@ def _levels(grid: Size, size: Size) -> int:
     return STAGES
 
 
-def _tiles(size: Size, side: int) -> Iterator[tuple[slice, slice]]:
-    for top, left in product(range(0, size[0], side), range(0, size[1], side)):
-        yield slice(top, min(top + side, size[0])), slice(left, min(left + side, size[1]))
+def _spans(length: int, side: int) -> list[slice]:
+    return [slice(start, min(start + side, length)) for start in range(0, length, side)]
 
 
-def _as_map(window: Tensor) -> Tensor:
-    """(rows, columns, C) as (1, C, rows, columns)."""
-    return window.permute(2, 0, 1)[None]
+def _as_maps(windows: list[Tensor]) -> Tensor:
+    """B windows (rows, columns, C) as (B, C, rows, columns)."""
+    return torch.stack(windows).permute(0, 3, 1, 2)

@@ -11,6 +11,7 @@ from anomaly_detector_ros import __version__
 from anomaly_detector_ros.allocator import tune
 from anomaly_detector_ros.cli.bag import bag
 from anomaly_detector_ros.cli.benchmark import benchmark
+from anomaly_detector_ros.cli.calibrate import calibrate
 from anomaly_detector_ros.cli.common import console
 from anomaly_detector_ros.cli.demo import demo
 from anomaly_detector_ros.cli.detect import detect
@@ -29,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (detect, bag, train, fit, evaluate, benchmark, demo):
+for command in (detect, bag, train, calibrate, fit, evaluate, benchmark, demo):
     app.command()(command)
 app.add_typer(models, name="models")
 

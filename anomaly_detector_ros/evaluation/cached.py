@@ -99,7 +99,9 @@ class CachedParts(Parts):
     def profile_key(self, profile: Profile) -> Any:
         """A key for what a detector of this profile finds in an image."""
         upsampler, segmenter = profile.upsampler, profile.segmenter
+        compared = [] if profile.distance["name"] == "cosine" else [self._distance_key(profile)]
         return [
+            *compared,
             self.edits_key(profile),
             self.features_key(profile.features),
             self._key(upsampler, upsampling.weights_needed(upsampler["name"], upsampler)),
@@ -110,6 +112,10 @@ class CachedParts(Parts):
         """A key for what a profile's denoiser and sampler make of an image."""
         models = [] if profile.denoiser_is_path() else [str(profile.denoiser["model"])]
         return [self._key(profile.denoiser, models), settings_key(profile.sampler)]
+
+    def _distance_key(self, profile: Profile) -> Any:
+        # Its covariance comes from the calibration file, whose content goes into the key.
+        return settings_key({**profile.distance, **profile.calibration})
 
     def features_key(self, settings: Settings) -> Any:
         """A key for what an extractor makes of an image."""

@@ -150,7 +150,7 @@ def build_method(name: str, profile: Profile, parts: CachedParts, fit: FitBaseli
         return RandomScores()
     changed = with_overrides(profile, row.overrides or {})
     parts.fetch(changed)
-    detector = Detector.from_parts(changed, parts)
+    detector = Detector.from_parts(changed, parts, calibrated=False)
     if row.kind == "baseline":
         baseline, key = fit(row.baseline, changed.features)
         return Fitted(name, baseline, detector, [key, parts.profile_key(changed)])
@@ -160,7 +160,8 @@ def build_method(name: str, profile: Profile, parts: CachedParts, fit: FitBaseli
 def with_overrides(profile: Profile, overrides: Mapping[str, Settings]) -> Profile:
     """A profile with a row's changes.
 
-    Another guidance takes the published code's ratio of scales.
+    Another guidance takes the published code's ratio of scales. A whitened distance is fitted to
+    the profile's own edits and features: rows with others compare by cosine distance.
     """
     changed = profile
     for part, settings in overrides.items():
@@ -177,6 +178,8 @@ def with_overrides(profile: Profile, overrides: Mapping[str, Settings]) -> Profi
         else:
             new = settings
         changed = replace(changed, **{part: new})
+    if overrides.keys() & {"sampler", "features", "upsampler"}:
+        changed = replace(changed, distance={"name": "cosine"}, calibration={})
     if changed.features["name"] != profile.features["name"] and (
         changed.upsampler["name"] == "featup"
     ):

@@ -30,8 +30,8 @@ GALLERY_ROWS = 6
 class Evaluation:
     """Rows of the paper's table around one profile, measured on one data set.
 
-    With several processes (``accelerate launch``, ``torchrun``) each computes its share of the maps and the first
-    one measures them all; they must share the cache's directory.
+    With several processes (``accelerate launch``, ``torchrun``) each computes its share of the maps
+    and the first one measures them all; they must share the cache's directory.
 
     Args:
         profile: what the rows are built around.

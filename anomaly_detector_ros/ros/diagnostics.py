@@ -51,17 +51,18 @@ def node_status(
             return Status(ERROR, fault, values)
         return Status(WARN if state == "unconfigured" else OK, state, values)
     profile = detector.profile
-    calibration = "calibrated" if detector.calibrated else UNCALIBRATED
+    calibrated = f"calibrated ({profile.calibration.get('file')})"
     values |= {
         "profile": profile.name,
         "denoiser": str(profile.denoiser.get("model", "")),
         "sampler": str(profile.sampler.get("name", "")),
         "features": str(profile.features.get("name", "")),
         "upsampler": str(profile.upsampler.get("name", "")),
+        "distance": str(profile.distance.get("name", "")),
         "segmenter": str(profile.segmenter.get("name", "")),
         "device": str(detector.device),
         "device memory (MiB)": f"{detector.memory_bytes() / 2**20:.0f}",
-        "calibration": calibration,
+        "calibration": calibrated if detector.calibrated else UNCALIBRATED,
         "threshold": f"{threshold:g}",
     }
     message = state if enabled else f"{state}, paused"

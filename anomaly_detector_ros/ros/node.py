@@ -88,7 +88,7 @@ class AnomalyDetectorNode(LifecycleNodeMixin, Node):
             self._configuring = False
 
     def _configure(self) -> TransitionCallbackReturn:
-        profile = self.value("profile")
+        profile, calibration = self.value("profile"), self.value("calibration")
         self.get_logger().info(f"loading the models of profile '{profile}'")
         started = time.monotonic()
         try:
@@ -100,6 +100,7 @@ class AnomalyDetectorNode(LifecycleNodeMixin, Node):
                 device=self.value("device"),
                 models_dir=parameters.models_path(self.value("models_dir")),
                 offline=self.value("offline"),
+                overrides={"calibration": {"file": calibration}} if calibration else None,
             )
             self._threshold = detector.threshold
             self._detector = detector

@@ -29,6 +29,7 @@ IMAGE_OUTPUTS: dict[str, OutputSpec] = {
     "heatmap": OutputSpec("32FC1", "anomaly per pixel, 0 to 1"),
     "mask": OutputSpec("mono8", "0 nominal, 255 anomaly"),
     "confidence": OutputSpec("mono8", "the heatmap as 0 to 255"),
+    "uncertainty": OutputSpec("32FC1", "standard deviation of the edits' raw distances, from 0"),
     "segments": OutputSpec("16UC1", "segment ids, 0 none"),
     "edited": OutputSpec("rgb8", "the image as the model finds it likely"),
     "overlay": OutputSpec("rgb8", "heatmap and outline of the mask over the image"),
@@ -88,7 +89,7 @@ def overlay(image: np.ndarray, detection: Detection) -> np.ndarray:
 
     uint8 RGB (H, W, 3). Opacity grows with the value, so nominal ground stays as the camera saw it.
     """
-    heat = confidence(detection.heatmap)
+    heat = confidence(_visible_heat(detection))
     opacity = _opacity_table()[heat][..., None]
     colours = _colour_table()[heat].astype(np.float32)
     blended = image.astype(np.float32)
@@ -118,6 +119,17 @@ def _encode(suffix: str, array: np.ndarray, options: list[int]) -> bytes:
     return data.tobytes()
 
 
+def _visible_heat(detection: Detection) -> np.ndarray:
+    """What the colours show, (H, W) in [0, 1].
+
+    Half of all nominal pixels are above 0.5 once calibrated, so then it is the order of magnitude
+    of the share of nominal pixels above: 0.25 for a tenth, 1 for a ten-thousandth.
+    """
+    if not detection.calibrated:
+        return detection.heatmap
+    return -np.log10(np.clip(1 - detection.heatmap, 1e-4, 1)) / 4
+
+
 def _opacity_table() -> np.ndarray:
     """Opacity of the heat colours for each of 256 values."""
     value = np.arange(256, dtype=np.float32) / 255.0
@@ -145,6 +157,7 @@ _RENDERERS: dict[str, Callable[[np.ndarray, Detection], np.ndarray]] = {
     "heatmap": lambda _, found: np.ascontiguousarray(found.heatmap, np.float32),
     "mask": lambda _, found: found.mask.astype(np.uint8) * 255,
     "confidence": lambda _, found: confidence(found.heatmap),
+    "uncertainty": lambda _, found: np.ascontiguousarray(found.uncertainty, np.float32),
     "segments": lambda _, found: segments_16_bit(found.segments),
     "edited": lambda _, found: found.edited,
     "overlay": overlay,

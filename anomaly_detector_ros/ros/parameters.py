@@ -82,6 +82,13 @@ SPECS: tuple[Spec, ...] = (
         constraints="empty or an existing directory",
     ),
     Spec(
+        "calibration",
+        "",
+        "Calibration file, as anomaly-detector calibrate writes it; empty: the profile's own, if "
+        "it has one.",
+        constraints="empty or an existing file",
+    ),
+    Spec(
         "device",
         "auto",
         "Device the models run on; auto: CUDA where there is one.",
@@ -153,6 +160,8 @@ def problem(name: str, value: Any) -> str | None:
         return f"device must be auto, cpu, cuda or cuda:N, not '{value}'"
     if name == "models_dir" and value and not Path(value).is_dir():
         return f"models_dir '{value}' is not a directory"
+    if name == "calibration" and value and not Path(value).is_file():
+        return f"calibration '{value}' is not a file"
     return None
 
 

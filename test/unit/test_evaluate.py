@@ -1,10 +1,12 @@
 """The rows of the paper's table around a profile of random weights, on scenes drawn by the test."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -20,6 +22,7 @@ from anomaly_detector_ros.evaluation.rows import ROWS, TABLE1_ROWS, with_overrid
 from anomaly_detector_ros.evaluation.run import Evaluation
 from anomaly_detector_ros.profiles import Profile, load_profile
 
+ROOT = Path(__file__).resolve().parents[2]
 # What a machine without network and without fetched weights can run.
 WEIGHTLESS = ("ssim", "gmm", "nearest", "flow", "mismatched", "forward", "no_segments", "rgb")
 WEIGHTLESS += ("no_upsampler", "ours", "random", "perfect")
@@ -255,6 +258,7 @@ def test_two_processes_share_the_maps_and_agree_with_one(scenes, light_profile, 
         result = subprocess.run(
             [*command, "--cache", str(tmp_path / name)],
             capture_output=True, text=True, timeout=300, check=False,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
         assert result.returncode == 0, result.stderr
         found.append(json.loads(result.stdout[result.stdout.index("{") :]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -29,7 +31,8 @@ def detection() -> Detection:
     segments = np.zeros((HEIGHT, WIDTH), np.int32)
     segments[10:30, 20:40] = 7
     edited = 255 - IMAGE
-    return Detection(heatmap, heatmap >= 0.5, segments, edited, 0.9, {"total": 0.1})
+    spread = heatmap / 10
+    return Detection(heatmap, heatmap >= 0.5, segments, edited, 0.9, {"total": 0.1}, spread)
 
 
 def test_every_output_fits_its_encoding(detection: Detection) -> None:
@@ -48,6 +51,7 @@ def test_values(detection: Detection) -> None:
     assert segments.dtype == np.uint16
     assert (segments[15, 25], segments[0, 0]) == (7, 0)
     np.testing.assert_array_equal(render("edited", IMAGE, detection), 255 - IMAGE)
+    np.testing.assert_array_equal(render("uncertainty", IMAGE, detection), detection.uncertainty)
 
 
 def test_confidence_is_rounded_and_bounded() -> None:
@@ -80,22 +84,30 @@ def test_overlay_draws_the_outline_of_the_mask(detection: Detection) -> None:
 
 
 def test_overlay_of_an_empty_detection_is_the_image() -> None:
-    empty = np.zeros((HEIGHT, WIDTH))
-    nothing = Detection(
-        empty.astype(np.float32), empty > 0, empty.astype(np.int32), IMAGE, 0.0, {"total": 0.0}
-    )
+    empty = np.zeros((HEIGHT, WIDTH), np.float32)
+    nothing = Detection(empty, empty > 0, empty.astype(np.int32), IMAGE, 0.0, {"total": 0.0}, empty)
     np.testing.assert_array_equal(overlay(IMAGE, nothing), IMAGE)
 
 
 def test_heat_grows_with_the_value(detection: Detection) -> None:
     heatmap = np.tile(np.linspace(0, 1, WIDTH, dtype=np.float32), (HEIGHT, 1))
     ramp = Detection(
-        heatmap, heatmap > 2, detection.segments, IMAGE, 1.0, {"total": 0.0}
+        heatmap, heatmap > 2, detection.segments, IMAGE, 1.0, {"total": 0.0}, heatmap
     )  # fmt: skip
     grey = np.full_like(IMAGE, 100)
     change = np.abs(overlay(grey, ramp).astype(int) - 100).sum(2)[0]
     assert (change[: WIDTH // 5] == 0).all()
     assert change[-1] > change[WIDTH // 2] > change[WIDTH // 3] > 0
+
+
+def test_calibrated_heat_shows_orders_of_magnitude(detection: Detection) -> None:
+    row = np.float32([0, 0.5, 0.9, 0.99, 0.999, 1])
+    heatmap = np.tile(np.repeat(row, WIDTH // len(row)), (HEIGHT, 1))
+    found = replace(detection, heatmap=heatmap, mask=heatmap > 2, calibrated=True)
+    grey = np.full_like(IMAGE, 100)
+    change = np.abs(overlay(grey, found).astype(int) - 100).sum(2)[0, :: WIDTH // len(row)]
+    assert (change[:3] == 0).all()
+    assert (np.diff(change[2:]) > 0).all()
 
 
 def test_files_decode_to_what_was_encoded() -> None:

@@ -1,0 +1,180 @@
+"""`anomaly-detector calibrate`: nominal scores, so that a heatmap value means something."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from anomaly_detector_ros.cli.common import (
+    DeviceOption,
+    JsonOption,
+    OfflineOption,
+    ProfileOption,
+    cannot_write,
+    console,
+    make_directory,
+    progress_bar,
+)
+from anomaly_detector_ros.cli.evaluate import DatasetName
+from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile
+
+if TYPE_CHECKING:
+    from anomaly_detector_ros.analysis.calibration import Calibration
+    from anomaly_detector_ros.calibrating import FalsePositiveRate
+    from anomaly_detector_ros.parts import Parts
+    from anomaly_detector_ros.profiles import Profile
+
+# With fewer, rare surfaces are missing and the measured rates say little.
+_FEW = 20
+
+
+def calibrate(
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            help="Nominal images, a folder of them or a labelled data set's root; repeatable."
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="File to save the calibration in (.safetensors).")],
+    dataset: Annotated[
+        DatasetName | None,
+        typer.Option(help="Layout of --data if it is labelled; its nominal images are taken."),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Part of the data set.")] = None,
+    holdout: Annotated[
+        float,
+        typer.Option(min=0.0, max=0.95, help="Share of the images held out to measure on."),
+    ] = 0.5,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Images to draw, held-out ones among them; all.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the drawing and the intervals.")] = 0,
+    profile: ProfileOption = DEFAULT_PROFILE,
+    device: DeviceOption = "auto",
+    offline: OfflineOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Learn on nominal images what heatmap values mean: 0.99 is higher than 99% of their pixels.
+
+    Then measures, on images held out, how many pixels reach the thresholds; a threshold of 0.99
+    asks for a false-positive rate of 0.01. Frames of one video are alike, so on other places the
+    rates may differ by more than the intervals say. --holdout 0 fits on every image.
+
+    A profile uses the file by `calibration: {file: FILE}`; the node by its parameter calibration.
+
+    Example: anomaly-detector calibrate --data nominal_images/ --output calibration.safetensors
+    """
+    from anomaly_detector_ros.calibrating import fit_calibration, measure, split_files
+    from anomaly_detector_ros.detector import Detector
+
+    chosen = replace(load_profile(profile), calibration={})
+    files = _find_files(data, dataset, split)
+    fitted, held_out = split_files(files, holdout=holdout, count=count, seed=seed)
+    _warn(len(fitted), len(held_out), holdout)
+    make_directory(output.parent)
+    parts = _load(chosen, device, offline)
+
+    with progress_bar("calibration") as advance:
+        calibration = fit_calibration(chosen, parts, fitted, seed=seed, progress=advance)
+        try:
+            calibration.save(output)
+        except OSError as error:
+            raise cannot_write(output, error) from error
+        rates: list[FalsePositiveRate] = []
+        if held_out:
+            calibrated = replace(chosen, calibration={"file": str(output)})
+            detector = Detector.from_parts(calibrated, parts)
+            rates = measure(detector, held_out, seed=seed, progress=advance)
+    summary = _summary(chosen, calibration, rates, len(held_out), output)
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2))
+    else:
+        _print(summary, rates)
+
+
+def _find_files(data: list[Path], dataset: DatasetName | None, split: str | None) -> list[Path]:
+    from anomaly_detector_ros.evaluation.datasets import nominal_images
+    from anomaly_detector_ros.images import find_images
+
+    if dataset is None and split is not None:
+        raise UserError(f"split '{split}' of what: name the layout with --dataset")
+    files: dict[Path, Path] = {}
+    for given in data:
+        if dataset is not None:
+            with progress_bar(f"labels of {dataset.value}") as advance:
+                found = nominal_images(dataset.value, given, split, advance)
+        elif given.is_file():
+            found = [given]
+        else:
+            # A labelled data set's labels are picture files too.
+            found = find_images(given / "images" if (given / "images").is_dir() else given)
+        files.update({file.resolve(): file for file in found})
+    return list(files.values())
+
+
+def _warn(fitted: int, held_out: int, holdout: float) -> None:
+    if fitted < _FEW:
+        console.print(
+            f"warning: {fitted} images to fit on: give at least {_FEW}, of all your terrain"
+        )
+    if holdout > 0 and held_out < _FEW:
+        console.print(f"warning: {held_out} images held out: the measured rates say little")
+
+
+def _load(profile: Profile, device: str, offline: bool) -> Parts:
+    from anomaly_detector_ros.cli.models import fetch_missing
+    from anomaly_detector_ros.devices import choose_device
+    from anomaly_detector_ros.parts import Parts
+
+    chosen = choose_device(device)
+    fetch_missing(profile.model_names(), offline)
+    return Parts(chosen, offline=offline)
+
+
+def _summary(
+    profile: Profile,
+    calibration: Calibration,
+    rates: list[FalsePositiveRate],
+    held_out: int,
+    output: Path,
+) -> dict[str, Any]:
+    return {
+        "profile": profile.name,
+        "distance": profile.distance["name"],
+        "images": calibration.images,
+        "pixels": calibration.pixels,
+        "seed": calibration.seed,
+        "held_out_images": held_out,
+        "false_positive_rates": [rate.to_dict() for rate in rates],
+        "output": str(output),
+    }
+
+
+def _print(summary: dict[str, Any], rates: list[FalsePositiveRate]) -> None:
+    typer.echo(
+        f"profile {summary['profile']}, {summary['distance']} distance: fitted on "
+        f"{summary['images']} images, {summary['pixels']} pixels"
+    )
+    if rates:
+        table = Table(
+            *("threshold", "asked", "measured", "95%"),
+            title=f"false-positive rate on {summary['held_out_images']} images held out",
+            box=None,
+        )
+        for rate in rates:
+            table.add_row(
+                f"{1 - rate.asked:g}",
+                f"{rate.asked:g}",
+                f"{rate.measured:.4f}",
+                "" if math.isnan(rate.low) else f"{rate.low:.4f}-{rate.high:.4f}",
+            )
+        Console().print(table)
+    typer.echo(f"saved: {summary['output']}")

@@ -1,0 +1,64 @@
+"""What a calibration is fitted for: the settings of a profile and the weights behind them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from anomaly_detector_ros.analysis.distances import distance_settings
+from anomaly_detector_ros.models.landing import hash_file
+from anomaly_detector_ros.models.registry import Registry
+from anomaly_detector_ros.profiles import Profile
+
+WEIGHTS = "weights"
+# Everything that a score depends on. The segmenter is last: distances don't depend on it.
+_PARTS = ("denoiser", "sampler", "features", "upsampler", "distance", "segmenter")
+_WEIGHT_FILES = (".safetensors", ".onnx", ".bin", ".pt")
+
+
+def fingerprint(profile: Profile, registry: Registry) -> dict[str, Any]:
+    """The settings that a profile's scores depend on, by part, and the sha256 of its weights.
+
+    Precision is left out: it depends on the device. A denoiser that is a directory counts by what
+    it holds, not by its path.
+    """
+    parts: dict[str, Any] = {
+        part: {key: value for key, value in getattr(profile, part).items() if key != "dtype"}
+        for part in _PARTS
+    }
+    parts[WEIGHTS] = {
+        name: [str(file.sha256) for file in registry.entry(name).files]
+        for name in profile.model_names()
+    }
+    parts["distance"] = distance_settings(profile.distance)
+    if profile.denoiser_is_path():
+        directory = Path(str(parts["denoiser"].pop("model")))
+        found = sorted(f for f in directory.rglob("*") if f.suffix in _WEIGHT_FILES)
+        parts[WEIGHTS]["denoiser"] = [hash_file(file) for file in found]
+    return json.loads(json.dumps(parts))  # as it comes back from a file
+
+
+def differences(
+    fitted: Mapping[str, Any], present: Mapping[str, Any], *, segmenter: bool = True
+) -> list[str]:
+    """What differs between two fingerprints, one phrase each; empty if they agree.
+
+    Args:
+        fitted: the calibration's.
+        present: the profile's.
+        segmenter: whether its settings matter.
+    """
+    found = []
+    for part in _PARTS if segmenter else _PARTS[:-1]:
+        old, new = dict(fitted.get(part, {})), dict(present.get(part, {}))
+        found += [
+            f"{part}.{key} is {new.get(key, 'not set')}, was {old.get(key, 'not set')}"
+            for key in sorted({*old, *new})
+            if old.get(key) != new.get(key)
+        ]
+    old, new = dict(fitted.get(WEIGHTS, {})), dict(present.get(WEIGHTS, {}))
+    # A model that only one of them has is another setting, named above.
+    found += [f"other weights of {name}" for name in old if name in new and old[name] != new[name]]
+    return found

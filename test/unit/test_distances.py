@@ -1,0 +1,110 @@
+"""Cosine and whitened distances of features."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from calibration_data import CHANNELS, EDITS, gaussian_pairs, whitened
+
+from anomaly_detector_ros.analysis.distances import (
+    CosineDistance,
+    NominalDifferences,
+    distance_settings,
+)
+from anomaly_detector_ros.analysis.featup import JbuStack
+from anomaly_detector_ros.analysis.scoring import cosine_distance
+from anomaly_detector_ros.analysis.upsampling import (
+    FeatUpUpsampler,
+    GridUpsampler,
+    upsample_bilinear,
+)
+from anomaly_detector_ros.errors import UserError
+
+
+def test_whitening_gives_gaussian_differences_unit_variance():
+    distance = whitened(*(gaussian_pairs(seed) for seed in range(5)))
+    original, edits = gaussian_pairs(9, (200, 200))
+    found = (original - edits.mean(0, keepdim=True))[0].flatten(1) - distance.mean[:, None]
+    components = distance.factor @ found
+    torch.testing.assert_close(components @ components.T / 40000, torch.eye(4), atol=0.05, rtol=0)
+    maps = distance(original, edits)
+    assert maps.shape == (1 + EDITS, 200, 200)
+    assert maps[0].square().mean() == pytest.approx(1, abs=0.03)
+    torch.testing.assert_close(maps[0].flatten(), components.norm(dim=0) / 2)
+
+
+def test_whitened_distance_is_mahalanobis_to_the_mean_of_the_edits():
+    pairs = gaussian_pairs(0)
+    distance = whitened(pairs, shrinkage=0.1)
+    original, edits = gaussian_pairs(1)
+    difference = (pairs[0] - pairs[1].mean(0, keepdim=True))[0].flatten(1).double()
+    covariance = torch.cov(difference, correction=0)
+    level = covariance.diagonal().mean()
+    precision = torch.linalg.inv(0.9 * covariance + 0.1 * level * torch.eye(4))
+    mean = difference.mean(1)
+    maps = distance(original, edits)
+    for given, edited in ((maps[0], edits.mean(0)), (maps[2], edits[1])):
+        d = (original[0] - edited)[:, 7, 11].double() - mean
+        assert float(given[7, 11]) == pytest.approx(float((d @ precision @ d / 4).sqrt()), rel=1e-5)
+    assert torch.equal(distance.anomaly(maps), maps[0])
+    torch.testing.assert_close(distance.spread(maps), maps[1:].std(0, correction=0))
+
+
+def test_one_edit_has_no_spread():
+    original, edits = gaussian_pairs(0, edits=1)
+    for distance in (whitened((original, edits)), CosineDistance()):
+        maps = distance(original, edits)
+        assert maps.shape == (1, 40, 50)
+        assert not distance.spread(maps).any()
+
+
+def test_cosine_distance_is_averaged_over_edits():
+    original, edits = gaussian_pairs(0)
+    distance = CosineDistance()
+    maps = distance(original, edits)
+    expected = torch.cat([cosine_distance(original, edit[None]) for edit in edits])
+    assert torch.equal(maps, expected)
+    assert torch.equal(distance.anomaly(maps), expected.mean(0))
+    torch.testing.assert_close(distance.spread(maps), expected.std(0, correction=0))
+
+
+def test_upsamplers_show_the_distance_every_cell_once():
+    torch.manual_seed(0)
+    original, edits = gaussian_pairs(0, (3, 4))
+    images = torch.rand(1 + EDITS, 3, 48, 64) * 2 - 1
+    arguments = (original, edits, images[:1], images[1:], (48, 64))
+    distance = whitened(gaussian_pairs(1))
+    grid = GridUpsampler(upsample_bilinear).distance(*arguments, distance)
+    assert torch.equal(grid, upsample_bilinear(distance(original, edits), (48, 64)))
+    stack = JbuStack(CHANNELS).eval().requires_grad_(False)
+    found = [FeatUpUpsampler(stack, tile=tile).distance(*arguments, distance) for tile in (128, 20)]
+    assert found[0].shape == (1 + EDITS, 48, 64)
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+    learner = NominalDifferences()
+    FeatUpUpsampler(stack, tile=20).distance(*arguments, learner)
+    assert learner.count == 48 * 64
+    learner = NominalDifferences()
+    GridUpsampler(upsample_bilinear).distance(*arguments, learner)
+    assert learner.count == 12
+
+
+def test_edits_that_change_nothing_cannot_be_whitened():
+    original, _ = gaussian_pairs(0)
+    with pytest.raises(UserError, match="do not differ"):
+        whitened((original, original))
+    with pytest.raises(UserError, match="no nominal image"):
+        NominalDifferences().whitened(0.01)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "l2"}, "distance 'l2': unknown: take one of cosine, whitened"),
+        ({"name": "cosine", "shrinkage": 0.1}, "distance cosine: unknown setting shrinkage"),
+        ({"name": "whitened", "shrinkage": 0}, "shrinkage 0: take more than 0"),
+        ({"name": "whitened", "shrinkage": "much"}, "shrinkage 'much': take more than 0"),
+    ],
+)
+def test_bad_distances_are_named(settings, message):
+    with pytest.raises(UserError, match=message):
+        distance_settings(settings)
