@@ -61,3 +61,11 @@ def memory_bytes(device: torch.device) -> int:
     except OSError:  # not Linux
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def available_cores() -> int:
+    """How many CPU cores this process may use, which may be fewer than the computer has."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every platform
+        return os.cpu_count() or 1

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from anomaly_detector_ros.devices import available_cores
 from anomaly_detector_ros.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def open_session(
     if not path.is_file():
         raise UserError(f"{path}: no such file: run anomaly-detector models fetch {model}")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = _available_cores()
+    options.intra_op_num_threads = available_cores()
     options.log_severity_level = 3
     try:
         source: str | bytes = str(path)
@@ -71,10 +71,3 @@ def _providers(device: torch.device | str) -> list[Any]:
     if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
     return providers
-
-
-def _available_cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on every platform
-        return os.cpu_count() or 1

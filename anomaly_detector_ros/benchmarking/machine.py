@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import resource
@@ -13,12 +12,14 @@ from typing import Any
 import onnxruntime
 import torch
 
+from anomaly_detector_ros.devices import available_cores
+
 
 def facts(device: torch.device) -> dict[str, Any]:
     """What times depend on: processor, cores, threads, GPU, versions."""
     found = {
         "cpu": _cpu_name(),
-        "cores": _available_cores(),
+        "cores": available_cores(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "onnxruntime": onnxruntime.__version__,
@@ -42,14 +43,6 @@ def _cpu_name() -> str:
         if found:
             return found[1].strip()
     return platform.processor() or platform.machine()
-
-
-def _available_cores() -> int:
-    """Those this process may run on, which a container or taskset may have made fewer."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on every platform
-        return os.cpu_count() or 1
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:
