@@ -82,7 +82,9 @@ class CachedParts(Parts):
         segmenter = super().segmenter(settings)
         if segmenter is None:
             return None
-        key = self._key(settings, segmentation.weights_needed(settings["name"], settings))
+        # What becomes of uncovered pixels is not the segmenter's business.
+        own = {name: value for name, value in settings.items() if name != "uncovered"}
+        key = self._key(own, segmentation.weights_needed(settings["name"], settings))
         return CachedSegmenter(segmenter, self.cache, key)
 
     def edits(self, detector: Detector, image: np.ndarray) -> tuple[Tensor, Tensor]:
