@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from anomaly_detector_ros.analysis.distances import WhitenedDistance
 from anomaly_detector_ros.analysis.score_distribution import ScoreDistribution
-from anomaly_detector_ros.errors import UserError, one_line
-from anomaly_detector_ros.files import replace_file
+from anomaly_detector_ros.fitted_file import open_fitted, save_fitted
 
-HEADER = "anomaly_detector_ros.calibration"
-"""Key of the file's metadata under which the header stands, as JSON."""
+KIND = "calibration"
 
 _FORMAT = 1
 _LIBRARIES = ("torch", "numpy")
@@ -57,13 +53,12 @@ class Calibration:
         Raises:
             OSError: the file cannot be written.
         """
-        from safetensors.numpy import save
-
-        tensors = {"scores": self.distribution.scores, "below": self.distribution.below}
+        tensors = {
+            "scores": torch.from_numpy(self.distribution.scores),
+            "below": torch.from_numpy(self.distribution.below),
+        }
         if self.whitening is not None:
-            tensors["mean"] = self.whitening.mean.cpu().numpy()
-            # safetensors writes memory as it lies, whatever its strides.
-            tensors["factor"] = self.whitening.factor.cpu().contiguous().numpy()
+            tensors |= {"mean": self.whitening.mean, "factor": self.whitening.factor}
         header = {
             "format": _FORMAT,
             "fingerprint": self.fingerprint,
@@ -71,11 +66,8 @@ class Calibration:
             "images": self.images,
             "pixels": self.pixels,
             "seed": self.seed,
-            "libraries": {library: version(library) for library in _LIBRARIES},
-            "sha256": _digest(tensors),
         }
-        data = save(tensors, metadata={HEADER: json.dumps(header)})
-        replace_file(path, lambda partial: partial.write_bytes(data))
+        save_fitted(path, KIND, header, tensors, _LIBRARIES)
 
 
 def load_calibration(path: Path) -> Calibration:
@@ -84,33 +76,14 @@ def load_calibration(path: Path) -> Calibration:
     Raises:
         UserError: missing, truncated or altered, or a file of another kind.
     """
-    from safetensors import SafetensorError, safe_open
-
-    refusal = f"'{path}' is no calibration: give a file that `anomaly-detector calibrate` wrote"
-    try:
-        with safe_open(path, "np") as file:
-            text = (file.metadata() or {}).get(HEADER)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except OSError as error:
-        reason = one_line(error, 200)
-        raise UserError(f"cannot read calibration '{path}' ({reason}): give another") from error
-    except (SafetensorError, TypeError) as error:  # TypeError: a type that NumPy does not have
-        raise UserError(f"{refusal} ({one_line(error, 200)})") from error
-    if text is None:
-        raise UserError(refusal)
-    try:
-        header = json.loads(text)
+    with open_fitted(path, KIND, "calibrate") as (header, tensors):
         if header["format"] != _FORMAT:
             raise ValueError(f"format {header['format']}, this release reads {_FORMAT}")
-        if header["sha256"] != _digest(tensors):
-            raise ValueError("it is altered, its sha256 does not fit")
         return _restore(header, tensors)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{refusal} ({one_line(error, 200)})") from error
 
 
-def _restore(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Calibration:
-    scores, below = tensors["scores"], tensors["below"]
+def _restore(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Calibration:
+    scores, below = (tensors[name].numpy() for name in ("scores", "below"))
     tail_scale = float(header["tail_scale"])
     rising = all(np.diff(values).min() > 0 for values in (scores, below))
     if scores.shape != below.shape or not rising or not tail_scale > 0 or not 0 <= below[-1] < 1:
@@ -120,7 +93,7 @@ def _restore(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Ca
         channels = len(tensors["mean"])
         if tensors["factor"].shape != (channels, channels):
             raise ValueError("its whitening is not square")
-        whitening = WhitenedDistance(*(torch.tensor(tensors[n]) for n in ("mean", "factor")))
+        whitening = WhitenedDistance(tensors["mean"], tensors["factor"])
     return Calibration(
         ScoreDistribution(scores, below, tail_scale),
         whitening,
@@ -129,12 +102,3 @@ def _restore(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Ca
         int(header["pixels"]),
         int(header["seed"]),
     )
-
-
-def _digest(tensors: Mapping[str, np.ndarray]) -> str:
-    """sha256 of the arrays' names and bytes."""
-    sha = hashlib.sha256()
-    for name in sorted(tensors):
-        sha.update(name.encode())
-        sha.update(tensors[name].tobytes())
-    return sha.hexdigest()

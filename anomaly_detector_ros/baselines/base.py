@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from importlib.metadata import version
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,10 +11,9 @@ import torch
 from torch import Tensor
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.files import replace_file
+from anomaly_detector_ros.fitted_file import save_fitted
 
-HEADER = "anomaly_detector_ros.baseline"
-"""Key of the file's metadata under which a baseline's header stands, as JSON."""
+KIND = "baseline"
 
 Progress = Callable[[int, int, str], None]
 """Takes what is done, the total, and what is being done; `cli.common.progress_bar` gives one."""
@@ -121,8 +117,6 @@ class Baseline(ABC):
             UserError: not fitted yet.
             OSError: the file cannot be written.
         """
-        from safetensors.torch import save
-
         if not self.channels:
             raise UserError(f"{self.name}: not fitted yet: fit it before saving")
         header = {
@@ -130,20 +124,8 @@ class Baseline(ABC):
             "settings": self.settings,
             "features": self.features,
             "channels": self.channels,
-            "libraries": {library: version(library) for library in ("torch", *self.libraries)},
-            "sha256": digest(self.state),
         }
-        data = save(self.state, metadata={HEADER: json.dumps(header)})
-        replace_file(path, lambda partial: partial.write_bytes(data))
-
-
-def digest(state: Mapping[str, Tensor]) -> str:
-    """sha256 of the tensors' names and bytes."""
-    sha = hashlib.sha256()
-    for name in sorted(state):
-        sha.update(name.encode())
-        sha.update(state[name].contiguous().numpy().tobytes())
-    return sha.hexdigest()
+        save_fitted(path, KIND, header, self.state, ("torch", *self.libraries))
 
 
 def whole_number(baseline: str, setting: str, value: Any, minimum: int = 1) -> int:

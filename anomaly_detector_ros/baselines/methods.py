@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from anomaly_detector_ros.baselines.base import HEADER, Baseline, digest
+from anomaly_detector_ros.baselines.base import KIND, Baseline
 from anomaly_detector_ros.baselines.flow import FlowBaseline
 from anomaly_detector_ros.baselines.gmm import GmmBaseline
 from anomaly_detector_ros.baselines.nearest import NearestBaseline
-from anomaly_detector_ros.errors import UserError, one_line
+from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.fitted_file import open_fitted
 
 _METHODS: dict[str, type[Baseline]] = {
     method.name: method for method in (GmmBaseline, NearestBaseline, FlowBaseline)
@@ -46,29 +46,8 @@ def load_baseline(path: Path) -> Baseline:
     Raises:
         UserError: missing, truncated or altered, or a file of another kind.
     """
-    from safetensors import SafetensorError, safe_open
-
-    refusal = f"'{path}' is no baseline: give a file that `anomaly-detector fit` wrote"
-    try:
-        with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get(HEADER)
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except OSError as error:
-        reason = one_line(error, 200)
-        raise UserError(f"cannot read '{path}' ({reason}): give a fitted baseline") from error
-    except SafetensorError as error:
-        raise UserError(f"{refusal} ({one_line(error, 200)})") from error
-    if text is None:
-        raise UserError(refusal)
-    try:
-        header = json.loads(text)
-        intact = header["sha256"] == digest(state)
+    with open_fitted(path, KIND, "fit") as (header, state):
         baseline = make_baseline(header["baseline"], header["settings"])
         baseline.features = dict(header["features"])
-        if intact:
-            baseline.load_state(state, int(header["channels"]))
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{refusal} ({one_line(error, 200)})") from error
-    if not intact:
-        raise UserError(f"'{path}' is altered, its sha256 does not fit: fit the baseline again")
-    return baseline
+        baseline.load_state(state, int(header["channels"]))
+        return baseline

@@ -23,6 +23,7 @@ from anomaly_detector_ros.cli.common import (
     progress_bar,
     write_atomically,
 )
+from anomaly_detector_ros.cli.models import fetch_missing
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile
 
@@ -116,11 +117,13 @@ def evaluate(
     from anomaly_detector_ros.evaluation.run import Evaluation
     from anomaly_detector_ros.models.registry import cache_directory
 
+    chosen = load_profile(profile)
+    fetch_missing(chosen.model_names(), offline)
     names = TABLE1_ROWS if table1 else tuple(dict.fromkeys(method or DEFAULT_ROWS))
     kept = Cache(cache or cache_directory() / "evaluation")
     with progress_bar("methods") as advance:
         evaluation = Evaluation(
-            load_profile(profile),
+            chosen,
             CachedParts(kept, _device_of_this_process(device), offline=offline),
             open_dataset(dataset.value, root, split or _DEFAULT_SPLITS.get(dataset)),
             open_nominal((train_dataset or dataset).value, train_root, train_split)

@@ -17,7 +17,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from anomaly_detector_ros.analysis.features import RgbFeatures
-from anomaly_detector_ros.baselines.base import HEADER, Baseline
+from anomaly_detector_ros.baselines.base import KIND, Baseline
 from anomaly_detector_ros.baselines.gmm import GmmBaseline
 from anomaly_detector_ros.baselines.methods import BASELINES, load_baseline
 from anomaly_detector_ros.baselines.nearest import NearestBaseline
@@ -26,6 +26,7 @@ from anomaly_detector_ros.baselines.scorer import BaselineScorer
 from anomaly_detector_ros.cli.fit import fit as fit_command
 from anomaly_detector_ros.cli.fit import parse_settings
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.fitted_file import header_key
 from anomaly_detector_ros.models.registry import Registry
 from anomaly_detector_ros.tensors import to_tensor
 
@@ -73,7 +74,7 @@ def _picture(file: Path) -> None:
 
 
 def _other_header(file: Path) -> None:
-    save_file({"weight": torch.zeros(3)}, file, {HEADER: '{"baseline": "gmm"}'})
+    save_file({"weight": torch.zeros(3)}, file, {header_key(KIND): '{"baseline": "gmm"}'})
 
 
 def _empty(file: Path) -> None:

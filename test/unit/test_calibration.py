@@ -15,12 +15,13 @@ import yaml
 from calibration_data import draw_pictures, gaussian_pairs, pooled, whitened
 from safetensors.numpy import save_file
 
-from anomaly_detector_ros.analysis.calibration import HEADER, Calibration, load_calibration
+from anomaly_detector_ros.analysis.calibration import KIND, Calibration, load_calibration
 from anomaly_detector_ros.analysis.score_distribution import ScoreDistribution
 from anomaly_detector_ros.calibrating import fit_calibration
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.fingerprint import differences, fingerprint
+from anomaly_detector_ros.fitted_file import header_key
 from anomaly_detector_ros.parts import Parts
 from anomaly_detector_ros.profiles import load_profile
 
@@ -65,7 +66,12 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path):
         file.write_bytes(damaged)
         with pytest.raises(UserError, match="is no calibration"):
             load_calibration(file)
-    for metadata in (None, {HEADER: "{}"}, {HEADER: "[1]"}, {HEADER: json.dumps({"format": 99})}):
+    for metadata in (
+        None,
+        {header_key(KIND): "{}"},
+        {header_key(KIND): "[1]"},
+        {header_key(KIND): json.dumps({"format": 99})},
+    ):
         save_file({"scores": np.zeros(3)}, file, metadata)
         with pytest.raises(UserError, match="is no calibration"):
             load_calibration(file)
