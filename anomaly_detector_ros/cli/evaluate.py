@@ -172,7 +172,7 @@ def _print(report: Report) -> None:
     from anomaly_detector_ros.evaluation.report import number
     from anomaly_detector_ros.evaluation.rows import ROWS
 
-    columns = ("AUC-PR", "95%", "AUROC", "FPR95", "F1*", "paper AUC-PR", "paper F1*")
+    columns = ("AUC-PR", "95%", "AUROC", "FPR95", "F1*", "weighted AUC-PR", "weighted F1*")
     table = Table("", *columns, title=f"{report.dataset}, profile {report.profile}", box=None)
     for name, found in report.metrics.items():
         low, high = found.intervals.get("auc_pr", (math.nan, math.nan))

@@ -54,8 +54,8 @@ class Report:
     def to_markdown(self) -> str:
         """A table with the published numbers beside ours where the paper has them."""
         published = self.dataset if self.dataset in ("rugd", "rellis") else None
-        head = ["", "AUC-PR", "95% interval", "AUROC", "FPR95", "F1*", "paper's AUC-PR",
-                "paper's F1*"]  # fmt: skip
+        head = ["", "AUC-PR", "95% interval", "AUROC", "FPR95", "F1*", "weighted AUC-PR",
+                "weighted F1*"]  # fmt: skip
         if published:
             head += ["published AUC-PR", "published F1*"]
         lines = [_line(head), _line(["---"] * len(head))]
