@@ -28,16 +28,20 @@ def fingerprint(profile: Profile, registry: Registry) -> dict[str, Any]:
         part: {key: value for key, value in getattr(profile, part).items() if key != "dtype"}
         for part in _PARTS
     }
-    parts[WEIGHTS] = {
-        name: [str(file.sha256) for file in registry.entry(name).files]
-        for name in profile.model_names()
-    }
+    parts[WEIGHTS] = {name: weights_sha256(name, registry) for name in profile.model_names()}
     parts["distance"] = distance_settings(profile.distance)
     if profile.denoiser_is_path():
-        directory = Path(str(parts["denoiser"].pop("model")))
+        directory = Path(str(parts["denoiser"].pop("model"))).expanduser()
         found = sorted(f for f in directory.rglob("*") if f.suffix in _WEIGHT_FILES)
         parts[WEIGHTS]["denoiser"] = [hash_file(file) for file in found]
     return json.loads(json.dumps(parts))  # as it comes back from a file
+
+
+def weights_sha256(model: str, registry: Registry) -> list[str]:
+    """The sha256 of a registry model's files: the declared one, else that of the file itself."""
+    folder = registry.directory(model)
+    files = registry.entry(model).files
+    return [file.sha256 or hash_file(folder / file.name) for file in files]
 
 
 def differences(

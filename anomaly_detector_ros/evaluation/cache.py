@@ -93,7 +93,8 @@ def files_digest(files: Iterable[Path]) -> str:
 
 def settings_key(settings: Mapping[str, Any], weights: Iterable[str] = ()) -> list[Any]:
     """A key for a part: its settings, the sha256 of its weights, and of files it names by path."""
-    paths = [Path(value) for value in settings.values() if isinstance(value, str) and "/" in value]
+    named = [value for value in settings.values() if isinstance(value, str) and "/" in value]
+    paths = [Path(value).expanduser() for value in named]
     files = [
         file
         for path in paths

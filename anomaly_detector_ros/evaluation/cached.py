@@ -14,6 +14,7 @@ from anomaly_detector_ros.analysis.features import FeatureExtractor
 from anomaly_detector_ros.analysis.segmentation import Segmenter
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.evaluation.cache import Cache, array_digest, settings_key
+from anomaly_detector_ros.fingerprint import weights_sha256
 from anomaly_detector_ros.models.registry import Registry
 from anomaly_detector_ros.parts import Parts
 from anomaly_detector_ros.profiles import Profile
@@ -113,10 +114,10 @@ class CachedParts(Parts):
     def edits_key(self, profile: Profile) -> Any:
         """A key for what a profile's denoiser and sampler make of an image."""
         models = [] if profile.denoiser_is_path() else [str(profile.denoiser["model"])]
-        return [self._key(profile.denoiser, models), settings_key(profile.sampler)]
+        return [self._key(profile.denoiser, models), self._key(profile.sampler, [])]
 
     def _distance_key(self, profile: Profile) -> Any:
-        # Its covariance comes from the calibration file, whose content goes into the key.
+        # Its covariance comes from the calibration file, which is small and may be fitted again.
         return settings_key({**profile.distance, **profile.calibration})
 
     def features_key(self, settings: Settings) -> Any:
@@ -124,5 +125,11 @@ class CachedParts(Parts):
         return self._key(settings, features.weights_needed(settings["name"], settings))
 
     def _key(self, settings: Settings, models: list[str]) -> Any:
-        files = [file for model in models for file in self.registry.entry(model).files]
-        return settings_key(settings, [str(file.sha256) for file in files])
+        def build() -> Any:
+            digests = [
+                sha256 for model in models for sha256 in weights_sha256(model, self.registry)
+            ]
+            return settings_key(settings, digests)
+
+        # Once: files are hashed for it, and every map of every image asks for it.
+        return self._once("key", {"settings": dict(settings), "models": models}, build)

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.fingerprint import weights_sha256
 from anomaly_detector_ros.models.entries import load_entries
 from anomaly_detector_ros.models.registry import Registry
 from anomaly_detector_ros.models.sources import HuggingFaceSource, LocalSource
@@ -117,6 +118,10 @@ def test_a_model_that_users_provide(tmp_path: Path) -> None:
     registry.directory("net").mkdir(parents=True)
     (registry.directory("net") / "config.json").write_text("{}")
     assert registry.fetch("net") == registry.directory("net")
+    # Undeclared, so what is computed from it is told apart by what the file holds.
+    first = weights_sha256("net", registry)
+    (registry.directory("net") / "config.json").write_text("{} ")
+    assert weights_sha256("net", registry) != first
 
 
 def test_unreadable_registry(tmp_path: Path) -> None:
