@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from anomaly_detector_ros.analysis.calibration import Calibration
 from anomaly_detector_ros.analysis.distances import CosineDistance, Distance
 from anomaly_detector_ros.analysis.features import FeatureExtractor
+from anomaly_detector_ros.analysis.nominal_scores import DEFAULT_CAMERA
 from anomaly_detector_ros.analysis.preprocessing import resize
 from anomaly_detector_ros.analysis.scoring import frame_score, segment_average
 from anomaly_detector_ros.analysis.segmentation import Segmenter
@@ -23,9 +25,13 @@ from anomaly_detector_ros.devices import choose_device, memory_bytes
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.parts import Parts
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE, Profile, load_profile
-from anomaly_detector_ros.synthesis.denoisers import Denoiser
-from anomaly_detector_ros.synthesis.editing import make_sampler
+from anomaly_detector_ros.synthesis.denoisers import Denoiser, compiled
+from anomaly_detector_ros.synthesis.editor import Editor
 from anomaly_detector_ros.tensors import to_pictures, to_tensor
+
+# Images in one call of the feature extractor, unless one frame's edits are more: as many keep a
+# GPU busy, and a CPU's memory small.
+_FEATURE_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,7 @@ class Detection:
         timings: seconds by stage: synthesis, features, upsampling, segmentation, scoring, total.
         uncertainty: float32 (H, W), standard deviation of the raw distances of the edits, before
             the average over segments; 0 where there is one edit.
+        scores: float32 (H, W), what the heatmap was made of: raw distances averaged over segments.
         calibrated: whether the heatmap is.
     """
 
@@ -52,6 +59,7 @@ class Detection:
     score: float
     timings: dict[str, float]
     uncertainty: np.ndarray
+    scores: np.ndarray
     calibrated: bool = False
 
 
@@ -79,11 +87,12 @@ class Detector:
         calibration: Calibration | None = None,
     ) -> None:
         self.profile, self.device = profile, device
-        self.denoiser, self.features = denoiser, features
+        self.denoiser = compiled(denoiser, str(profile.denoiser.get("compile", "auto")))
+        self.features = features
         self.upsampler, self.segmenter = upsampler, segmenter
         self.distance, self.calibration = distance or CosineDistance(), calibration
         self.threshold = profile.threshold
-        self._sampler = make_sampler(profile.sampler)
+        self._editor = Editor(profile.sampler, tuple(profile.denoiser["size"]), device)
 
     @classmethod
     def from_profile(
@@ -147,16 +156,36 @@ class Detector:
         """Whether the heatmap holds shares of nominal pixels rather than raw distances."""
         return self.calibration is not None
 
-    def detect(self, image: np.ndarray) -> Detection:
+    def recalibrate(self, calibration: Calibration, file: Path) -> None:
+        """Takes other nominal scores from the next image on; the distance stays as it is.
+
+        Args:
+            file: where the calibration is kept.
+        """
+        self.profile = replace(self.profile, calibration={"file": str(file)})
+        self.calibration = calibration
+
+    def detect(self, image: np.ndarray, camera: str = DEFAULT_CAMERA) -> Detection:
         """Finds the anomalies of one image, uint8 RGB (H, W, 3).
+
+        Args:
+            camera: whose calibrated scores count.
 
         Raises:
             UserError: the image has another shape or dtype, or no pixels.
         """
-        return self.detect_batch([image])[0]
+        return self.detect_batch([image], [camera])[0]
 
-    def detect_batch(self, images: Sequence[np.ndarray]) -> list[Detection]:
-        """Finds the anomalies of several images, of any sizes, edited in one batch."""
+    def detect_batch(
+        self, images: Sequence[np.ndarray], cameras: Sequence[str] | None = None
+    ) -> list[Detection]:
+        """Finds the anomalies of several images, of any sizes.
+
+        They are edited in one batch, and their features and those of all edits come of few calls.
+
+        Args:
+            cameras: of each image, the camera whose calibrated scores count; the default one's.
+        """
         for image in images:
             _check_image(image)
         if not images:
@@ -164,32 +193,71 @@ class Detector:
         clock = StageClock(self.device)
         with clock.measure("synthesis"):
             inputs, edits = self.synthesize(images)
-        share = clock.seconds["synthesis"] / len(images)
+        with clock.measure("features"):
+            maps = self._extract(inputs, edits)
+        shares = {stage: seconds / len(images) for stage, seconds in clock.seconds.items()}
+        names = cameras or [DEFAULT_CAMERA] * len(images)
         return [
-            self.analyse(image, inputs[i : i + 1], edits[i], synthesis_seconds=share)
-            for i, image in enumerate(images)
+            self._conclude(
+                image,
+                inputs[i : i + 1],
+                edits[i],
+                maps[i],
+                StageClock(self.device, **shares),
+                camera,
+            )
+            for i, (image, camera) in enumerate(zip(images, names, strict=True))
         ]
 
-    @torch.no_grad()  # not inference_mode: the exact Jacobian differentiates inside
+    def detect_stream(self, images: Iterable[np.ndarray]) -> Iterator[Detection]:
+        """Finds the anomalies of consecutive images, several of which share each network pass.
+
+        More images per second than `detect` where a GPU is not busy with one image's pass, but a
+        detection comes as many images late as the sampler has steps but one; see
+        `synthesis.stream`. What is found in an image is what `detect` finds in it.
+
+        Args:
+            images: uint8 RGB (H, W, 3) of any sizes; taken one at a time, as they are needed.
+
+        Raises:
+            UserError: see `StreamEditor.from_settings`; an image of another shape or dtype.
+        """
+        editor = self._editor.stream(self.denoiser)
+        waiting: deque[tuple[np.ndarray, Tensor]] = deque()
+        for image in images:
+            _check_image(image)
+            clock = StageClock(self.device)
+            with clock.measure("synthesis"):
+                waiting.append((image, self._model_input(image)))
+                edits = editor.step(waiting[-1][1])
+            if edits is not None:
+                earlier, original = waiting.popleft()
+                seconds = clock.seconds["synthesis"]
+                yield self.analyse(earlier, original, edits, synthesis_seconds=seconds)
+        clock = StageClock(self.device)
+        with clock.measure("synthesis"):
+            rest = editor.flush()
+        for (image, original), edits in zip(waiting, rest, strict=True):
+            share = clock.seconds["synthesis"] / len(rest)
+            yield self.analyse(image, original, edits, synthesis_seconds=share)
+
     def synthesize(self, images: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """Inputs (B, 3, h, w) and their edits (B, K, 3, h, w) at the model's size, in [-1, 1]."""
-        size = tuple(self.profile.denoiser["size"])
-        inputs = torch.cat([resize(self._to_tensor(image), size) for image in images])
-        count = int(self.profile.sampler.get("num_edits", 1))
-        generator = torch.Generator().manual_seed(int(self.profile.sampler.get("seed", 0)))
-        # Every image gets the same K noises: what stands still in a video is edited alike.
-        noises = torch.randn((count, *inputs.shape[1:]), generator=generator)
-        repeated = inputs.repeat_interleave(count, 0)
-        edits = self._sampler(
-            self.denoiser,
-            repeated,
-            initial_noise=noises.repeat(len(images), 1, 1, 1).to(repeated),
-            generator=generator,
-        )
-        edits = edits.clamp(-1, 1)
-        if not torch.isfinite(edits).all():
-            raise RuntimeError("the denoiser returned values that are not finite")
-        return inputs, edits.unflatten(0, (len(images), count))
+        inputs = torch.cat([self._model_input(image) for image in images])
+        return inputs, self._editor.edit(self.denoiser, inputs)
+
+    def _model_input(self, image: np.ndarray) -> Tensor:
+        return resize(self._to_tensor(image), self._editor.size)
+
+    @torch.inference_mode()
+    def _extract(self, inputs: Tensor, edits: Tensor) -> Tensor:
+        """Features (B, 1 + K, C, h, w) of inputs (B, 3, H, W) and edits (B, K, 3, H, W)."""
+        images = torch.cat([inputs[:, None], edits], 1)
+        maps = [
+            self.features.extract(group.flatten(0, 1)).unflatten(0, group.shape[:2])
+            for group in images.split(max(1, _FEATURE_BATCH // images.shape[1]))
+        ]
+        return torch.cat(maps)
 
     @torch.inference_mode()
     def analyse(
@@ -209,16 +277,30 @@ class Detector:
             synthesis_seconds: goes into the timings.
         """
         clock = StageClock(self.device, synthesis=synthesis_seconds)
-        size = image.shape[:2]
         with clock.measure("features"):
             maps = self.features.extract(torch.cat([original, edits]))
+        return self._conclude(image, original, edits, maps, clock)
+
+    @torch.inference_mode()
+    def _conclude(
+        self,
+        image: np.ndarray,
+        original: Tensor,
+        edits: Tensor,
+        maps: Tensor,
+        clock: StageClock,
+        camera: str = DEFAULT_CAMERA,
+    ) -> Detection:
+        """The rest of `analyse`, given the features of the original and its edits."""
+        size = image.shape[:2]
         with clock.measure("upsampling"):
             raw, uncertainty = self._distance(maps, original, edits, size)
             edited = to_pictures(resize(edits.mean(0, keepdim=True), size))[0]
         with clock.measure("segmentation"):
             segments = self.segment(image, raw)
         with clock.measure("scoring"):
-            heatmap = self._to_heatmap(self.refine(raw, segments))
+            scores = self.refine(raw, segments)
+            heatmap = self._to_heatmap(scores, camera)
             score = frame_score(heatmap)
         mask = heatmap >= self.threshold
         return Detection(
@@ -229,6 +311,7 @@ class Detector:
             score,
             clock.timings(),
             uncertainty,
+            scores,
             self.calibrated,
         )
 
@@ -268,12 +351,12 @@ class Detector:
             return raw
         return segment_average(raw, segments, self.profile.segmenter.get("uncovered", "zero"))
 
-    def _to_heatmap(self, scores: np.ndarray) -> np.ndarray:
+    def _to_heatmap(self, scores: np.ndarray, camera: str) -> np.ndarray:
         if not np.isfinite(scores).all():
             raise RuntimeError("the anomaly map holds values that are not finite")
         if self.calibration is None:
             return np.clip(scores, 0, 1).astype(np.float32)
-        return self.calibration.heatmap(scores)
+        return self.calibration.heatmap(scores, camera)
 
     def _to_tensor(self, image: np.ndarray) -> Tensor:
         # A copy: an image that shares a message's memory is read-only, which torch cannot hold.

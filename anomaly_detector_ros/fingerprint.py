@@ -15,17 +15,18 @@ from anomaly_detector_ros.profiles import Profile
 WEIGHTS = "weights"
 # Everything that a score depends on. The segmenter is last: distances don't depend on it.
 _PARTS = ("denoiser", "sampler", "features", "upsampler", "distance", "segmenter")
+_OF_THE_DEVICE = ("dtype", "compile")
 _WEIGHT_FILES = (".safetensors", ".onnx", ".bin", ".pt")
 
 
 def fingerprint(profile: Profile, registry: Registry) -> dict[str, Any]:
     """The settings that a profile's scores depend on, by part, and the sha256 of its weights.
 
-    Precision is left out: it depends on the device. A denoiser that is a directory counts by what
-    it holds, not by its path.
+    Precision and the way a network is called are left out: they depend on the device. A denoiser
+    that is a directory counts by what it holds, not by its path.
     """
     parts: dict[str, Any] = {
-        part: {key: value for key, value in getattr(profile, part).items() if key != "dtype"}
+        part: {k: v for k, v in getattr(profile, part).items() if k not in _OF_THE_DEVICE}
         for part in _PARTS
     }
     parts[WEIGHTS] = {name: weights_sha256(name, registry) for name in profile.model_names()}

@@ -33,7 +33,8 @@ class Profile:
         name: the profile's name.
         title: one line for people.
         denoiser: ``model`` (registry name, or a directory's path, with a slash in it), ``size``
-            (height, width), ``dtype``.
+            (height, width), ``dtype``, ``compile`` (auto, none, graph or compile; see
+            `synthesis.compiled`).
         sampler: ``name`` (few_step or algorithm1) and its settings, ``num_edits``, ``seed``.
         features: ``name`` and settings; see `analysis.features.make_features`.
         upsampler: ``name`` and settings; see `analysis.upsampling.make_upsampler`.
@@ -131,7 +132,8 @@ def load_profile(
         raise UserError(f"profile '{name}' lacks the part '{missing[0]}': add it or a 'base'")
     threshold = merged.get("threshold", 0)
     if not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
-        raise UserError(f"profile '{name}': threshold {threshold} is not a number in [0, 1]")
+        given = one_line(threshold, 60)
+        raise UserError(f"profile '{name}': threshold {given} is not a number in [0, 1]")
     _check_parts(name, merged)
     return Profile(name=name, **merged)
 

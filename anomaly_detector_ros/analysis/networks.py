@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from anomaly_detector_ros.analysis.preprocessing import check_input_size, network_size, normalise
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.tensors import to_device
 
 Colour = tuple[float, float, float]
 
@@ -38,8 +39,8 @@ class NetworkFeatures(ABC):
         mean: that the network expects the pixels, in [0, 1], to be freed of.
         std: by which it expects them to be divided.
         device: where the network runs.
-        dtype: of the matrix products: ``torch.float32`` or ``torch.bfloat16`` (norms, the
-            residual stream and the result stay float32).
+        dtype: of the matrix products: ``torch.float32``, ``torch.bfloat16`` or ``torch.float16``
+            (norms, the residual stream and the result stay float32).
 
     Raises:
         UserError: a setting out of range.
@@ -58,14 +59,14 @@ class NetworkFeatures(ABC):
         dtype: torch.dtype,
     ) -> None:
         check_input_size(input_size, stride)
-        if dtype not in (torch.float32, torch.bfloat16):
-            raise UserError(f"dtype {dtype}: take float32 or bfloat16")
+        if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise UserError(f"dtype {dtype}: take float32, bfloat16 or float16")
         self.channels, self.stride, self.input_size = channels, stride, input_size
         self.mean, self.std = mean, std
         self.device = torch.device(device)
         self.dtype = dtype
         self._network = network.eval().requires_grad_(False).to(self.device)
-        if dtype is torch.bfloat16:
+        if dtype is not torch.float32:
             # Autocast would convert the weights anew in every call.
             for module in self._network.modules():
                 if isinstance(module, (nn.Linear, nn.Conv2d, nn.MultiheadAttention)):
@@ -78,7 +79,7 @@ class NetworkFeatures(ABC):
         h, w = the size at which the network sees them / ``stride``.
         """
         size = network_size((images.shape[-2], images.shape[-1]), self.input_size, self.stride)
-        pixels = normalise(images.to(self.device), size, self.mean, self.std)
+        pixels = normalise(to_device(images, self.device), size, self.mean, self.std)
         with self._precision():
             maps = self._maps(pixels)
         return maps.float().contiguous()
@@ -88,8 +89,8 @@ class NetworkFeatures(ABC):
         """Normalised pixels (B, 3, H, W) -> (B, channels, H / stride, W / stride)."""
 
     def _precision(self) -> AbstractContextManager[None]:
-        bfloat16 = self.dtype is torch.bfloat16
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16)
+        mixed = self.dtype is not torch.float32
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=mixed)
 
 
 def resample_position_embedding(embedding: Tensor, grid: tuple[int, int]) -> Tensor:

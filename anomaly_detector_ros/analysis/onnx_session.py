@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from anomaly_detector_ros.devices import available_cores
 from anomaly_detector_ros.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ def open_session(
     device: torch.device | str = "cpu",
     batched: Collection[str] = (),
 ) -> onnxruntime.InferenceSession:
-    """A session for an ONNX file, with one thread per core that this process may use.
+    """A session for an ONNX file, with as many threads on the CPU as torch has.
 
     Args:
         path: the file.
@@ -35,13 +34,11 @@ def open_session(
     """
     import onnx
     import onnxruntime
-    from google.protobuf.message import DecodeError
-    from onnxruntime.capi import onnxruntime_pybind11_state as failures
 
     if not path.is_file():
         raise UserError(f"{path}: no such file: run anomaly-detector models fetch {model}")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = available_cores()
+    options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
     try:
         source: str | bytes = str(path)
@@ -52,13 +49,7 @@ def open_session(
                     item.type.tensor_type.shape.dim[0].dim_param = "batch"
             source = network.SerializeToString()
         return onnxruntime.InferenceSession(source, options, providers=_providers(device))
-    except (
-        DecodeError,
-        failures.Fail,
-        failures.InvalidGraph,
-        failures.InvalidProtobuf,
-        failures.NotImplemented,
-    ) as error:
+    except Exception as error:  # onnx, protobuf and onnxruntime raise many kinds
         detail = one_line(error, 200)
         raise UserError(f"{path}: not a usable ONNX file: fetch it again ({detail})") from None
 

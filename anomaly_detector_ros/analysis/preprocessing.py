@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,12 +29,21 @@ def normalise(
     std: tuple[float, float, float],
 ) -> Tensor:
     """Images (B, 3, H, W) in [-1, 1] -> (x01 - mean) / std at ``size``, x01 being in [0, 1]."""
-    # One multiply-add: (x / 2 + 1 / 2 - mean) / std.
-    scale = torch.tensor([0.5 / s for s in std], device=images.device)
-    shift = torch.tensor(
-        [(0.5 - m) / s for m, s in zip(mean, std, strict=True)], device=images.device
-    )
-    return torch.addcmul(shift.view(3, 1, 1), resize(images, size), scale.view(3, 1, 1))
+    shift, scale = _shift_and_scale(mean, std, images.device)
+    return torch.addcmul(shift, resize(images, size), scale)
+
+
+@lru_cache
+def _shift_and_scale(
+    mean: tuple[float, float, float], std: tuple[float, float, float], device: torch.device
+) -> Tensor:
+    """(2, 3, 1, 1): with them (x / 2 + 1 / 2 - mean) / std is one multiply-add.
+
+    Kept, as a GPU is waited for while it fetches them.
+    """
+    shift = [(0.5 - m) / s for m, s in zip(mean, std, strict=True)]
+    with torch.inference_mode(False):
+        return torch.tensor([shift, [0.5 / s for s in std]], device=device)[:, :, None, None]
 
 
 def network_size(

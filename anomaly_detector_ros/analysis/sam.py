@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from anomaly_detector_ros.analysis.sam_automatic import make_generator
-from anomaly_detector_ros.analysis.sam_prompted import PointMasks, stability
+from anomaly_detector_ros.analysis.sam_prompted import PointMasks
+from anomaly_detector_ros.devices import choose_dtype
 from anomaly_detector_ros.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -74,10 +75,15 @@ class SamPointPredictor:
         from segment_anything import SamPredictor
 
         self._predictor = SamPredictor(sam)
+        self._batch = _BATCH_ON_CPU if sam.device.type == "cpu" else _BATCH
+        self._dtype = choose_dtype("auto", sam.device)
 
     def set_image(self, image: np.ndarray) -> None:
         """Encode an image, uint8 RGB (H, W, 3); later points refer to it."""
-        self._predictor.set_image(image)
+        device = self._predictor.device
+        with torch.autocast(device.type, self._dtype, enabled=device.type == "cuda"):
+            self._predictor.set_image(image)
+        self._predictor.features = self._predictor.features.float()
 
     def predict_points(self, points: np.ndarray) -> PointMasks:
         """The best rated of SAM's three masks for each point, (N, 2) x, y in pixels.
@@ -88,18 +94,27 @@ class SamPointPredictor:
         if not self._predictor.is_image_set:
             raise RuntimeError("set_image comes first")
         size = self._predictor.original_size
-        out = PointMasks(
-            np.zeros((len(points), *size), bool),
-            np.zeros(len(points), np.float32),
-            np.zeros(len(points), np.float32),
+        coordinates = self._predictor.transform.apply_coords(np.array(points, np.float32), size)
+        found = [
+            self._decode(coordinates[start : start + self._batch])
+            for start in range(0, len(points), self._batch)
+        ]
+        if not found:
+            empty = np.zeros(0, np.float32)
+            return PointMasks(np.zeros((0, *size), bool), empty, empty)
+        return PointMasks(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+
+    @torch.inference_mode()
+    def _decode(self, coordinates: np.ndarray) -> PointMasks:
+        """Masks for points (N, 2) in the network's pixels, all in one batch."""
+        device = self._predictor.device
+        points = torch.as_tensor(coordinates, dtype=torch.float32, device=device)[:, None]
+        labels = torch.ones(points.shape[:2], dtype=torch.int, device=device)
+        logits, quality, _ = self._predictor.predict_torch(
+            points, labels, multimask_output=True, return_logits=True
         )
-        # One after the other: three masks of logits for every point at once would fill memory.
-        for index, point in enumerate(np.asarray(points, np.float32)):
-            logits, quality, _ = self._predictor.predict(
-                point[None], np.ones(1, np.int32), multimask_output=True, return_logits=True
-            )
-            best = int(quality.argmax())
-            out.masks[index] = logits[best] > 0.0
-            out.quality[index] = quality[best]
-            out.stability[index] = stability(logits[best : best + 1])[0]
-        return out
+        quality, best = quality.max(1)
+        chosen = logits[torch.arange(len(best), device=device), best]
+        inner, outer = ((chosen > level).flatten(1).sum(1) for level in (1.0, -1.0))
+        stable = inner / outer.clamp_min(1)
+        return PointMasks(*(each.cpu().numpy() for each in (chosen > 0.0, quality, stable)))

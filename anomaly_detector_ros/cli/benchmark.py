@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from anomaly_detector_ros.benchmarking.timing import (
     END_TO_END,
     Case,
     measure,
+    measure_stream,
     paired_ratio,
     summarise,
 )
@@ -32,6 +34,8 @@ from anomaly_detector_ros.profiles import DEFAULT_PROFILE
 if TYPE_CHECKING:
     import numpy as np
 
+    from anomaly_detector_ros.detector import Detector
+
 
 def benchmark(
     image: Annotated[
@@ -46,6 +50,14 @@ def benchmark(
     ] = 1,
     repeats: Annotated[int, typer.Option(min=1, help="Measured runs.")] = 10,
     warmup: Annotated[int, typer.Option(min=0, help="Runs before, which are not measured.")] = 2,
+    stream: Annotated[
+        bool,
+        typer.Option("--stream", help="Measure a stream, too: rate and latency of its frames."),
+    ] = False,
+    random_weights: Annotated[
+        bool,
+        typer.Option("--random-weights", help="Times alone: weights are made up, not fetched."),
+    ] = False,
     profile: ProfileOption = DEFAULT_PROFILE,
     device: DeviceOption = "auto",
     offline: OfflineOption = False,
@@ -61,18 +73,23 @@ def benchmark(
     Example: anomaly-detector benchmark --repeats 20 --batch 4
 
     Example: anomaly-detector benchmark --compare embedded light --output result.json
+
+    Example: anomaly-detector benchmark --profile realtime --random-weights --stream --device cuda
     """
     from anomaly_detector_ros.images import read_rgb
 
     picture = read_rgb(image or _demo_picture())
     profiles = list(compare) if compare else [profile]
-    detectors = [load_detector(name, device, offline=offline) for name in profiles]
+    load = _load_random if random_weights else load_detector
+    detectors = [load(name, device, offline=offline) for name in profiles]
     cases = [
         Case(name, detector, size)
         for size in sorted({1, batch})
         for name, detector in zip(profiles, detectors, strict=True)
     ]
-    result = _measured(cases, picture, repeats, warmup)
+    result = _measured(cases, picture, repeats, warmup, stream)
+    if random_weights:
+        result["weights"] = "random"
     if compare:
         result["ratios"] = [
             {"batch": a.batch, **paired_ratio(*([r[END_TO_END] for r in c.runs] for c in (a, b)))}
@@ -87,6 +104,16 @@ def benchmark(
         _print(result)
 
 
+def _load_random(profile: str, device: str, *, offline: bool) -> Detector:
+    from anomaly_detector_ros.benchmarking.random_weights import write_random
+    from anomaly_detector_ros.models.registry import Registry
+    from anomaly_detector_ros.profiles import load_profile
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = write_random(load_profile(profile), Path(folder), Registry.default())
+        return load_detector(str(file), device, offline=offline)
+
+
 def _demo_picture() -> Path:
     from anomaly_detector_ros.images import find_images
     from anomaly_detector_ros.resources import share_dir
@@ -97,7 +124,9 @@ def _demo_picture() -> Path:
         raise UserError(f"{error}, or give --image") from error
 
 
-def _measured(cases: list[Case], picture: np.ndarray, repeats: int, warmup: int) -> dict[str, Any]:
+def _measured(
+    cases: list[Case], picture: np.ndarray, repeats: int, warmup: int, stream: bool
+) -> dict[str, Any]:
     from anomaly_detector_ros.benchmarking.energy import find_meters
     from anomaly_detector_ros.benchmarking.machine import facts, peak_memory
 
@@ -111,6 +140,11 @@ def _measured(cases: list[Case], picture: np.ndarray, repeats: int, warmup: int)
             meters=find_meters(device),
             advance=advance,
         )
+    streams = {
+        case.profile: measure_stream(case.detector, picture, repeats=repeats, warmup=warmup)
+        for case in cases
+        if stream and case.batch == 1
+    }
     peak = peak_memory(device)  # before the rate is measured, which needs some of its own
     return {
         "machine": facts(device),
@@ -118,6 +152,7 @@ def _measured(cases: list[Case], picture: np.ndarray, repeats: int, warmup: int)
         "image": f"{picture.shape[1]}x{picture.shape[0]}",
         "repeats": repeats,
         "profiles": [_summary(case) for case in cases],
+        **({"streams": streams} if stream else {}),
         "peak_memory_bytes": peak,
     }
 
@@ -150,6 +185,12 @@ def _print(result: dict[str, Any]) -> None:
         out.print(
             f"\nbatch {ratio['batch']}: {a} takes {ratio['median']:.3f} times as long as {b} "
             f"(95% interval {ratio['low']:.3f} to {ratio['high']:.3f})"
+        )
+    for name, found in result.get("streams", {}).items():
+        latency = ", ".join(f"{found['latency'][k] * 1e3:.1f} ms" for k in ("median", "p95"))
+        out.print(
+            f"\n{name}, stream: {found['frames_per_second']:.2f} frames per second, "
+            f"latency {latency} (median, 95th percentile)"
         )
     peaks = ", ".join(f"{k} {v / 2**20:.0f} MiB" for k, v in result["peak_memory_bytes"].items())
     out.print(f"\npeak memory: {peaks}")

@@ -7,13 +7,14 @@ from typing import Protocol
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.synthesis import lucidrains_checkpoint
+from anomaly_detector_ros.synthesis.compiled import accelerate
 from anomaly_detector_ros.synthesis.lucidrains import LucidrainsUnet
 from anomaly_detector_ros.synthesis.onnx_denoiser import NETWORK, OnnxDenoiser
-from anomaly_detector_ros.synthesis.schedule import Schedule
+from anomaly_detector_ros.synthesis.schedule import Schedule, Timesteps, timesteps_of
 
 
 class Denoiser(Protocol):
@@ -21,8 +22,12 @@ class Denoiser(Protocol):
 
     schedule: Schedule
 
-    def __call__(self, x: Tensor, t: int) -> Tensor:
-        """x0_hat(x), not clipped: (B, C, H, W) for x_t of the same shape at timestep ``t``."""
+    def __call__(self, x: Tensor, t: Timesteps) -> Tensor:
+        """x0_hat(x), not clipped: (B, C, H, W) for x_t of the same shape.
+
+        Args:
+            t: the timestep of all images, or int64 (B,), that of each.
+        """
         ...
 
 
@@ -34,6 +39,10 @@ class UnetDenoiser:
         schedule: its noise schedule and prediction type.
         dtype: precision of the network's convolutions and products (autocast); the conversion to
             x0_hat stays in the images' precision.
+        compile: how the network is called; see `compiled.accelerate`.
+
+    Raises:
+        UserError: unknown ``compile``.
     """
 
     def __init__(
@@ -41,18 +50,36 @@ class UnetDenoiser:
         unet: UNet2DModel | LucidrainsUnet,
         schedule: Schedule,
         dtype: torch.dtype = torch.float32,
+        compile: str = "none",
     ) -> None:
         self.unet, self.schedule, self.dtype = unet, schedule, dtype
+        self._network = accelerate(self._predict, compile, self.device)
+        self._forms: dict[str, UnetDenoiser] = {}
 
-    def __call__(self, x: Tensor, t: int) -> Tensor:
-        """x0_hat(x), not clipped; differentiable in ``x``."""
-        device = next(self.unet.parameters()).device
-        network_input = x.to(device, torch.float32, memory_format=torch.channels_last)
-        timestep = torch.full((len(x),), t, device=device)
-        mixed = self.dtype != torch.float32
-        with torch.autocast(device.type, self.dtype, enabled=mixed):
-            output = self.unet(network_input, timestep).sample
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.unet.parameters()).device
+
+    def __call__(self, x: Tensor, t: Timesteps) -> Tensor:
+        """x0_hat(x), not clipped; differentiable in ``x``. See `Denoiser`."""
+        images = x.to(self.device, torch.float32, memory_format=torch.channels_last)
+        output = self._network(images, timesteps_of(t, images))
         return self.schedule.predict_x0(x, output.to(x), t)
+
+    def compiled(self, mode: str) -> UnetDenoiser:
+        """A denoiser with the same network, called in the way that ``mode`` names.
+
+        The same one for the same mode: what is recorded or compiled is shared.
+        """
+        if mode not in self._forms:
+            self._forms[mode] = UnetDenoiser(self.unet, self.schedule, self.dtype, mode)
+        return self._forms[mode]
+
+    def _predict(self, images: Tensor, timesteps: Tensor) -> Tensor:
+        mixed = self.dtype != torch.float32
+        with torch.autocast(images.device.type, self.dtype, enabled=mixed):
+            return self.unet(images, timesteps).sample
 
 
 class DiffusersDenoiser(UnetDenoiser):
@@ -78,12 +105,12 @@ class DiffusersDenoiser(UnetDenoiser):
             scheduler = DDPMScheduler.from_pretrained(
                 directory, subfolder="scheduler", local_files_only=True
             )
+            return cls(_ready(unet, device, dtype), Schedule.from_diffusers(scheduler), dtype)
         except Exception as error:  # diffusers raises many kinds, all meaning the same to a user
             raise UserError(
                 f"cannot load denoiser '{directory}' ({one_line(error, 200)}): "
                 "give a diffusers model directory with unet/ and scheduler/"
             ) from error
-        return cls(_ready(unet, device), Schedule.from_diffusers(scheduler), dtype)
 
 
 def load_denoiser(
@@ -105,7 +132,7 @@ def load_denoiser(
         return OnnxDenoiser.from_directory(directory, device=device)
     if (directory / lucidrains_checkpoint.WEIGHTS).is_file():
         model = lucidrains_checkpoint.load_converted(directory)
-        return UnetDenoiser(_ready(model.unet, device), model.schedule, dtype)
+        return UnetDenoiser(_ready(model.unet, device, dtype), model.schedule, dtype)
     if (directory / "unet").is_dir():
         return DiffusersDenoiser.from_pretrained(directory, device=device, dtype=dtype)
     raise UserError(
@@ -114,7 +141,28 @@ def load_denoiser(
     )
 
 
-def _ready(unet: torch.nn.Module, device: torch.device | str) -> torch.nn.Module:
-    """For inference: float32, no gradients of the weights, the faster memory layout."""
+def compiled(denoiser: Denoiser, mode: str) -> Denoiser:
+    """The denoiser with its network called as `compiled.accelerate` has it.
+
+    Raises:
+        UserError: unknown mode, or one that an export, which torch does not run, cannot have.
+    """
+    if isinstance(denoiser, UnetDenoiser):
+        return denoiser.compiled(mode)
+    if mode not in ("auto", "none"):
+        raise UserError(
+            f"a denoiser exported to ONNX cannot have 'compile: {mode}': leave it out, or take the "
+            "model it was exported from"
+        )
+    return denoiser
+
+
+def _ready(unet: nn.Module, device: torch.device | str, dtype: torch.dtype) -> nn.Module:
+    """For inference: no gradients of the weights, the faster memory layout, and precision."""
     unet = unet.float().eval().requires_grad_(False)
+    if dtype != torch.float32:
+        # Autocast would convert the weights anew in every pass.
+        for module in unet.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                module.to(dtype)
     return unet.to(device, memory_format=torch.channels_last)

@@ -19,7 +19,7 @@ from anomaly_detector_ros.synthesis.guidance import (
     mismatched,
     reverse_matching,
 )
-from anomaly_detector_ros.synthesis.schedule import Schedule
+from anomaly_detector_ros.synthesis.schedule import Schedule, Timesteps
 from anomaly_detector_ros.synthesis.similarity import GaussianSimilarity
 
 
@@ -35,17 +35,17 @@ class GaussianDenoiser:
         self.schedule = schedule
         self.mean, self.std = torch.as_tensor(mean), torch.as_tensor(std)
 
-    def __call__(self, x: Tensor, t: int) -> Tensor:
+    def __call__(self, x: Tensor, t: Timesteps) -> Tensor:
         """E[x_0 | x_t] = m + J (x_t - sqrt(abar_t) m), J = sqrt(abar_t) v / (1 - abar_t)."""
         alpha, _ = self.schedule.alpha_sigma(t, x)
         return self.mean + self.jacobian(x, t) * (x - alpha * self.mean)
 
-    def variance(self, x: Tensor, t: int) -> Tensor:
+    def variance(self, x: Tensor, t: Timesteps) -> Tensor:
         """v, the variance of p(x_0 | x_t), at x_t (B, C, H, W): 1 / (1/s^2 + abar / (1 - abar))."""
         alpha, sigma = self.schedule.alpha_sigma(t, x)
         return 1 / (1 / self.std**2 + alpha**2 / sigma**2)
 
-    def jacobian(self, x: Tensor, t: int) -> Tensor:
+    def jacobian(self, x: Tensor, t: Timesteps) -> Tensor:
         """The diagonal of J = d E[x_0 | x_t] / d x_t, at x_t (B, C, H, W)."""
         alpha, sigma = self.schedule.alpha_sigma(t, x)
         return alpha / sigma**2 * self.variance(x, t)

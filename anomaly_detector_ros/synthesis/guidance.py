@@ -101,13 +101,27 @@ def reverse_product(
     x0 = unclipped.detach()
     x0 = x0.clamp(-1, 1) if clip else x0
     if jacobian == "identity":
-        variance = 1 / (1 / data_std**2 + abar / (1 - abar))
-        return similarity.product_mode(x0, variance, x_input)
+        return identity_product(denoiser.schedule, similarity, x0, x_input, t, data_std=data_std)
     gradient = similarity.grad(x0, x_input)
     (pull,) = torch.autograd.grad(unclipped, x, gradient)
     direction = (1 - abar) / abar**0.5 * pull
     x0 = x0 + _distance_to_peak(gradient, direction, x_input - x0) * direction
     return x0.clamp(-1, 1) if clip else x0
+
+
+def identity_product(
+    schedule: Schedule,
+    similarity: Similarity,
+    x0: Tensor,
+    x_input: Tensor,
+    t: int,
+    *,
+    data_std: float,
+) -> Tensor:
+    """`reverse_product` with the identity Jacobian, from x0_hat at x_t rather than from x_t."""
+    abar = float(schedule.alphas_cumprod[t])
+    variance = 1 / (1 / data_std**2 + abar / (1 - abar))
+    return similarity.product_mode(x0, variance, x_input)
 
 
 def _distance_to_peak(gradient: Tensor, direction: Tensor, difference: Tensor) -> Tensor:

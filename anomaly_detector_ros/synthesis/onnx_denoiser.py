@@ -12,7 +12,7 @@ from torch import Tensor
 from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.models.landing import hash_file
 from anomaly_detector_ros.models.registry import cache_directory
-from anomaly_detector_ros.synthesis.schedule import Schedule
+from anomaly_detector_ros.synthesis.schedule import Schedule, Timesteps, timesteps_of
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -60,8 +60,8 @@ class OnnxDenoiser:
             ) from error
         return cls(session, schedule, (height, width))
 
-    def __call__(self, x: Tensor, t: int) -> Tensor:
-        """x0_hat(x), not clipped, like ``x`` (B, 3, H, W).
+    def __call__(self, x: Tensor, t: Timesteps) -> Tensor:
+        """x0_hat(x), not clipped, like ``x`` (B, 3, H, W); ``t`` as `Denoiser` has it.
 
         Raises:
             UserError: images of another size, or a gradient is asked for.
@@ -77,7 +77,7 @@ class OnnxDenoiser:
                 f"the denoiser was exported for {wanted} images, not {given}: set the profile's "
                 f"denoiser size to {wanted} or export it with --size {given}"
             )
-        output = predict(self.session, x, torch.full((len(x),), t))
+        output = predict(self.session, x, timesteps_of(t, x))
         return self.schedule.predict_x0(x, output.to(x), t)
 
 

@@ -19,12 +19,14 @@ from anomaly_detector_ros.synthesis.denoisers import Denoiser
 from anomaly_detector_ros.synthesis.guidance import (
     Guidance,
     Jacobian,
+    identity_product,
     noisy_product,
     reverse_matching,
     reverse_product,
 )
 from anomaly_detector_ros.synthesis.schedule import Schedule
 from anomaly_detector_ros.synthesis.similarity import Similarity
+from anomaly_detector_ros.tensors import to_device
 
 Matching = Literal["reverse", "mismatched", "forward"]
 
@@ -52,7 +54,7 @@ Callback = Callable[[SamplerStep], None]
 
 def normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
     """Standard normal noise shaped like ``x``, the same on every device for the same seed."""
-    return torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+    return to_device(torch.randn(x.shape, generator=generator, dtype=x.dtype), x.device)
 
 
 def diffusion_time(schedule: Schedule, t: int) -> float:
@@ -151,21 +153,60 @@ def few_step(
     noise = normal_like(x_input, generator) if initial_noise is None else initial_noise
     x = schedule.add_noise(x_input, noise, timesteps[0])
     for index, (t, t_next) in enumerate(pairwise([*timesteps, -1])):
-        kernel = similarity.at(diffusion_time(schedule, t_next))
-        if guidance == "reverse":
+        if guidance == "reverse" and jacobian == "exact":
+            kernel = similarity.at(diffusion_time(schedule, t_next))
             x0 = reverse_product(
                 denoiser, kernel, x, x_input, t, data_std=data_std, jacobian=jacobian, clip=clip
             )
+            x = _ddim_step(schedule, x, x0, t, t_next)
         else:
             x0 = denoiser(x, t)
             x0 = x0.clamp(-1, 1) if clip else x0
-        x = _ddim_step(schedule, x, x0, t, t_next)
-        if guidance != "reverse":
-            forward = guidance == "forward"
-            x = noisy_product(schedule, kernel, x, x_input, t, t_next, forward=forward)
+            x, x0 = few_step_update(
+                schedule,
+                similarity,
+                x,
+                x0,
+                x_input,
+                t,
+                t_next,
+                guidance=guidance,
+                data_std=data_std,
+            )
         if callback:
             callback(SamplerStep(index, t, x, x0))
     return x
+
+
+def few_step_update(
+    schedule: Schedule,
+    similarity: Similarity,
+    x: Tensor,
+    x0: Tensor,
+    x_input: Tensor,
+    t: int,
+    t_next: int,
+    *,
+    guidance: Matching,
+    data_std: float,
+) -> tuple[Tensor, Tensor]:
+    """What a step of `few_step` with the identity Jacobian does after its network pass.
+
+    Args:
+        x, x0: x_t and the denoiser's clean image there, clipped or not.
+        t, t_next: where the step starts and where it leads; -1 is the clean image.
+
+    Returns:
+        The guided x_t' and the clean image that it was made of.
+    """
+    kernel = similarity.at(diffusion_time(schedule, t_next))
+    if guidance == "reverse":
+        x0 = identity_product(schedule, kernel, x0, x_input, t, data_std=data_std)
+    x = _ddim_step(schedule, x, x0, t, t_next)
+    if guidance != "reverse":
+        forward = guidance == "forward"
+        x = noisy_product(schedule, kernel, x, x_input, t, t_next, forward=forward)
+    return x, x0
 
 
 def _ddim_step(schedule: Schedule, x: Tensor, x0: Tensor, t: int, t_next: int) -> Tensor:

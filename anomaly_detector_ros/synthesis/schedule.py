@@ -12,6 +12,17 @@ BETA_SCHEDULES = ("linear", "cosine", "sigmoid")
 PREDICTION_TYPES = ("v_prediction", "epsilon", "sample")
 
 
+Timesteps = int | Tensor
+"""One timestep for all images of a batch, or int64 (B,), one for each."""
+
+
+def timesteps_of(t: Timesteps, images: Tensor) -> Tensor:
+    """The timestep of each image, int64 (B,) on the device of ``images`` (B, C, H, W)."""
+    if isinstance(t, int):
+        return torch.full((len(images),), t, device=images.device)
+    return t.to(images.device)
+
+
 def make_betas(beta_schedule: str, num_train_timesteps: int) -> Tensor:
     """Variances of the forward process, float64 (T,), each in (0, 1).
 
@@ -72,6 +83,7 @@ class Schedule:
         self.betas = betas.to("cpu", torch.float64)
         self.alphas_cumprod = torch.cumprod(1 - self.betas, 0)
         self.prediction_type = prediction_type
+        self._copies: dict[torch.device, Tensor] = {}
 
     @classmethod
     def named(
@@ -102,10 +114,23 @@ class Schedule:
         """T, the number of timesteps the model was trained with."""
         return len(self.betas)
 
-    def alpha_sigma(self, t: Tensor | int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(abar_t) and sqrt(1 - abar_t), shaped to multiply images ``like`` (B, C, H, W)."""
-        abar = self.alphas_cumprod[torch.as_tensor(t).cpu()].reshape(-1, 1, 1, 1)
-        return abar.sqrt().to(like), (1 - abar).sqrt().to(like)
+    def alpha_sigma(self, t: Timesteps, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        """sqrt(abar_t) and sqrt(1 - abar_t), to multiply images ``like`` (B, C, H, W).
+
+        Numbers for one timestep; (B, 1, 1, 1), like ``like``, for timesteps (B,). Where those are
+        on the images' device already, nothing waits for it.
+        """
+        if isinstance(t, int):
+            abar = float(self.alphas_cumprod[t])
+            return abar**0.5, (1 - abar) ** 0.5
+        abars = self._alphas_cumprod_on(like.device)[t.to(like.device)].reshape(-1, 1, 1, 1)
+        return abars.sqrt().to(like), (1 - abars).sqrt().to(like)
+
+    def _alphas_cumprod_on(self, device: torch.device) -> Tensor:
+        if device not in self._copies:
+            with torch.inference_mode(False):  # else no later call could differentiate
+                self._copies[device] = self.alphas_cumprod.to(device)
+        return self._copies[device]
 
     def noise_level(self, t: int) -> float:
         """sqrt(1 - abar_t): the standard deviation of the noise in x_t, in [0, 1]."""
@@ -123,12 +148,12 @@ class Schedule:
         angles = torch.atan2((1 - abar).sqrt(), abar.sqrt()) / (torch.pi / 2)
         return int((angles - noise_fraction).abs().argmin())
 
-    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor | int) -> Tensor:
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Timesteps) -> Tensor:
         """The forward process: x_t from x_0 and standard normal noise, all (B, C, H, W)."""
         alpha, sigma = self.alpha_sigma(t, x0)
         return alpha * x0 + sigma * noise
 
-    def training_target(self, x0: Tensor, noise: Tensor, t: Tensor | int) -> Tensor:
+    def training_target(self, x0: Tensor, noise: Tensor, t: Timesteps) -> Tensor:
         """What the network should output for x_t under ``prediction_type``."""
         if self.prediction_type == "epsilon":
             return noise
@@ -137,7 +162,7 @@ class Schedule:
         alpha, sigma = self.alpha_sigma(t, x0)
         return alpha * noise - sigma * x0
 
-    def predict_x0(self, x: Tensor, output: Tensor, t: Tensor | int) -> Tensor:
+    def predict_x0(self, x: Tensor, output: Tensor, t: Timesteps) -> Tensor:
         """x0_hat: the clean image the network's ``output`` at x_t stands for, not clipped."""
         if self.prediction_type == "sample":
             return output

@@ -16,12 +16,22 @@ from typer.testing import CliRunner
 from anomaly_detector_ros.benchmarking.counting import Passes, counting
 from anomaly_detector_ros.benchmarking.energy import RaplMeter, find_meters
 from anomaly_detector_ros.benchmarking.machine import facts, peak_memory
+from anomaly_detector_ros.benchmarking.random_weights import write_random
 from anomaly_detector_ros.benchmarking.rate import pass_flops, peak_rate, synthesis_rate
-from anomaly_detector_ros.benchmarking.timing import Case, measure, paired_ratio, summarise
+from anomaly_detector_ros.benchmarking.timing import (
+    Case,
+    measure,
+    measure_stream,
+    paired_ratio,
+    summarise,
+)
 from anomaly_detector_ros.cli.main import app
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.devices import memory_bytes
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.models.registry import Registry
+from anomaly_detector_ros.profiles import load_profile
+from anomaly_detector_ros.resources import share_dir
 from anomaly_detector_ros.synthesis.denoisers import UnetDenoiser, load_denoiser
 from anomaly_detector_ros.synthesis.lucidrains import LucidrainsConfig, LucidrainsUnet
 from anomaly_detector_ros.synthesis.onnx_export import export_denoiser
@@ -205,6 +215,60 @@ def test_machine() -> None:
     with mmap.mmap(-1, before - memory_bytes(CPU) + more) as held:
         held.write(bytes(len(held)))
     assert peak_memory(CPU)["process"] > before + more // 2
+
+
+def test_rate_and_latency_of_a_stream(light_profile: str) -> None:
+    of = detector(light_profile, steps=3)
+    inner, pace, batches = of.denoiser, 0.02, []
+
+    def slow(x, t):
+        batches.append(len(x))
+        time.sleep(pace)
+        return inner(x, t)
+
+    slow.schedule = inner.schedule
+    of.denoiser = slow
+    found = measure_stream(of, PICTURE, repeats=4, warmup=1)
+    # Every pass finishes a frame, and a frame needs three.
+    assert batches == [1, 2, 3, 3, 3, 3, 3, 3]
+    assert 0 < found["frames_per_second"] < 1 / pace
+    assert found["latency"]["p95"] >= found["latency"]["median"] > 3 * pace
+    steady = found["latency"]["median"] * found["frames_per_second"]
+    assert steady == pytest.approx(3, rel=0.3)
+
+
+def test_random_weights_for_what_is_not_here(light_profile: str, tmp_path: Path) -> None:
+    lacking = {
+        "denoiser": {"model": "paper_rugd", "compile": "none"},
+        "features": {"name": "dino", "block": 1, "input_size": [32, 48]},
+        "calibration": {"file": str(tmp_path / "none.npz")},
+    }
+    profile = load_profile(light_profile, overrides=lacking)
+    registry = Registry.from_file(share_dir("models") / "registry.yaml", tmp_path / "empty")
+    file = write_random(profile, tmp_path, registry, preset="small")
+    of = Detector.from_profile(str(file), device="cpu", offline=True)
+    assert sum(p.numel() for p in of.denoiser.unet.parameters()) == pytest.approx(7.1e6, rel=0.01)
+    assert of.features.channels == 384
+    assert of.detect(PICTURE).heatmap.shape == PICTURE.shape[:2]
+
+
+def test_random_weights_keep_a_denoiser_that_is_here(
+    light_profile: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    profile = load_profile(light_profile, overrides={"segmenter": {"name": "sam"}})
+    written = load_profile(str(write_random(profile, tmp_path, Registry.default())))
+    assert written.denoiser == profile.denoiser
+    assert written.segmenter == {"name": "sam", "weights": "random"}
+    assert written.features == profile.features, "colours have no weights"
+
+
+def test_command_streams_with_random_weights(image: Path, light_profile: str) -> None:
+    arguments = ["--image", image, "--profile", light_profile, "--repeats", 2, "--warmup", 0]
+    found = run(*arguments, "--stream", "--random-weights")
+    assert found["weights"] == "random"
+    assert found["streams"][light_profile]["frames_per_second"] > 0
+    shown = CliRunner().invoke(app, ["benchmark", *map(str, arguments), "--stream"])
+    assert "stream: " in shown.stdout
 
 
 def test_command(image: Path, light_profile: str, tmp_path: Path) -> None:

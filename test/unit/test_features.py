@@ -233,7 +233,7 @@ def test_bfloat16_is_close_to_float32(state: dict[str, torch.Tensor], tmp_path: 
         ({"input_size": (100, 140)}, "multiples of 14"),
         ({"input_size": (0, 14)}, "multiples of 14"),
         ({"input_size": 224}, "height, width"),
-        ({"dtype": torch.float16}, "float16"),
+        ({"dtype": torch.float64}, "float64"),
     ],
 )
 def test_settings_out_of_range_are_refused(options: dict, message: str) -> None:

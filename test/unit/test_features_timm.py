@@ -108,7 +108,7 @@ def test_unneeded_blocks_are_dropped_and_weights_held_once(tmp_path: Path) -> No
         (VIT, {"block": 0}, "has blocks 1 to 6"),
         (VIT, {"input_size": 100}, "multiples of 16"),
         (RESNET, {"input_size": (64, 80)}, "multiples of 32"),
-        (VIT, {"dtype": torch.float16}, "float16"),
+        (VIT, {"dtype": torch.float64}, "float64"),
     ],
 )
 def test_settings_out_of_range_are_refused(model: str, options: dict, message: str) -> None:

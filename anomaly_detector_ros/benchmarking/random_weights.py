@@ -1,0 +1,70 @@
+"""Profiles with random weights: the same networks, and so the same times, without their files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import yaml
+from diffusers import DDPMPipeline
+
+from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.models.registry import Registry
+from anomaly_detector_ros.profiles import Profile
+from anomaly_detector_ros.synthesis.schedule import Schedule
+from anomaly_detector_ros.training.config import TrainingConfig, build_unet
+
+
+def write_random(profile: Profile, folder: Path, registry: Registry, preset: str = "base") -> Path:
+    """Writes a profiles file with the profile as it is but for its weights.
+
+    Random are those of the features, of SAM, and of a denoiser that is not here, in whose place
+    comes the network of a training preset. MobileSAM and FeatUp keep theirs. There is no
+    calibration, and the distance is the cosine's.
+
+    Args:
+        profile: any.
+        folder: for the file and the denoiser.
+        registry: tells whether the denoiser is here.
+        preset: of the denoiser that is not; ``base`` has the size of the paper's.
+
+    Returns:
+        The file, which `profiles.load_profile` reads.
+    """
+    denoiser, features = dict(profile.denoiser), dict(profile.features)
+    segmenter = dict(profile.segmenter)
+    if not profile.denoiser_is_path() and not _is_here(str(denoiser["model"]), registry):
+        denoiser["model"] = str(_write_denoiser(folder / "denoiser", denoiser["size"], preset))
+    if features["name"] != "rgb":
+        features["weights"] = "random"
+    if segmenter["name"] == "sam":
+        segmenter["weights"] = "random"
+    content = {
+        "denoiser": denoiser,
+        "sampler": dict(profile.sampler),
+        "features": features,
+        "upsampler": dict(profile.upsampler),
+        "segmenter": segmenter,
+        "threshold": profile.threshold,
+    }
+    file = folder / "profile.yaml"
+    file.write_text(yaml.safe_dump({f"{Path(profile.name).stem} (random)": content}), "utf-8")
+    return file
+
+
+def _is_here(model: str, registry: Registry) -> bool:
+    try:
+        registry.path(model)
+    except UserError:
+        return False
+    return True
+
+
+def _write_denoiser(directory: Path, size: Sequence[int], preset: str) -> Path:
+    height, width = (int(side) for side in size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        unet = build_unet(TrainingConfig(size=(height, width), preset=preset))
+    DDPMPipeline(unet, Schedule.named("cosine").to_diffusers()).save_pretrained(directory)
+    return directory
