@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import json
-import math
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from anomaly_detector_ros.cli.common import (
     DeviceOption,
     JsonOption,
     OfflineOption,
     ProfileOption,
-    cannot_write,
-    console,
-    make_directory,
     progress_bar,
-    write_atomically,
+)
+from anomaly_detector_ros.cli.evaluation_output import (
+    print_rows,
+    print_sweep,
+    write_rows,
+    write_sweep,
 )
 from anomaly_detector_ros.cli.models import fetch_missing
 from anomaly_detector_ros.errors import UserError
@@ -29,9 +28,6 @@ from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile
 
 if TYPE_CHECKING:
     import torch
-
-    from anomaly_detector_ros.evaluation.report import Report
-    from anomaly_detector_ros.evaluation.run import Evaluation
 
 
 class DatasetName(str, Enum):
@@ -67,9 +63,20 @@ def evaluate(
     table1: Annotated[
         bool, typer.Option("--table1", help="Every row of the paper's table.")
     ] = False,
+    sweep: Annotated[
+        Path | None,
+        typer.Option(help="YAML file of grids of settings: every variant of the profile."),
+    ] = None,
+    count: Annotated[
+        int | None,
+        typer.Option(min=1, help="Use only so many of the images, evenly spread."),
+    ] = None,
     train_root: Annotated[
         Path | None,
-        typer.Option(help="Nominal images, for the baselines and the paper's class weights."),
+        typer.Option(
+            help="Nominal images, for the baselines, the paper's class weights and, in a sweep, "
+            "whitened distances."
+        ),
     ] = None,
     train_dataset: Annotated[
         DatasetName | None, typer.Option(help="Layout of --train-root; default: as --dataset.")
@@ -105,21 +112,35 @@ def evaluate(
 
     Example: anomaly-detector evaluate --dataset ycor --root ycor/test --output results.json
 
+    --sweep measures variants of the profile instead, beside the rows that --method names: a table
+    with the denoiser's passes, and a plot of quality against them (_pareto.png). Snapshots of a
+    training run (train --snapshot-every) as denoiser.model give a curve over training as well
+    (_training.png).
+
     Example: anomaly-detector evaluate --table1 --dataset rugd --root RUGD --train-root RUGD
     --profile paper_rugd --output rugd.json
+
+    Example: anomaly-detector evaluate --sweep edit.yaml --dataset ycor --root ycor/test
+    --train-root ycor/train --method nearest --output edit.json
     """
-    if table1 and method:
-        raise UserError("--table1 and --method exclude each other: --table1 holds every row")
+    if table1 and (method or sweep):
+        other = "--method" if method else "--sweep"
+        raise UserError(f"--table1 and {other} exclude each other: --table1 holds every row")
     from anomaly_detector_ros.evaluation.cache import Cache
     from anomaly_detector_ros.evaluation.cached import CachedParts
     from anomaly_detector_ros.evaluation.datasets import open_dataset, open_nominal
     from anomaly_detector_ros.evaluation.rows import DEFAULT_ROWS, TABLE1_ROWS
     from anomaly_detector_ros.evaluation.run import Evaluation
+    from anomaly_detector_ros.evaluation.sweep import run_sweep
+    from anomaly_detector_ros.evaluation.variants import load_variants
     from anomaly_detector_ros.models.registry import cache_directory
 
     chosen = load_profile(profile)
-    fetch_missing(chosen.model_names(), offline)
-    names = TABLE1_ROWS if table1 else tuple(dict.fromkeys(method or DEFAULT_ROWS))
+    variants = load_variants(sweep, profile) if sweep else []
+    needed = [n for p in (chosen, *(v.profile for v in variants)) for n in p.model_names()]
+    fetch_missing(list(dict.fromkeys(needed)), offline)
+    default = () if variants else DEFAULT_ROWS
+    names = TABLE1_ROWS if table1 else tuple(dict.fromkeys(method or default))
     kept = Cache(cache or cache_directory() / "evaluation")
     with progress_bar("methods") as advance:
         evaluation = Evaluation(
@@ -129,18 +150,24 @@ def evaluate(
             open_nominal((train_dataset or dataset).value, train_root, train_split)
             if train_root
             else None,
+            count=count,
             seed=seed,
             progress=advance,
         )
-        report = evaluation.run(names, strict=not table1)
-        if report is None:  # not the first of several processes
-            return
-        if output is not None:
-            _write(output, evaluation, report)
+        # None on all but the first of several processes.
+        swept = run_sweep(evaluation, variants, names) if variants else None
+        report = None if variants else evaluation.run(names, strict=not table1)
+        if output is not None and swept is not None:
+            write_sweep(output, swept)
+        if output is not None and report is not None:
+            write_rows(output, report, evaluation)
     if as_json:
-        typer.echo(json.dumps(report.to_dict(), indent=2))
-    else:
-        _print(report)
+        for found in filter(None, (swept, report)):
+            typer.echo(json.dumps(found.to_dict(), indent=2))
+    elif swept is not None:
+        print_sweep(swept)
+    elif report is not None:
+        print_rows(report)
 
 
 def _device_of_this_process(name: str) -> torch.device:
@@ -152,42 +179,3 @@ def _device_of_this_process(name: str) -> torch.device:
 
     state = PartialState(cpu=name == "cpu" or not torch.cuda.is_available())
     return state.device if name == "auto" and state.num_processes > 1 else choose_device(name)
-
-
-def _write(output: Path, evaluation: Evaluation, report: Report) -> None:
-    """The JSON file last: whoever finds it finds the others too."""
-    make_directory(output.parent)
-    stem = output.with_suffix("")
-    try:
-        evaluation.plot(Path(f"{stem}_curves.png"))
-    except OSError as error:
-        raise cannot_write(output, error) from error
-    if "ours" in report.metrics:
-        evaluation.gallery(Path(f"{stem}_gallery.jpg"))
-    write_atomically(Path(f"{stem}.md"), report.to_markdown().encode())
-    write_atomically(output, (json.dumps(report.to_dict(), indent=2) + "\n").encode())
-
-
-def _print(report: Report) -> None:
-    from anomaly_detector_ros.evaluation.report import number
-    from anomaly_detector_ros.evaluation.rows import ROWS
-
-    columns = ("AUC-PR", "95%", "AUROC", "FPR95", "F1*", "weighted AUC-PR", "weighted F1*")
-    table = Table("", *columns, title=f"{report.dataset}, profile {report.profile}", box=None)
-    for name, found in report.metrics.items():
-        low, high = found.intervals.get("auc_pr", (math.nan, math.nan))
-        table.add_row(
-            ROWS[name].title,
-            number(found.auc_pr),
-            f"{number(low)}-{number(high)}",
-            number(found.auroc),
-            number(found.fpr95),
-            number(found.f1_star),
-            number(found.paper_auc_pr),
-            number(found.paper_f1_star),
-        )
-    out = Console()
-    # A pipe has no width of its own, and 80 columns are too few.
-    (out if out.is_terminal else Console(width=140)).print(table)
-    for name, why in report.not_run.items():
-        console.print(f"not run: {ROWS[name].title}: {why}", markup=False, soft_wrap=True)

@@ -95,6 +95,10 @@ def train(
         Path | None, typer.Option(help="Model directory whose weights to start from.")
     ] = None,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
+    snapshot_every: Annotated[
+        int | None,
+        typer.Option(min=1, help="Steps between models to keep; default: the last one alone."),
+    ] = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -103,6 +107,8 @@ def train(
     Writes OUTPUT/model (a diffusers model directory), checkpoint.pt, losses.jsonl, curves.png,
     samples/, and at the end memorisation.png and .json: the samples most like a training image
     beside it, and whether samples come nearer to training images than held-out images do.
+    --snapshot-every N keeps the model of every N steps as OUTPUT/snapshots/step_NNNNNNN; evaluate
+    --sweep draws their quality over the images seen.
 
     Several GPUs or machines that share OUTPUT: accelerate launch -m anomaly_detector_ros train ...
 
@@ -145,7 +151,7 @@ def train(
         trainer = Trainer(config, images, output, held_out, device=device)
     if not (trainer.journal is None or trainer.journal.has_tensorboard):
         console.print("no TensorBoard files: pip install tensorboard for them")
-    rate = _run(trainer, save_every)
+    rate = _run(trainer, save_every, snapshot_every)
     if trainer.journal is None:
         return
     summary = {
@@ -156,6 +162,7 @@ def train(
         "images": len(images),
         "validation_images": len(held_out) if held_out else 0,
         "skipped_frames": pictures.skipped,
+        "images_seen": trainer.images_seen,
         "images_per_second": rate,
         "losses": trainer.journal.records[-1],
         "memorisation": _check_memorisation(trainer, images, held_out),
@@ -184,7 +191,7 @@ def _warn(pictures: Pictures, images: TrainingImages, held_out: Pictures | None)
         console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
 
 
-def _run(trainer: Trainer, save_every: int) -> float | None:
+def _run(trainer: Trainer, save_every: int, snapshot_every: int | None) -> float | None:
     """Trains under a progress bar; images per second, None where nothing was left to do."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -196,7 +203,6 @@ def _run(trainer: Trainer, save_every: int) -> float | None:
         TimeRemainingColumn(),
     )
     first, start, rate = trainer.step, time.monotonic(), math.nan
-    batch_size = trainer.config.batch_size * trainer.accelerator.num_processes
     with Progress(*columns, console=console, transient=not console.is_terminal) as bar:
         task = bar.add_task(
             "", total=trainer.config.steps, completed=first, loss=math.nan, rate=rate
@@ -204,12 +210,24 @@ def _run(trainer: Trainer, save_every: int) -> float | None:
 
         def on_step(step: int, loss: float) -> None:
             nonlocal rate
-            rate = (step - first) * batch_size / (time.monotonic() - start)
+            rate = (step - first) * trainer.images_per_step / (time.monotonic() - start)
             bar.update(task, completed=step, loss=loss, rate=rate)
 
-        trainer.on_step = on_step
-        trainer.run(save_every)
+        trainer.on_step, trainer.on_save = on_step, _log
+        trainer.run(save_every, snapshot_every)
     return None if math.isnan(rate) else round(rate, 2)
+
+
+def _log(record: dict[str, Any]) -> None:
+    """One line for each checkpoint, which stays above the progress bar and in log files."""
+    validation = [value for name, value in record.items() if name.startswith("validation_")]
+    held_out = f", validation {sum(validation) / len(validation):.4f}" if validation else ""
+    console.print(
+        f"step {record['step']}, {record['images']} images: loss {record['loss']:.4f}{held_out}, "
+        f"{record['images_per_second']:.1f} images/s",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def _check_memorisation(
@@ -239,7 +257,12 @@ def _print(summary: dict[str, Any], as_json: bool) -> None:
         typer.echo(json.dumps(summary, indent=2))
         return
     losses = summary["losses"]
-    typer.echo(f"step {losses['step']}: training loss {losses['loss']:.4f}")
+    rate = summary["images_per_second"]
+    speed = f", {rate:.1f} images per second" if rate else ""
+    typer.echo(
+        f"step {losses['step']}, {summary['images_seen']} images: "
+        f"training loss {losses['loss']:.4f}{speed}"
+    )
     memorisation = summary["memorisation"]
     if memorisation["ratio"] is None:
         typer.echo("memorisation: no number without --validation; see memorisation.png")

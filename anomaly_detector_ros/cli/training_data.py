@@ -137,24 +137,10 @@ def _frames(recording: Path, options: DataOptions) -> Iterator[np.ndarray | None
         frames = frames_of(Source(recording, recording.stem, video=True))
         yield from (frame for _, _, frame in islice(frames, 0, None, options.stride))
         return
-    from anomaly_detector_ros.bag_frames import (
-        BagReader,
-        choose_topic,
-        deserialize,
-        message_to_rgb,
-        read_messages,
-    )
+    from anomaly_detector_ros.bag_frames import read_frames
 
-    with BagReader(recording) as reader:
-        topic = choose_topic(reader, recording, options.topic)
-        connections = [c for c in reader.connections if c.topic == topic]
-        messages = read_messages(reader, recording, connections)
-        for connection, _, raw in islice(messages, 0, None, options.stride):
-            try:
-                frame = message_to_rgb(deserialize(raw, connection.msgtype), connection.msgtype)
-            except ImageError:
-                frame = None
-            yield frame
+    for _, frame in read_frames(recording, options.topic, options.stride):
+        yield None if isinstance(frame, ImageError) else frame
 
 
 def _is_recording(path: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -27,6 +27,7 @@ class Report:
         metrics: by row.
         not_run: why, by row.
         train_images: how many nominal images the baselines were fitted on.
+        dataset_images: how many images the data set has, of which some may have been left out.
     """
 
     dataset: str
@@ -35,6 +36,7 @@ class Report:
     metrics: Mapping[str, Metrics]
     not_run: Mapping[str, str]
     train_images: int = 0
+    dataset_images: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -43,6 +45,7 @@ class Report:
             "profile": self.profile,
             "seed": self.seed,
             "train_images": self.train_images,
+            "dataset_images": self.dataset_images,
             "versions": versions(),
             "rows": [
                 {"name": name, "title": ROWS[name].title, **metrics.to_dict()}
@@ -58,11 +61,12 @@ class Report:
                 "weighted F1*"]  # fmt: skip
         if published:
             head += ["published AUC-PR", "published F1*"]
-        lines = [_line(head), _line(["---"] * len(head))]
+        lines = [line(head), line(["---"] * len(head))]
         for name in ROWS:
             if name in self.metrics:
-                lines.append(_line(self._cells(name, published)))
+                lines.append(line(self._cells(name, published)))
         lines += [f"\nNot run: {ROWS[name].title}: {why}." for name, why in self.not_run.items()]
+        lines += subset_note(self.metrics.values(), self.dataset_images)
         return "\n".join(lines) + "\n"
 
     def _cells(self, name: str, published: str | None) -> list[str]:
@@ -83,6 +87,14 @@ def number(value: float | None) -> str:
     return "n/a" if value is None or value != value else f"{value:.3f}"
 
 
+def subset_note(measured: Iterable[Metrics], dataset_images: int) -> list[str]:
+    """A line that says so where only a part of the data set was measured."""
+    images = max((metrics.images for metrics in measured), default=dataset_images)
+    if images >= dataset_images:
+        return []
+    return [f"\nMeasured on {images} of the data set's {dataset_images} images, evenly spread."]
+
+
 def versions() -> dict[str, str]:
     """Of this package, Python and the libraries that the numbers depend on."""
     found = {"anomaly_detector_ros": __version__, "python": platform.python_version()}
@@ -94,5 +106,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _line(cells: Sequence[str]) -> str:
+def line(cells: Sequence[str]) -> str:
+    """A row of a Markdown table."""
     return f"| {' | '.join(cells)} |"

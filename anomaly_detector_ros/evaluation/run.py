@@ -39,6 +39,7 @@ class Evaluation:
         data: labelled images.
         nominal: nominal images that the baselines are fitted on and whose classes give the
             paper's weights; without them these are left out.
+        count: use only so many of the labelled images, evenly spread; all by default.
         seed: of the baselines and of the intervals.
         progress: called with (done, total, what is being done).
     """
@@ -50,11 +51,13 @@ class Evaluation:
         data: Dataset,
         nominal: Dataset | None = None,
         *,
+        count: int | None = None,
         seed: int = 0,
         progress: Progress = lambda done, total, doing: None,
     ) -> None:
         self.profile, self.parts, self.cache = profile, parts, parts.cache
         self.data, self.nominal, self.seed = data, nominal, seed
+        self.indices = _spread(len(data), len(data) if count is None else count)
         self.progress = progress
         self.methods: list[Method] = []
         self.not_run: dict[str, str] = {}
@@ -70,11 +73,8 @@ class Evaluation:
         Raises:
             UserError: an unknown row, or (if strict) one whose weights or images are missing.
         """
-        self._build(names, strict)
-        self._make_maps()
-        if not PartialState().is_main_process:
+        if not self.measure(self.build(names, strict=strict)):
             return None
-        self._measure()
         return Report(
             dataset=self.data.name,
             profile=self.profile.name,
@@ -82,23 +82,43 @@ class Evaluation:
             metrics={name: m.result() for name, m in self.measurements.items()},
             not_run=self.not_run,
             train_images=len(self.nominal) if self.nominal else 0,
+            dataset_images=len(self.data),
         )
 
-    def _build(self, names: Sequence[str], strict: bool) -> None:
+    def build(self, names: Sequence[str], *, strict: bool = True) -> list[Method]:
+        """The methods of the named rows; with `strict` False without those that cannot be run.
+
+        Raises:
+            UserError: see `run`.
+        """
         images = self.nominal.image_files() if self.nominal else []
         fits = Fits(self.parts, images, seed=self.seed, progress=self.progress)
+        methods = []
         for name in names:
             try:
-                self.methods.append(build_method(name, self.profile, self.parts, fits))
+                methods.append(build_method(name, self.profile, self.parts, fits))
             except UserError as error:
                 if strict:
                     raise
                 self.not_run[name] = one_line(error, 300)
+        return methods
+
+    def measure(self, methods: Sequence[Method]) -> bool:
+        """Makes the maps of these methods and fills ``measurements``, by their names.
+
+        False on all but the first of several processes, which make maps alone.
+        """
+        self.methods = list(methods)
+        self._make_maps()
+        if not PartialState().is_main_process:
+            return False
+        self._measure()
+        return True
 
     def _make_maps(self) -> None:
         """Computes this process's share of the maps and waits for the other processes."""
         state = PartialState()
-        share = range(state.process_index, len(self.data), state.num_processes)
+        share = self.indices[state.process_index :: state.num_processes]
         for done, index in enumerate(share):
             truth = self.data[index]
             for number, method in enumerate(self.methods):
@@ -132,10 +152,11 @@ class Evaluation:
             (Measurement.add_components, "component metrics"),
         )
         for add, doing in passes:
-            for done, truth in enumerate(self.data, 1):
+            for done, index in enumerate(self.indices, 1):
+                truth = self.data[index]
                 for method in self.methods:
                     add(self.measurements[method.name], self.anomaly_map(method, truth), truth)
-                self.progress(done, len(self.data), doing)
+                self.progress(done, len(self.indices), doing)
 
     def plot(self, file: Path) -> None:
         """Writes precision-recall and ROC curves of all rows as one PNG."""
@@ -147,10 +168,9 @@ class Evaluation:
         ours = next((m for m in self.methods if m.name == "ours"), None)
         if not isinstance(ours, Synthesis):
             raise UserError("the gallery shows the profile: add --method ours")
-        count = min(GALLERY_ROWS, len(self.data))
-        indices = np.linspace(0, len(self.data) - 1, count).round().astype(int)
+        shown = [self.indices[i] for i in _spread(len(self.indices), GALLERY_ROWS)]
         threshold = self.measurements["ours"].result().threshold
-        rows = [self._panels(ours, self.data[int(index)], threshold) for index in indices]
+        rows = [self._panels(ours, self.data[index], threshold) for index in shown]
         top = max(float(row.raw.max()) for row in rows)
         gallery(rows, file, value_range=(0.0, top))
 
@@ -171,3 +191,8 @@ class Evaluation:
             anomaly=truth.anomaly,
             valid=truth.valid,
         )
+
+
+def _spread(total: int, count: int) -> list[int]:
+    """At most ``count`` of ``total`` indices, evenly spread."""
+    return np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist()

@@ -7,19 +7,21 @@ killed and resumed is the run that was not killed.
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import os
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from diffusers import DDPMPipeline, UNet2DModel
+from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 
 from anomaly_detector_ros.devices import choose_device, choose_dtype
@@ -31,6 +33,11 @@ from anomaly_detector_ros.training.config import TrainingConfig, build_unet
 from anomaly_detector_ros.training.dataset import TrainingImages
 from anomaly_detector_ros.training.journal import Journal
 from anomaly_detector_ros.training.measures import draw_samples, make_grid, validation_losses
+from anomaly_detector_ros.training.snapshots import (
+    BYTES_PER_PARAMETER,
+    save_model,
+    snapshot_directory,
+)
 
 MIN_IMAGES = 20
 """Fewer training images are refused: a network knows them by heart in no time."""
@@ -49,10 +56,16 @@ class Trainer:
         config: see `TrainingConfig`.
         images: training images at ``config.size`` and ``config.min_crop``.
         output: directory for the model, ``checkpoint.pt``, ``losses.jsonl``, ``curves.png``,
-            ``samples/`` and, where TensorBoard is installed, ``tensorboard/``.
+            ``samples/``, on request ``snapshots/`` and, where TensorBoard is installed,
+            ``tensorboard/``.
         validation: nominal images held out, for the loss per noise level; optional.
         on_step: called after each step with (step, loss).
         device: auto, cpu, cuda or cuda:N; several processes share the GPUs out with auto.
+
+    Attributes:
+        step: optimiser steps done.
+        images_seen: training images in these steps, by all processes together.
+        on_save: called by the main process with each line of losses.
 
     Raises:
         UserError: too few images; no such device; ``output`` holds another run or has no room;
@@ -86,7 +99,8 @@ class Trainer:
         unet = unet.to(memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(unet.parameters(), lr=config.learning_rate)
         self.unet, self.optimizer = self.accelerator.prepare(unet, optimizer)
-        self.step = 0
+        self.step = self.images_seen = 0
+        self.on_save: Callable[[dict[str, Any]], None] | None = None
         self._resume()
         self.journal: Journal | None = None
         if self.accelerator.is_main_process:
@@ -106,15 +120,18 @@ class Trainer:
         elif self.output.exists() and any(self.output.iterdir()):
             raise UserError(f"'{self.output}' is not empty and not a run: choose another --output")
         # The checkpoint, the next one beside it, and the rest.
-        needed = 3 * _CHECKPOINT_BYTES_PER_PARAMETER * self.parameters
+        self._check_room("checkpoints", 3 * _CHECKPOINT_BYTES_PER_PARAMETER)
+        self.accelerator.wait_for_everyone()  # all have looked before one writes
+
+    def _check_room(self, what: str, bytes_per_parameter: int) -> None:
+        needed = bytes_per_parameter * self.parameters
         there = next(p for p in (self.output, *self.output.absolute().parents) if p.exists())
         free = shutil.disk_usage(there).free
         if free < needed:
             raise UserError(
-                f"no room for checkpoints in '{self.output}': {needed / 1e6:.0f} MB needed, "
+                f"no room for {what} in '{self.output}': {needed / 1e6:.0f} MB needed, "
                 f"{free / 1e6:.0f} MB free: make room or choose another --output"
             )
-        self.accelerator.wait_for_everyone()  # all have looked before one writes
 
     def _resume(self) -> None:
         checkpoint = self.output / "checkpoint.pt"
@@ -125,11 +142,18 @@ class Trainer:
             self.ema.load_state_dict(state["ema"])
             self.ema.to(self.accelerator.device)
             self.step = state["step"]
+            # A checkpoint that does not say is older than the count.
+            self.images_seen = state.get("images_seen", self.step * self.images_per_step)
 
     def _write_config(self) -> None:
         text = _as_json(asdict(self.config)) + "\n"
         self.output.mkdir(parents=True, exist_ok=True)
         replace_file(self.output / "training.json", lambda path: path.write_text(text))
+
+    @property
+    def images_per_step(self) -> int:
+        """Of all processes together."""
+        return self.config.batch_size * self.accelerator.num_processes
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then a half cosine down to a tenth of the peak."""
@@ -162,6 +186,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.step(self.unet.parameters())
         self.step += 1
+        self.images_seen += self.images_per_step
         value = float(loss.detach())
         if not math.isfinite(value):
             raise UserError(
@@ -170,54 +195,84 @@ class Trainer:
             )
         return value
 
-    def run(self, save_every: int = 500) -> None:
-        """Trains up to ``config.steps``, saving every ``save_every`` steps and at the end."""
+    def run(self, save_every: int = 500, snapshot_every: int | None = None) -> None:
+        """Trains up to ``config.steps``, saving every ``save_every`` steps and at the end.
+
+        Args:
+            snapshot_every: steps between models that are kept; None to keep the last one alone.
+
+        Raises:
+            UserError: no room for the snapshots; see also `train_step`.
+        """
+        if snapshot_every:
+            left = self.config.steps // snapshot_every - self.step // snapshot_every
+            self._check_room("snapshots", BYTES_PER_PARAMETER * left)
         recent: list[float] = []
+        start = time.monotonic()
         while self.step < self.config.steps:
             recent.append(self.train_step())
             if self.on_step:
                 self.on_step(self.step, recent[-1])
+            if snapshot_every and self.step % snapshot_every == 0:
+                self._snapshot()
             if self.step % save_every == 0 or self.step == self.config.steps:
-                self.save(float(np.mean(recent)))
+                rate = len(recent) * self.images_per_step / (time.monotonic() - start)
+                self.save(float(np.mean(recent)), rate)
                 recent.clear()
+                start = time.monotonic()
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         if self.journal:
             self.journal.close()
 
-    def save(self, loss: float) -> None:
+    def save(self, loss: float, images_per_second: float) -> None:
         """Writes model, samples, a line of losses and then the checkpoint they belong to."""
         if self.journal is None:
             return
-        unet = self.accelerator.unwrap_model(self.unet)
-        self.ema.store(unet.parameters())
-        self.ema.copy_to(unet.parameters())
-        try:
-            self._save_model(unet)
+        record = {
+            "step": self.step,
+            "images": self.images_seen,
+            "images_per_second": round(images_per_second, 2),
+            "loss": loss,
+        }
+        with self._averaged() as unet:
+            save_model(unet, self.schedule, self.output / "model")
             denoiser = DiffusersDenoiser(unet, self.schedule, self.dtype)
-            record = {"step": self.step, "loss": loss}
             if self.validation:
                 record |= validation_losses(denoiser, self.validation, self.config.seed)
             samples = draw_samples(denoiser, 8, self.config.size, self.config.seed)
-        finally:
-            self.ema.restore(unet.parameters())
         self.journal.add(record, make_grid(samples, columns=4))
         state = {
             "step": self.step,
-            "unet": unet.state_dict(),
+            "images_seen": self.images_seen,
+            "unet": self.accelerator.unwrap_model(self.unet).state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict(),
         }
         replace_file(self.output / "checkpoint.pt", lambda path: torch.save(state, path))
+        if self.on_save:
+            self.on_save(record)
 
-    def _save_model(self, unet: UNet2DModel) -> None:
-        # Half precision is enough to run the model; the checkpoint keeps the full one.
-        pipeline = DDPMPipeline(copy.deepcopy(unet).half(), self.schedule.to_diffusers())
-        final, partial = self.output / "model", self.output / "model.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        pipeline.save_pretrained(partial)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
+    def _snapshot(self) -> None:
+        """Keeps the averaged weights; steps that are taken again write the same ones again."""
+        if self.journal is None:
+            return
+        directory = snapshot_directory(self.output, self.step)
+        directory.parent.mkdir(exist_ok=True)
+        with self._averaged() as unet:
+            facts = {"step": self.step, "images": self.images_seen}
+            save_model(unet, self.schedule, directory, facts)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[UNet2DModel]:
+        """The network with its averaged weights for a while."""
+        unet = self.accelerator.unwrap_model(self.unet)
+        self.ema.store(unet.parameters())
+        self.ema.copy_to(unet.parameters())
+        try:
+            yield unet
+        finally:
+            self.ema.restore(unet.parameters())
 
 
 def _accelerator(device: str) -> tuple[Accelerator, torch.dtype]:

@@ -50,7 +50,8 @@ class Journal:
         if self._writer is not None:
             for name, value in record.items():
                 if name != "step":
-                    self._writer.add_scalar(name.replace("_", "/", 1), value, record["step"])
+                    shown = name.replace("validation_", "validation/")
+                    self._writer.add_scalar(shown, value, record["step"])
             self._writer.add_image("samples", samples, record["step"], dataformats="HWC")
             self._writer.flush()
 
@@ -71,7 +72,7 @@ def plot_losses(records: list[dict[str, Any]], file: Path) -> None:
 
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
-    names = [name for name in records[-1] if name != "step"]
+    names = [name for name in records[-1] if name == "loss" or name.startswith("validation_")]
     for name in names:
         points = [(record["step"], record[name]) for record in records if name in record]
         label = name.replace("validation_", "validation, noise level ").replace("loss", "training")

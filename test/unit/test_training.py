@@ -26,6 +26,7 @@ from training_runs import (
 )
 
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.synthesis.denoisers import load_denoiser
 from anomaly_detector_ros.training import measures
 from anomaly_detector_ros.training.config import SIZE_PRESETS, TrainingConfig, build_unet
 from anomaly_detector_ros.training.journal import Journal, plot_losses
@@ -55,16 +56,16 @@ def tiny(monkeypatch):
     monkeypatch.setattr(measures, "_SAMPLING_STEPS", 2)
 
 
-def train(images, output, config=CONFIG, held_out=None, until=None, save_every=2):
+def train(images, output, config=CONFIG, held_out=None, until=None, save_every=2, snapshots=None):
     losses = []
     run = trainer(images, output, config, held_out)
     run.on_step = lambda step, loss: losses.append(loss)
     if until is None:
-        run.run(save_every)
+        run.run(save_every, snapshots)
     else:
         while run.step < until:
             losses.append(run.train_step())
-        run.save(losses[-1])
+        run.save(losses[-1], 1.0)
     return run, losses
 
 
@@ -80,6 +81,8 @@ def test_a_run_leaves_a_model_that_diffusers_loads(images, held_out, tmp_path):
     assert pipeline.scheduler.config.prediction_type == "v_prediction"
     records = [json.loads(line) for line in (output / "losses.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [2, 4, 6]
+    assert [record["images"] for record in records] == [4, 8, 12]
+    assert all(record["images_per_second"] > 0 for record in records)
     assert all(np.isfinite(record["validation_0.6"]) for record in records)
     assert cv2.imread(str(output / "samples" / "0000006.png")).shape == (32, 96, 3)
     assert cv2.imread(str(output / "curves.png")).std() > 1
@@ -122,10 +125,13 @@ def test_a_killed_run_ends_like_one_that_was_not_killed(images, tmp_path, proces
     assert steps == list(range(2, 13, 2))
 
 
-def test_two_processes_train_one_model_on_batches_of_their_own(images, tmp_path, processes):
-    output, port = tmp_path / "run", free_port()
+def train_two(processes, images, output, interrupted_at=None):
+    """What each of two processes found: weights and losses."""
+    port = free_port()
     children = [
-        processes.Process(target=train_as_one_of_two, args=(rank, port, images, output))
+        processes.Process(
+            target=train_as_one_of_two, args=(rank, port, images, output, interrupted_at)
+        )
         for rank in range(2)
     ]
     for child in children:
@@ -133,11 +139,73 @@ def test_two_processes_train_one_model_on_batches_of_their_own(images, tmp_path,
     for child in children:
         child.join(120)
     assert [child.exitcode for child in children] == [0, 0]
-    first, second = (np.load(tmp_path / f"process_{rank}.npz") for rank in range(2))
+    return [np.load(output.with_name(f"{output.name}_{rank}.npz")) for rank in range(2)]
+
+
+def test_two_processes_train_one_model_on_batches_of_their_own(images, tmp_path, processes):
+    first, second = train_two(processes, images, tmp_path / "run")
     assert np.array_equal(first["weights"], second["weights"])
     assert len(first["losses"]) == len(second["losses"]) == 6
     assert not np.isclose(first["losses"], second["losses"]).any()
-    assert len((output / "losses.jsonl").read_text().splitlines()) == 2
+    lines = (tmp_path / "run" / "losses.jsonl").read_text().splitlines()
+    assert [json.loads(line)["images"] for line in lines] == [12, 24]
+
+
+def test_two_processes_resume_exactly(images, tmp_path, processes):
+    whole, _ = train_two(processes, images, tmp_path / "whole")
+    resumed, _ = train_two(processes, images, tmp_path / "resumed", interrupted_at=3)
+    assert len(resumed["losses"]) == 3
+    assert np.array_equal(whole["losses"][3:], resumed["losses"])
+    assert np.array_equal(whole["weights"], resumed["weights"])
+
+
+def test_snapshots_are_models_that_say_what_they_have_seen(images, tmp_path):
+    output = tmp_path / "run"
+    train(images, output, snapshots=3)
+    assert [f.name for f in sorted((output / "snapshots").iterdir())] == [
+        "step_0000003", "step_0000006"
+    ]  # fmt: skip
+    facts = json.loads((output / "snapshots" / "step_0000003" / "snapshot.json").read_text())
+    assert facts == {"step": 3, "images": 6}
+    early, late, final = (
+        load_denoiser(directory).unet.state_dict()
+        for directory in (
+            output / "snapshots" / "step_0000003",
+            output / "snapshots" / "step_0000006",
+            output / "model",
+        )
+    )
+    assert all(torch.equal(late[name], final[name]) for name in final)
+    assert not all(torch.equal(early[name], final[name]) for name in final)
+
+
+def test_snapshots_of_a_resumed_run_are_those_of_an_uninterrupted_one(images, tmp_path):
+    train(images, tmp_path / "whole", snapshots=2)
+    output = tmp_path / "parts"
+    train(images, output, until=3)
+    # As a run leaves them that was killed in writing one, behind its last checkpoint.
+    (output / "snapshots" / "step_0000004.partial").mkdir(parents=True)
+    train(images, output, snapshots=2)
+    found = sorted(folder.name for folder in (output / "snapshots").iterdir())
+    assert found == ["step_0000004", "step_0000006"]  # step 2 was taken without
+    for name in found:
+        expected, resumed = (
+            load_denoiser(tmp_path / run / "snapshots" / name).unet.state_dict()
+            for run in ("whole", "parts")
+        )
+        assert all(torch.equal(expected[key], resumed[key]) for key in expected)
+        facts = (tmp_path / "whole" / "snapshots" / name / "snapshot.json").read_text()
+        assert (output / "snapshots" / name / "snapshot.json").read_text() == facts
+
+
+def test_too_many_snapshots_for_the_disk_are_refused(images, tmp_path, monkeypatch):
+    run = trainer(images, tmp_path / "run", replace(CONFIG, steps=1000))
+    usage = namedtuple("usage", "total used free")
+    free = 10 * run.parameters
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(free, 0, free))
+    with pytest.raises(UserError, match="no room for snapshots in"):
+        run.run(snapshot_every=100)
+    assert run.step == 0
 
 
 def test_losses_behind_the_checkpoint_are_forgotten(images, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -50,14 +51,6 @@ def read(paths: list[Path], split: str | None = None, **options):
     chosen = DataOptions(**options)
     pictures = find_pictures(paths, split, chosen)
     return read_pictures("images", pictures, SIZE, 1.0, chosen), pictures
-
-
-def run(*arguments: object) -> str:
-    result = CliRunner().invoke(app, ["train", *map(str, arguments)])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 @pytest.fixture(autouse=True)
@@ -143,14 +136,19 @@ def test_a_run_from_the_command_line(tmp_path):
     arguments = (
         "--data", data, "--data", bag, "--validation", held_out, "--validation", data,
         "--output", output, "--size", "16x24", "--steps", 4, "--batch-size", 2,
-        "--save-every", 2, "--device", "cpu", "--min-crop", 0.5,
+        "--save-every", 2, "--snapshot-every", 2, "--device", "cpu", "--min-crop", 0.5,
     )  # fmt: skip
-    summary = json.loads(run(*arguments, "--json"))
+    first = CliRunner().invoke(app, ["train", *map(str, arguments), "--json"])
+    assert first.exit_code == 0, first.output
+    assert re.search(r"step 4, 8 images: loss \S+, validation \S+, \S+ images/s", first.stderr)
+    summary = json.loads(first.stdout)
     assert summary["images"] == 25
     assert summary["validation_images"] == 28
     assert summary["skipped_frames"]["blurred"] == 1
     assert summary["losses"]["step"] == 4
     assert summary["images_per_second"] > 0
+    assert summary["images_seen"] == 8
+    assert (output / "snapshots" / "step_0000004" / "unet").is_dir()
     assert summary["memorisation"]["memorised_ratio"] > 0
     assert json.loads((output / "memorisation.json").read_text()) == summary["memorisation"]
     assert cv2.imread(str(output / "memorisation.png")) is not None

@@ -56,7 +56,9 @@ def train_on_and_on(images: Path, output: Path, config: TrainingConfig) -> None:
     trainer(images, output, config).run(save_every=2)
 
 
-def train_as_one_of_two(rank: int, port: int, images: Path, output: Path) -> None:
+def train_as_one_of_two(
+    rank: int, port: int, images: Path, output: Path, interrupted_at: int | None
+) -> None:
     """What `accelerate launch --num_processes 2` starts, with the environment it sets."""
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
@@ -64,11 +66,18 @@ def train_as_one_of_two(rank: int, port: int, images: Path, output: Path) -> Non
     }  # fmt: skip
     shrink()
     run = trainer(images, output)
+    if interrupted_at is not None:
+        for _ in range(interrupted_at):
+            run.train_step()
+        run.save(0.0, 1.0)
+        run.accelerator.wait_for_everyone()
+        run = trainer(images, output)
+        assert run.step == interrupted_at
     losses: list[float] = []
     run.on_step = lambda step, loss: losses.append(loss)
     run.run(save_every=3)
     weights = [p.detach().double().sum().item() for p in run.unet.parameters()]
-    np.savez(output.with_name(f"process_{rank}.npz"), losses=losses, weights=weights)
+    np.savez(output.with_name(f"{output.name}_{rank}.npz"), losses=losses, weights=weights)
 
 
 def free_port() -> int:
