@@ -15,7 +15,7 @@ def files_under(*folders: str) -> list[tuple[str, list[str]]]:
     found: dict[str, list[str]] = {}
     for folder in folders:
         for file in sorted(Path(folder).rglob("*")):
-            if file.is_file():
+            if file.is_file() and "__pycache__" not in file.parts:
                 found.setdefault(f"{SHARE}/{file.parent.as_posix()}", []).append(file.as_posix())
     return list(found.items())
 
@@ -31,9 +31,11 @@ setup(
     python_requires=">=3.10",
     install_requires=[
         "accelerate>=0.33,<2",
+        "backports.zstd>=1,<2; python_version < '3.14'",
         "diffusers>=0.30,<1",
         "faiss-cpu>=1.8,<2",
         "huggingface_hub>=0.24,<3",
+        "lz4>=4.3,<5",
         "matplotlib>=3.7,<4",
         "numpy>=1.24,<3",
         "onnx>=1.16,<2",
@@ -44,7 +46,7 @@ setup(
         "psutil>=5.9,<8",
         "PyYAML>=6,<7",
         "rich>=13,<17",
-        "rosbags>=0.10.4,<0.12",
+        "rosbags>=0.11.9,<0.12",
         "safetensors>=0.4,<1",
         "scikit-image>=0.22,<1",
         "scikit-learn>=1.3,<2",

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rosbags.interfaces import Connection
-from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_typestore
 from rosbags.typesys.store import Typestore
 
+from anomaly_detector_ros.bag_reader import BagReader, read_messages
 from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.images import ImageError
 from anomaly_detector_ros.ros.conversion import compressed_to_rgb, image_to_rgb
@@ -55,84 +54,40 @@ def read_images(bag: Path, topic: str | None = None) -> Iterator[tuple[int, np.n
     Raises:
         UserError: the bag or the topic is missing or unreadable, or a frame is.
     """
+    for timestamp, picture in read_frames(bag, topic):
+        if isinstance(picture, ImageError):
+            raise picture
+        yield timestamp, picture
+
+
+def read_frames(
+    bag: Path, topic: str | None = None, stride: int = 1
+) -> Iterator[tuple[int, np.ndarray | ImageError]]:
+    """As :func:`read_images`, with every `stride`-th frame; one that is no picture is its error.
+
+    Raises:
+        UserError: the bag or the topic is missing or unreadable.
+    """
     with BagReader(bag) as reader:
         topic = choose_topic(reader, bag, topic)
         connections = [c for c in reader.connections if c.topic == topic]
-        for connection, timestamp, raw in read_messages(reader, bag, connections):
-            message = deserialize(raw, connection.msgtype)
-            yield timestamp, message_to_rgb(message, connection.msgtype)
+        messages = read_messages(reader, bag, connections)
+        for connection, timestamp, raw in islice(messages, 0, None, stride):
+            try:
+                message = deserialize(raw, connection.msgtype)
+                picture = message_to_rgb(message, connection.msgtype)
+            except ImageError as error:
+                picture = error
+            yield timestamp, picture
 
 
-class BagReader(Reader):
-    """rosbags' reader that tells what is wrong with a bag in one line.
-
-    Args:
-        bag: bag directory, or one .mcap or .db3 file.
-
-    Raises:
-        UserError: missing, truncated, damaged, or no rosbag2 recording.
-    """
-
-    def __init__(self, bag: Path) -> None:
-        if not bag.exists():
-            raise UserError(
-                f"there is no bag '{bag}': give a rosbag2 directory, .mcap or .db3 file"
-            )
-        if bag.is_dir() and not (bag / "metadata.yaml").is_file():
-            raise UserError(
-                f"'{bag}' is no rosbag2 recording, it has no metadata.yaml: give the bag's "
-                "directory, or run `ros2 bag reindex` on it"
-            )
-        try:
-            super().__init__(bag)
-        except Exception as error:
-            raise _damaged(bag, error) from error
-
-    def open(self) -> None:
-        """Open the bag; raises UserError where it is damaged."""
-        try:
-            super().open()
-        except Exception as error:
-            raise _damaged(self.path, error) from error
-
-    def close(self) -> None:
-        """Close the bag, also one that failed to open."""
-        # What failed to be read can fail to be closed; the first error is the one to tell.
-        with suppress(Exception):
-            super().close()
-
-
-def _damaged(bag: Any, error: Exception) -> UserError:
-    return UserError(
-        f"cannot read bag '{bag}', it is truncated, damaged or no rosbag2 recording "
-        f"({one_line(error, 100)}): recover it or give another bag"
-    )
-
-
-def read_messages(
-    reader: Reader, bag: Path, connections: Sequence[Connection]
-) -> Iterator[tuple[Connection, int, bytes]]:
-    """The reader's messages; whatever it raises on damaged storage becomes a UserError."""
-    if not connections:
-        return
-    messages = reader.messages(connections)
-    while True:
-        try:
-            item = next(messages)
-        except StopIteration:
-            return
-        except Exception as error:  # rosbags raises many kinds on bytes that are not what they seem
-            raise _damaged(bag, error) from error
-        yield item
-
-
-def _image_topics(reader: Reader) -> list[str]:
+def _image_topics(reader: BagReader) -> list[str]:
     own = f"/{NODE_NAME}/"
     topics = {c.topic for c in reader.connections if c.msgtype in (IMAGE, COMPRESSED)}
     return sorted(topic for topic in topics if not topic.startswith(own))
 
 
-def choose_topic(reader: Reader, bag: Path, topic: str | None) -> str:
+def choose_topic(reader: BagReader, bag: Path, topic: str | None) -> str:
     """The camera topic asked for, or the only one there is.
 
     Raises:

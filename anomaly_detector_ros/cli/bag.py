@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,6 +25,9 @@ from anomaly_detector_ros.cli.common import (
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE
 
+if TYPE_CHECKING:
+    from anomaly_detector_ros.bag import BagReport
+
 
 def bag(
     source: Annotated[
@@ -30,11 +35,19 @@ def bag(
     ],
     output: Annotated[Path, typer.Option(help="Bag directory to make.")],
     topic: Annotated[
-        str | None, typer.Option(help="Camera topic; default: the bag's only image topic.")
+        list[str] | None,
+        typer.Option(
+            help="Camera topic, raw or compressed; once for each camera. Default: the bag's only "
+            "image topic."
+        ),
     ] = None,
     outputs: Annotated[
         str, typer.Option(help="What to write, with commas: heatmap,mask,... or all.")
     ] = "all",
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on from the frames that an interrupted run finished."),
+    ] = False,
     on_error: Annotated[
         OnError, typer.Option(help="With a frame that cannot be read: skip and count it, or stop.")
     ] = OnError.SKIP,
@@ -47,40 +60,70 @@ def bag(
     """Write a new bag: the input's topics and the detector's outputs for every frame.
 
     Needs no ROS graph. Outputs are named as the node names them, /anomaly_detector/CAMERA/heatmap
-    and so on, and carry the stamp and frame id of their frame.
+    and so on, and carry the stamp and frame id of their frame. What an interrupted run finished
+    stays in OUTPUT.partial; --resume goes on from it, without it the run starts anew.
 
     Example: anomaly-detector bag drive_01 --output drive_01_anomalies --topic /camera/image_raw
     """
-    from anomaly_detector_ros.bag import OUTPUTS, process_bag
-    from anomaly_detector_ros.bag_frames import BagReader, choose_topic
+    from anomaly_detector_ros.bag import OUTPUTS, choose_topics, process_bag
+    from anomaly_detector_ros.bag_frames import BagReader
 
     named = [name.strip() for name in outputs.split(",") if name.strip()]
     names = list(OUTPUTS) if outputs == "all" else named
     if output.exists():
         raise UserError(f"'{output}' exists already: remove it or give another output")
     with BagReader(source) as reader:  # a wrong topic is told before models load
-        topic = choose_topic(reader, source, topic)
+        topics = choose_topics(reader, source, topic or ())
     detector = load_detector(profile, device, threshold=threshold, offline=offline)
-    with progress_bar(f"frames of {topic}") as advance:
+    with _hint(output), progress_bar(f"frames of {', '.join(topics)}") as advance:
         report = process_bag(
             source,
             output,
             detector,
-            topic=topic,
+            topics=topics,
             outputs=names,
             skip_errors=on_error is OnError.SKIP,
+            resume=resume,
             progress=advance,
         )
+    _tell(source, output, report, as_json)
+
+
+@contextmanager
+def _hint(output: Path) -> Iterator[None]:
+    """Says how to go on with what a run left."""
+    from anomaly_detector_ros.bag import partial_path
+
+    try:
+        yield
+    except BaseException:  # Ctrl-C too
+        if partial_path(output).exists():
+            console.print(
+                f"finished frames are kept in '{partial_path(output)}': give --resume to go on",
+                markup=False, soft_wrap=True,
+            )  # fmt: skip
+        raise
+
+
+def _tell(source: Path, output: Path, report: BagReport, as_json: bool) -> None:
+    """Print what was done; raises UserError where no frame of a camera could be processed."""
     if as_json:
-        typer.echo(json.dumps({"input": str(source), "output": str(output), **asdict(report)}))
-    else:
-        typer.echo(f"{output}: {report.frames} frames of {report.topic} with outputs")
-    if report.skipped:
-        console.print(
-            f"skipped {report.skipped} frames; the first: {report.first_error}",
-            style="yellow", markup=False, soft_wrap=True,
-        )  # fmt: skip
+        counts = {"frames": report.frames, "skipped": report.skipped}
+        paths = {"input": str(source), "output": str(output)}
+        typer.echo(json.dumps({**paths, **counts, **asdict(report)}))
+    for camera in report.cameras:
+        if not as_json:
+            typer.echo(f"{output}: {camera.frames} frames of {camera.topic} with outputs")
+        if camera.skipped:
+            console.print(
+                f"skipped {camera.skipped} frames of {camera.topic}; the first: "
+                f"{camera.first_error}",
+                style="yellow", markup=False, soft_wrap=True,
+            )  # fmt: skip
+    if report.resumed:
+        console.print(f"{report.resumed} frames were finished by an earlier run", markup=False)
     if report.replaced:
         console.print(f"replaced the input's {', '.join(report.replaced)}", markup=False)
-    if report.skipped and not report.frames:
-        raise UserError(f"no frame of '{report.topic}' could be processed: check the recording")
+    for camera in report.cameras:
+        if camera.skipped and not camera.frames:
+            raise UserError(f"no frame of '{camera.topic}' could be processed: check the recording")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import stat
 import tarfile
@@ -12,10 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from anomaly_detector_ros.errors import one_line
 from anomaly_detector_ros.models.landing import Landing, SourceError, read_chunks
 
 # Tarballs are read in order; this bounds what a hostile one can make us unpack on the way.
 _SCAN_FACTOR = 64
+_BROKEN = (
+    zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError,
+)  # fmt: skip
 
 
 def land_wheel_member(archive: Path, member: str, landing: Landing) -> None:
@@ -72,10 +77,15 @@ def _content(stream: BinaryIO) -> Iterator[bytes]:
 def _broken_archive() -> Iterator[None]:
     try:
         yield
-    except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise SourceError(f"the package is broken ({error})") from error
+    except _BROKEN as error:
+        raise SourceError(f"the package is broken ({one_line(error, 120)})") from error
     except (NotImplementedError, RuntimeError) as error:  # unknown compression, encryption
-        raise SourceError(f"the package cannot be read ({error})") from error
+        raise SourceError(f"the package cannot be read ({one_line(error, 120)})") from error
+    except OSError as error:
+        # A position before the start of the file; any other error is the disk's.
+        if error.errno != errno.EINVAL:
+            raise
+        raise SourceError(f"the package is broken ({one_line(error, 120)})") from error
 
 
 @contextlib.contextmanager

@@ -161,7 +161,8 @@ class Registry:
         remedy = " or ".join(dict.fromkeys(remedies)) or (
             f"check the connection and run `anomaly-detector models fetch {entry.name}` again"
         )
-        what = "cannot be had offline" if offline else "could not be fetched"
+        found = "" if self._glance(entry, file).state == "missing" else "is altered and "
+        what = found + ("cannot be had offline" if offline else "could not be fetched")
         raise UserError(
             f"model {entry.name!r}: {file.name} {what} ({'; '.join(answers)}): {remedy}"
         )

@@ -70,7 +70,8 @@ def image_to_rgb(msg: Any) -> np.ndarray:
     mono16 becomes 8 bit as in cv_bridge, scaled by 255 / 65535 and rounded.
 
     Raises:
-        ImageError: unknown encoding, zero size, `step` too small, data too short.
+        ImageError: unknown encoding, zero size, `step` too small, data too short, more than
+            `images.MAX_PIXELS` pixels.
     """
     name = _ALIASES.get(msg.encoding, msg.encoding)
     encoding = _ENCODINGS.get(name)
@@ -179,6 +180,10 @@ def _unpack(msg: Any, encoding: Encoding) -> np.ndarray:
         raise ImageError(
             f"image data is truncated: {data.size} bytes of {needed} for {width}x{height} "
             f"{msg.encoding}: check the camera driver"
+        )
+    if height * width > MAX_PIXELS:
+        raise ImageError(
+            f"image is {width}x{height}, over the limit of {MAX_PIXELS} pixels: scale it down"
         )
     if step == row:
         rows = data[:needed].reshape(height, row)

@@ -96,7 +96,7 @@ def test_bag_tool_and_node_agree_to_the_bit(
 ) -> None:
     output, _ = played
     detector = Detector.from_profile(light_profile, device="cpu", offline=True)
-    report = process_bag(output / "bag", tmp_path / "again", detector, topic="/camera/image_raw")
+    report = process_bag(output / "bag", tmp_path / "again", detector, topics=["/camera/image_raw"])
     assert report.frames == PICTURES
     for name in ("heatmap", "mask", "segments", "edited", "overlay"):
         topic = f"/anomaly_detector/camera/{name}"

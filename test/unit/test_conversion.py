@@ -153,6 +153,26 @@ def test_bad_images(change: dict[str, Any], reason: str) -> None:
     assert len(str(caught.value)) < 300
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_images_of_very_many_pixels_are_refused(share: float) -> None:
+    # With all its data, or with none: 60000 x 60000 pixels take 3.6 GB, so fewer do for the first.
+    side = 60000 if share == 0.0 else 9000
+    data = np.zeros(int(side * side * share), np.uint8)
+    msg = SimpleNamespace(
+        height=side, width=side, encoding="mono8", is_bigendian=0, step=side, data=data
+    )
+    with pytest.raises(ImageError, match="truncated" if share == 0.0 else "over the limit"):
+        image_to_rgb(msg)
+
+
+@pytest.mark.parametrize("step", [2**32 - 1, 2**31])
+def test_steps_far_beyond_the_data_are_refused(step: int) -> None:
+    msg = message(RGB, "rgb8")
+    msg.step = step
+    with pytest.raises(ImageError, match="truncated"):
+        image_to_rgb(msg)
+
+
 def test_odd_width_in_yuv_is_refused() -> None:
     with pytest.raises(ImageError, match="5x2 pixels cannot be converted from yuv422"):
         image_to_rgb(message(np.zeros((2, 5, 2), np.uint8), "yuv422"))

@@ -1,0 +1,150 @@
+"""What an interrupted run over a bag has finished, so that a later one need not do it again."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from anomaly_detector_ros.errors import UserError
+
+_MAGIC = b"anomaly-detector bag journal 1\n"
+_RECORD = struct.Struct("<IQI")  # bytes of the head, bytes in all, check sum
+
+
+@dataclass
+class FrameResult:
+    """A finished frame.
+
+    Attributes:
+        messages: serialised outputs by name, in the order in which they are written.
+        error: why there are none; "" where there are.
+    """
+
+    messages: dict[str, bytes | memoryview] = field(default_factory=dict)
+    error: str = ""
+
+
+class BagJournal:
+    """An append-only file of finished frames, in the bag's order; a context manager.
+
+    A killed process leaves all that it appended and perhaps a part of a record, which is cut off.
+
+    Args:
+        path: the file; made if it is not there.
+        job: what the results depend on, as JSON holds it.
+        resume: go on from what the file holds, rather than empty it.
+
+    Attributes:
+        left: frames that an earlier run left.
+        finished: frames that the file holds.
+
+    Raises:
+        UserError: another process is writing it; it is of another job.
+        OSError: it cannot be written.
+    """
+
+    def __init__(self, path: Path, job: Mapping[str, Any], *, resume: bool) -> None:
+        self.left = self.finished = 0
+        self._file: BinaryIO = open(path, "a+b")  # noqa: SIM115 - closed by __exit__
+        try:
+            self._lock(path)
+            start = self._begin(path, json.loads(json.dumps(job, default=str)), resume)
+            self._file.seek(start)
+            self.left = self.finished
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> BagJournal:
+        """Itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the file; it stays."""
+        self._file.close()
+
+    def next(self) -> FrameResult:
+        """The next of the frames `left`, all of which are taken before any is added."""
+        content = self._read_record()
+        if content is None:
+            raise OSError("the journal changed while it was read")
+        head, data = content
+        messages, start = {}, 0
+        for name, size in head["messages"]:
+            messages[name] = data[start : start + size]
+            start += size
+        return FrameResult(messages, head["error"])
+
+    def append(self, result: FrameResult) -> None:
+        """Add a finished frame; raises OSError."""
+        sizes = [(name, len(data)) for name, data in result.messages.items()]
+        head = json.dumps({"messages": sizes, "error": result.error}).encode()
+        parts = [head, *result.messages.values()]
+        check = 0
+        for part in parts:
+            check = zlib.crc32(part, check)
+        size = sum(len(part) for part in parts)
+        self._file.write(_RECORD.pack(len(head), size, check))
+        for part in parts:
+            self._file.write(part)
+        self._file.flush()
+        self.finished += 1
+
+    def _lock(self, path: Path) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another process is writing '{path.parent}': wait for it or give another output"
+            ) from error
+
+    def _begin(self, path: Path, job: Mapping[str, Any], resume: bool) -> int:
+        """Count what can be kept, cut off the rest, and give the position of the first record."""
+        self._file.seek(0)
+        first, second = self._file.readline(), self._file.readline()
+        if not resume or first != _MAGIC or not second.endswith(b"\n"):
+            self._file.truncate(0)
+            self._file.write(_MAGIC + json.dumps(job).encode() + b"\n")
+            self._file.flush()
+            return self._file.tell()
+        earlier = json.loads(second)
+        different = [key for key in job if job[key] != earlier.get(key)]
+        if different:
+            raise UserError(
+                f"the interrupted run in '{path.parent}' had another {different[0]}: give it as "
+                "before, or start anew without --resume"
+            )
+        start = end = self._file.tell()
+        while self._read_record() is not None:
+            self.finished += 1
+            end = self._file.tell()
+        self._file.truncate(end)
+        return start
+
+    def _read_record(self) -> tuple[dict[str, Any], memoryview] | None:
+        """Head and data of the next whole record; None where there is none."""
+        begin = self._file.read(_RECORD.size)
+        if len(begin) < _RECORD.size:
+            return None
+        head_size, size, check = _RECORD.unpack(begin)
+        here = self._file.tell()
+        left = self._file.seek(0, 2) - here
+        self._file.seek(here)
+        if not head_size <= size <= left:
+            return None
+        content = memoryview(self._file.read(size))
+        if zlib.crc32(content) != check:
+            return None
+        return json.loads(bytes(content[:head_size])), content[head_size:]
