@@ -1,0 +1,1 @@
+"""From the image plane to the world: obstacle points and the occupancy grid around the robot."""

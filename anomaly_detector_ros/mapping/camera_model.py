@@ -1,0 +1,162 @@
+"""From pixels to rays: the camera's calibration, lens distortion included."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import cv2
+import numpy as np
+
+from anomaly_detector_ros.errors import UserError
+
+FISHEYE = "equidistant"
+DISTORTION_MODELS: dict[str, tuple[int, ...]] = {
+    "plumb_bob": (0, 4, 5),
+    "rational_polynomial": (0, 4, 5, 8, 12, 14),
+    FISHEYE: (4,),
+}
+"""Accepted `sensor_msgs/CameraInfo.distortion_model` and the numbers of coefficients each has."""
+
+# Until a ray projects within so many pixels of where it came from.
+_STOP = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 60, 1e-3)
+_REACHED = 0.1
+_BLOCK_ROWS = 128
+
+# OpenCV 5 has one function where OpenCV 4 has two, of which this one takes a stopping criterion.
+_undistort = getattr(cv2, "undistortPointsIter", cv2.undistortPoints)
+
+
+@dataclass(frozen=True)
+class CameraModel:
+    """A calibrated camera, as its images come: binned and cut out, not rectified.
+
+    Attributes:
+        width, height: size of the image in pixels.
+        intrinsics: fx, fy, cx, cy in pixels of that image.
+        distortion: OpenCV's coefficients, k1 k2 p1 p2 k3 ... or, for a fisheye lens, k1 to k4.
+        fisheye: whether the lens follows the equidistant model.
+    """
+
+    width: int
+    height: int
+    intrinsics: tuple[float, float, float, float]
+    distortion: tuple[float, ...] = ()
+    fisheye: bool = False
+
+    @classmethod
+    def from_info(cls, info: Any) -> CameraModel:
+        """The model of a `sensor_msgs/CameraInfo`; only its fields are read.
+
+        K is of the whole sensor: a region of interest moves the principal point, binning then
+        divides the lengths, as in image_geometry.
+
+        Raises:
+            UserError: not calibrated, numbers that are not finite, an unknown distortion model or
+                the wrong number of coefficients, an impossible region of interest.
+        """
+        distortion, fisheye = _distortion(info)
+        left, top, width, height = _region(info)
+        bin_x, bin_y = max(1, int(info.binning_x)), max(1, int(info.binning_y))
+        k = [float(value) for value in info.k]
+        if len(k) != 9 or not all(map(math.isfinite, k)) or k[0] <= 0 or k[4] <= 0:
+            raise UserError(
+                "camera_info holds no calibration (focal length in K is not positive): calibrate "
+                "the camera"
+            )
+        intrinsics = (k[0] / bin_x, k[4] / bin_y, (k[2] - left) / bin_x, (k[5] - top) / bin_y)
+        return cls(width // bin_x, height // bin_y, intrinsics, distortion, fisheye)
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """The camera matrix, float64 (3, 3)."""
+        fx, fy, cx, cy = self.intrinsics
+        return np.array([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])
+
+    @cached_property
+    def rays(self) -> np.ndarray:
+        """The viewing direction of every pixel's centre: float32 (H, W, 2), x/z and y/z.
+
+        In the optical frame: x right, y down, z forward. NaN where no direction in front of the
+        camera projects to the pixel, as in the corners beyond a strong distortion's turning point.
+        Computed once, which takes some tenths of a second at 1280x720.
+        """
+        rays = np.empty((self.height, self.width, 2), np.float32)
+        columns = np.arange(self.width, dtype=np.float64)
+        # In blocks, for the sake of memory: OpenCV works in double precision.
+        for top in range(0, self.height, _BLOCK_ROWS):
+            rows = np.arange(top, min(top + _BLOCK_ROWS, self.height), dtype=np.float64)
+            pixels = np.stack(np.meshgrid(columns, rows), axis=-1).reshape(-1, 1, 2)
+            block = self._directions(pixels)
+            rays[top : top + len(rows)] = block.reshape(len(rows), self.width, 2)
+        rays.flags.writeable = False
+        return rays
+
+    def project(self, points: np.ndarray) -> np.ndarray:
+        """Where points of the optical frame, (N, 3) with z > 0, appear: float64 (N, 2), u and v."""
+        points = np.asarray(points, np.float64).reshape(-1, 1, 3)
+        zero, coefficients = np.zeros(3), np.array(self.distortion)
+        if self.fisheye:
+            pixels, _ = cv2.fisheye.projectPoints(points, zero, zero, self.matrix, coefficients)
+        else:
+            pixels, _ = cv2.projectPoints(points, zero, zero, self.matrix, coefficients)
+        return pixels.reshape(-1, 2)
+
+    def _directions(self, pixels: np.ndarray) -> np.ndarray:
+        """Rays (N, 2) of pixels (N, 1, 2), NaN where there is none."""
+        if not any(self.distortion) and not self.fisheye:
+            fx, fy, cx, cy = self.intrinsics
+            return (pixels.reshape(-1, 2) - (cx, cy)) / (fx, fy)
+        coefficients = np.array(self.distortion)
+        if self.fisheye:
+            found = cv2.fisheye.undistortPoints(pixels, self.matrix, coefficients, criteria=_STOP)
+        else:
+            found = _undistort(pixels, self.matrix, coefficients, R=None, P=None, criteria=_STOP)
+        rays = found.reshape(-1, 2)
+        # The iteration may end anywhere: only what projects back to its pixel is a direction.
+        usable = np.isfinite(rays).all(axis=1) & (np.abs(rays) < 1e4).all(axis=1)
+        rays[~usable] = 0.0
+        back = self.project(np.column_stack([rays, np.ones(len(rays))]))
+        usable &= (np.abs(back - pixels.reshape(-1, 2)) < _REACHED).all(axis=1)
+        rays[~usable] = np.nan
+        return rays
+
+
+def _distortion(info: Any) -> tuple[tuple[float, ...], bool]:
+    """The coefficients, and whether they are a fisheye lens's."""
+    values = tuple(float(value) for value in info.d)
+    name = info.distortion_model
+    if not name and not any(values):
+        return (), False
+    if name not in DISTORTION_MODELS:
+        raise UserError(
+            f"camera_info has the distortion model {name[:40]!r}: calibrate with "
+            f"{', '.join(DISTORTION_MODELS)}"
+        )
+    counts = DISTORTION_MODELS[name]
+    if len(values) not in counts:
+        raise UserError(
+            f"camera_info has {len(values)} distortion coefficients, {name} takes "
+            f"{' or '.join(map(str, counts))}: calibrate the camera anew"
+        )
+    if not all(map(math.isfinite, values)):
+        raise UserError("camera_info has distortion coefficients that are not finite: calibrate")
+    return values, name == FISHEYE
+
+
+def _region(info: Any) -> tuple[int, int, int, int]:
+    """Left, top, width and height of the image on the sensor, in unbinned pixels."""
+    width, height, roi = int(info.width), int(info.height), info.roi
+    if width <= 0 or height <= 0:
+        raise UserError(f"camera_info is for an image of {width}x{height}: check the camera driver")
+    if not (roi.width or roi.height):
+        return 0, 0, width, height
+    left, top = int(roi.x_offset), int(roi.y_offset)
+    if not (0 < roi.width <= width - left and 0 < roi.height <= height - top):
+        raise UserError(
+            f"camera_info has a region of interest of {roi.width}x{roi.height} at ({left}, {top}) "
+            f"on a sensor of {width}x{height}: check the camera driver"
+        )
+    return left, top, int(roi.width), int(roi.height)
