@@ -20,6 +20,7 @@ from anomaly_detector_ros.analysis.distances import (
     distance_settings,
     merged,
 )
+from anomaly_detector_ros.analysis.nominal_scores import DEFAULT_CAMERA, NominalScores
 from anomaly_detector_ros.analysis.score_distribution import ScorePool
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.errors import UserError
@@ -122,7 +123,30 @@ def fit_calibration(
                 pool.add(detector.refine(raw, detector.segment(image, raw)))
                 progress(index + 1, len(files), "scores")
     of = fingerprint(profile, parts.registry)
-    return Calibration(pool.distribution(), whitening, of, len(pool), pool.pixels, seed)
+    return Calibration({DEFAULT_CAMERA: NominalScores.of(pool)}, of, whitening, seed)
+
+
+def fit_camera(
+    detector: Detector,
+    files: Sequence[Path],
+    *,
+    progress: Progress = lambda done, total, doing: None,
+) -> NominalScores:
+    """The nominal scores of one camera; the detector's distance stays what it is.
+
+    Args:
+        detector: its own calibration's scores are not looked at.
+        files: nominal images of that camera, which the distance was not fitted on; neighbours in
+            a video stand side by side.
+
+    Raises:
+        UserError: an image that cannot be read, or scores that are all alike.
+    """
+    pool = ScorePool()
+    for index, file in enumerate(files):
+        pool.add(detector.detect(read_rgb(file)).scores)
+        progress(index + 1, len(files), "scores")
+    return NominalScores.of(pool)
 
 
 def _fit_whitening(
@@ -154,6 +178,7 @@ def measure(
     detector: Detector,
     files: Sequence[Path],
     *,
+    camera: str = DEFAULT_CAMERA,
     rates: Sequence[float] = RATES,
     seed: int = 0,
     progress: Progress = lambda done, total, doing: None,
@@ -162,6 +187,7 @@ def measure(
 
     Args:
         files: nominal images that the calibration was not fitted on.
+        camera: whose images they are.
         rates: asked for.
         seed: of the bootstrap.
     """
@@ -169,7 +195,7 @@ def measure(
     reaching = np.zeros((len(files), len(rates)))
     pixels = np.zeros((len(files), 1))
     for index, file in enumerate(files):
-        heatmap = detector.detect(read_rgb(file)).heatmap
+        heatmap = detector.detect(read_rgb(file), camera).heatmap
         reaching[index] = [np.count_nonzero(heatmap >= float(t)) for t in thresholds]
         pixels[index] = heatmap.size
         progress(index + 1, len(files), "held-out images")
@@ -202,7 +228,7 @@ class _Edits:
         image = read_rgb(self._files[index])
         kept = self._folder / f"{index}.npy" if self._folder else None
         if kept is not None and kept.exists():
-            both = torch.from_numpy(np.load(kept)).to(detector.device)
+            both = torch.from_numpy(np.load(kept, allow_pickle=False)).to(detector.device)
             return image, both[:1], both[1:]
         inputs, edits = detector.synthesize([image])
         if kept is not None:

@@ -8,16 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from anomaly_detector_ros.analysis.distances import WhitenedDistance
-from anomaly_detector_ros.analysis.score_distribution import ScoreDistribution
+from anomaly_detector_ros.analysis.nominal_scores import (
+    DEFAULT_CAMERA,
+    NominalScores,
+    pack,
+    unpack,
+)
 from anomaly_detector_ros.fitted_file import open_fitted, save_fitted
 
 KIND = "calibration"
 
-_FORMAT = 1
+_FORMAT = 2
 _LIBRARIES = ("torch", "numpy")
 
 
@@ -26,26 +30,28 @@ class Calibration:
     """What nominal images look like to a detector.
 
     Attributes:
-        distribution: of the scores after averaging over segments.
-        whitening: the whitened distance; None where another one is used.
+        cameras: nominal scores by camera; `DEFAULT_CAMERA` is always there and stands for those
+            that are not.
         fingerprint: what it was fitted for; see `fingerprint.fingerprint`.
-        images, pixels: how many it was fitted on.
+        whitening: the whitened distance, of all cameras; None where another one is used.
         seed: that chose the images.
     """
 
-    distribution: ScoreDistribution
-    whitening: WhitenedDistance | None
+    cameras: Mapping[str, NominalScores]
     fingerprint: Mapping[str, Any]
-    images: int
-    pixels: int
-    seed: int
+    whitening: WhitenedDistance | None = None
+    seed: int = 0
 
-    def heatmap(self, scores: np.ndarray) -> np.ndarray:
+    def nominal(self, camera: str = DEFAULT_CAMERA) -> NominalScores:
+        """The nominal scores of a camera: its own if it has some, else the default ones."""
+        return self.cameras.get(camera, self.cameras[DEFAULT_CAMERA])
+
+    def heatmap(self, scores: np.ndarray, camera: str = DEFAULT_CAMERA) -> np.ndarray:
         """Scores (H, W) -> float32 (H, W) in [0, 1], the share of nominal pixels with lower ones.
 
-        The same score has the same value in every image.
+        The same score has the same value in every image of a camera.
         """
-        return self.distribution(scores).astype(np.float32)
+        return self.nominal(camera).distribution(scores).astype(np.float32)
 
     def save(self, path: Path) -> None:
         """Writes one safetensors file, whole or not at all; `load_calibration` reads it.
@@ -53,18 +59,13 @@ class Calibration:
         Raises:
             OSError: the file cannot be written.
         """
-        tensors = {
-            "scores": torch.from_numpy(self.distribution.scores),
-            "below": torch.from_numpy(self.distribution.below),
-        }
+        cameras, tensors = pack(self.cameras)
         if self.whitening is not None:
             tensors |= {"mean": self.whitening.mean, "factor": self.whitening.factor}
         header = {
             "format": _FORMAT,
             "fingerprint": self.fingerprint,
-            "tail_scale": self.distribution.tail_scale,
-            "images": self.images,
-            "pixels": self.pixels,
+            "cameras": cameras,
             "seed": self.seed,
         }
         save_fitted(path, KIND, header, tensors, _LIBRARIES)
@@ -83,11 +84,6 @@ def load_calibration(path: Path) -> Calibration:
 
 
 def _restore(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Calibration:
-    scores, below = (tensors[name].numpy() for name in ("scores", "below"))
-    tail_scale = float(header["tail_scale"])
-    rising = all(np.diff(values).min() > 0 for values in (scores, below))
-    if scores.shape != below.shape or not rising or not tail_scale > 0 or not 0 <= below[-1] < 1:
-        raise ValueError("its distribution is not one")
     whitening = None
     if "mean" in tensors:
         channels = len(tensors["mean"])
@@ -95,10 +91,8 @@ def _restore(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Calibr
             raise ValueError("its whitening is not square")
         whitening = WhitenedDistance(tensors["mean"], tensors["factor"])
     return Calibration(
-        ScoreDistribution(scores, below, tail_scale),
-        whitening,
+        unpack(header["cameras"], tensors),
         dict(header["fingerprint"]),
-        int(header["images"]),
-        int(header["pixels"]),
+        whitening,
         int(header["seed"]),
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
+from anomaly_detector_ros.analysis.drift import cumulative_shares
 from anomaly_detector_ros.errors import UserError
 
 # So many different scores are kept as they are; of more, those at `_LEVELS`.
@@ -49,11 +51,18 @@ class ScoreDistribution:
 
 
 class ScorePool:
-    """Collects the scores of images, each as some thousand quantiles."""
+    """Collects the scores of images, each as some thousand quantiles.
 
-    def __init__(self) -> None:
+    Args:
+        pools: whose images it holds from the start, in this order.
+    """
+
+    def __init__(self, pools: Iterable[ScorePool] = ()) -> None:
         self.pixels = 0
         self._images: list[tuple[np.ndarray, np.ndarray]] = []
+        for pool in pools:
+            self.pixels += pool.pixels
+            self._images += pool._images
 
     def __len__(self) -> int:
         return len(self._images)
@@ -87,6 +96,12 @@ class ScorePool:
         excess = scores[first:] - scores[first]
         tail_scale = float(np.average(excess, weights=counts[first:]))
         return ScoreDistribution(scores, below, tail_scale)
+
+    def shares(self, distribution: ScoreDistribution) -> np.ndarray:
+        """Each image's `drift.cumulative_shares` under a distribution, float64 (n, L)."""
+        return np.stack(
+            [cumulative_shares(distribution(scores), counts) for scores, counts in self._images]
+        )
 
 
 def _pooled(scores: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

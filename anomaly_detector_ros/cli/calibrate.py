@@ -28,7 +28,7 @@ from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile
 
 if TYPE_CHECKING:
     from anomaly_detector_ros.analysis.calibration import Calibration
-    from anomaly_detector_ros.calibrating import FalsePositiveRate
+    from anomaly_detector_ros.calibrating import FalsePositiveRate, Progress
     from anomaly_detector_ros.parts import Parts
     from anomaly_detector_ros.profiles import Profile
 
@@ -56,6 +56,13 @@ def calibrate(
     count: Annotated[
         int | None, typer.Option(min=1, help="Images to draw, held-out ones among them; all.")
     ] = None,
+    camera: Annotated[
+        str,
+        typer.Option(
+            help="Camera of the images: an existing --output keeps its distance and gets scores "
+            "of this camera besides those it has."
+        ),
+    ] = "",
     seed: Annotated[int, typer.Option(min=0, help="Of the drawing and the intervals.")] = 0,
     profile: ProfileOption = DEFAULT_PROFILE,
     device: DeviceOption = "auto",
@@ -69,10 +76,12 @@ def calibrate(
     rates may differ by more than the intervals say. --holdout 0 fits on every image.
 
     A profile uses the file by `calibration: {file: FILE}`; the node by its parameter calibration.
+    With --camera one file holds the scores of several cameras; each has the name it has in the
+    node's parameter cameras. Cameras without scores of their own take the first.
 
     Example: anomaly-detector calibrate --data nominal_images/ --output calibration.safetensors
     """
-    from anomaly_detector_ros.calibrating import fit_calibration, measure, split_files
+    from anomaly_detector_ros.calibrating import measure, split_files
     from anomaly_detector_ros.detector import Detector
 
     chosen = replace(load_profile(profile), calibration={})
@@ -83,7 +92,7 @@ def calibrate(
     parts = _load(chosen, device, offline)
 
     with progress_bar("calibration") as advance:
-        calibration = fit_calibration(chosen, parts, fitted, seed=seed, progress=advance)
+        calibration = _fit(chosen, parts, fitted, camera, output, seed, advance)
         try:
             calibration.save(output)
         except OSError as error:
@@ -92,12 +101,38 @@ def calibrate(
         if held_out:
             calibrated = replace(chosen, calibration={"file": str(output)})
             detector = Detector.from_parts(calibrated, parts)
-            rates = measure(detector, held_out, seed=seed, progress=advance)
-    summary = _summary(chosen, calibration, rates, len(held_out), output)
+            detector.recalibrate(calibration, output)  # parts remember what the file held before
+            rates = measure(detector, held_out, camera=camera, seed=seed, progress=advance)
+    summary = _summary(chosen, calibration, camera, rates, len(held_out), output)
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
     else:
         _print(summary, rates)
+
+
+def _fit(
+    profile: Profile,
+    parts: Parts,
+    files: list[Path],
+    camera: str,
+    output: Path,
+    seed: int,
+    progress: Progress,
+) -> Calibration:
+    """The whole calibration, or that of the file with the scores of one camera renewed."""
+    from anomaly_detector_ros.calibrating import fit_calibration, fit_camera
+    from anomaly_detector_ros.detector import Detector
+
+    if not (camera and output.exists()):
+        calibration = fit_calibration(profile, parts, files, seed=seed, progress=progress)
+        own = {camera: calibration.nominal()}
+    else:
+        present = replace(profile, calibration={"file": str(output)})
+        detector = Detector.from_parts(present, parts)
+        assert detector.calibration is not None
+        calibration = detector.calibration
+        own = {camera: fit_camera(detector, files, progress=progress)}
+    return replace(calibration, cameras={**calibration.cameras, **own})
 
 
 def _find_files(data: list[Path], dataset: DatasetName | None, split: str | None) -> list[Path]:
@@ -142,15 +177,19 @@ def _load(profile: Profile, device: str, offline: bool) -> Parts:
 def _summary(
     profile: Profile,
     calibration: Calibration,
+    camera: str,
     rates: list[FalsePositiveRate],
     held_out: int,
     output: Path,
 ) -> dict[str, Any]:
+    nominal = calibration.nominal(camera)
     return {
         "profile": profile.name,
         "distance": profile.distance["name"],
-        "images": calibration.images,
-        "pixels": calibration.pixels,
+        "camera": camera,
+        "cameras": [name for name in calibration.cameras if name],
+        "images": nominal.images,
+        "pixels": nominal.pixels,
         "seed": calibration.seed,
         "held_out_images": held_out,
         "false_positive_rates": [rate.to_dict() for rate in rates],
@@ -159,8 +198,9 @@ def _summary(
 
 
 def _print(summary: dict[str, Any], rates: list[FalsePositiveRate]) -> None:
+    of = f"camera {summary['camera']}, " if summary["camera"] else ""
     typer.echo(
-        f"profile {summary['profile']}, {summary['distance']} distance: fitted on "
+        f"{of}profile {summary['profile']}, {summary['distance']} distance: fitted on "
         f"{summary['images']} images, {summary['pixels']} pixels"
     )
     if rates:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
+from anomaly_detector_ros.analysis.calibration import load_calibration
 from anomaly_detector_ros.cli.main import app
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.errors import UserError
@@ -116,3 +117,32 @@ def test_bad_requests_are_refused_in_one_line(nominal: Path, light_profile: str,
     damaged.write_bytes(one.read_bytes()[:100])
     assert "damaged.png" in refusal("--data", one, "--data", damaged, *options)
     assert not (tmp_path / "c.safetensors").exists()
+
+
+def test_cameras_are_added_to_a_file(nominal: Path, whitened: Path, tmp_path: Path):
+    draw(tmp_path / "rear", 8)
+    output = tmp_path / "c.safetensors"
+    options = ("--output", output, "--profile", whitened, "--json")
+    for data, camera in ((nominal, "front"), (tmp_path / "rear", "rear")):
+        result = run("--data", data, "--camera", camera, *options)
+        assert result.exception is None, result.output
+    summary = json.loads(result.stdout)
+    assert (summary["camera"], summary["cameras"]) == ("rear", ["front", "rear"])
+    assert (summary["images"], summary["held_out_images"]) == (4, 4)
+    assert summary["false_positive_rates"][0]["measured"] < 0.3
+    calibration = load_calibration(output)
+    assert calibration.cameras["front"].images == calibration.nominal().images == 6
+    assert calibration.nominal("rear").images == 4
+    before = output.read_bytes()
+    others = ("--output", output, "--profile", replaced(whitened, tmp_path))
+    assert "sampler.steps" in refusal("--data", nominal, "--camera", "left", *others)
+    assert output.read_bytes() == before
+
+
+def replaced(profile: Path, folder: Path) -> Path:
+    """The profile with another number of steps."""
+    (settings,) = yaml.safe_load(profile.read_text()).values()
+    settings["sampler"]["steps"] = 3
+    file = folder / "other.yaml"
+    file.write_text(yaml.safe_dump({"other": settings}))
+    return file

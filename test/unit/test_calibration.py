@@ -16,6 +16,7 @@ from calibration_data import draw_pictures, gaussian_pairs, pooled, whitened
 from safetensors.numpy import save_file
 
 from anomaly_detector_ros.analysis.calibration import KIND, Calibration, load_calibration
+from anomaly_detector_ros.analysis.nominal_scores import DEFAULT_CAMERA, NominalScores
 from anomaly_detector_ros.analysis.score_distribution import ScoreDistribution
 from anomaly_detector_ros.calibrating import fit_calibration
 from anomaly_detector_ros.detector import Detector
@@ -34,7 +35,10 @@ def parts() -> Parts:
 def a_calibration() -> Calibration:
     nominal = np.random.default_rng(3).gamma(2.0, size=5000)
     return Calibration(
-        pooled(nominal), whitened(gaussian_pairs(0)), {"sampler": {"steps": 2}}, 7, 5000, 4
+        {DEFAULT_CAMERA: NominalScores(pooled(nominal), None, 7, 5000)},
+        {"sampler": {"steps": 2}},
+        whitened(gaussian_pairs(0)),
+        4,
     )
 
 
@@ -47,7 +51,7 @@ def test_a_saved_calibration_is_the_same_when_loaded(tmp_path: Path):
     assert loaded.heatmap(scores).dtype == np.float32
     pair = gaussian_pairs(5)
     assert torch.equal(loaded.whitening(*pair), saved.whitening(*pair))
-    assert (loaded.images, loaded.pixels, loaded.seed) == (7, 5000, 4)
+    assert (loaded.nominal().images, loaded.nominal().pixels, loaded.seed) == (7, 5000, 4)
     assert loaded.fingerprint == saved.fingerprint
     plain = replace(saved, whitening=None)
     plain.save(tmp_path / "c.safetensors")
@@ -76,7 +80,8 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path):
         with pytest.raises(UserError, match="is no calibration"):
             load_calibration(file)
     falling = ScoreDistribution(np.array([2.0, 1.0]), np.array([0.0, 0.5]), 1.0)
-    replace(a_calibration(), distribution=falling).save(file)
+    cameras = {DEFAULT_CAMERA: NominalScores(falling, None, 1, 2)}
+    replace(a_calibration(), cameras=cameras).save(file)
     with pytest.raises(UserError, match="is no calibration"):
         load_calibration(file)
 

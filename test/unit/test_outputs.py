@@ -32,7 +32,7 @@ def detection() -> Detection:
     segments[10:30, 20:40] = 7
     edited = 255 - IMAGE
     spread = heatmap / 10
-    return Detection(heatmap, heatmap >= 0.5, segments, edited, 0.9, {"total": 0.1}, spread)
+    return Detection(heatmap, heatmap >= 0.5, segments, edited, 0.9, {"total": 0.1}, spread, heatmap)
 
 
 def test_every_output_fits_its_encoding(detection: Detection) -> None:
@@ -85,14 +85,14 @@ def test_overlay_draws_the_outline_of_the_mask(detection: Detection) -> None:
 
 def test_overlay_of_an_empty_detection_is_the_image() -> None:
     empty = np.zeros((HEIGHT, WIDTH), np.float32)
-    nothing = Detection(empty, empty > 0, empty.astype(np.int32), IMAGE, 0.0, {"total": 0.0}, empty)
+    nothing = Detection(empty, empty > 0, empty.astype(np.int32), IMAGE, 0.0, {"total": 0.0}, empty, empty)
     np.testing.assert_array_equal(overlay(IMAGE, nothing), IMAGE)
 
 
 def test_heat_grows_with_the_value(detection: Detection) -> None:
     heatmap = np.tile(np.linspace(0, 1, WIDTH, dtype=np.float32), (HEIGHT, 1))
     ramp = Detection(
-        heatmap, heatmap > 2, detection.segments, IMAGE, 1.0, {"total": 0.0}, heatmap
+        heatmap, heatmap > 2, detection.segments, IMAGE, 1.0, {"total": 0.0}, heatmap, heatmap
     )  # fmt: skip
     grey = np.full_like(IMAGE, 100)
     change = np.abs(overlay(grey, ramp).astype(int) - 100).sum(2)[0]
