@@ -51,9 +51,10 @@ class FrameSkipper(Generic[Result]):
                 always. Noise and compression change a cell by about 1.
             max_skipped: frames in a row that may take the same result.
         """
-        if max_change <= 0 or self._last is None or self._skipped >= max_skipped:
+        last = self._last  # may be forgotten in another thread meanwhile
+        if max_change <= 0 or last is None or self._skipped >= max_skipped:
             return None
-        shape, thumbnail, result = self._last
+        shape, thumbnail, result = last
         if shape != image.shape or cv2.absdiff(_thumbnail(image), thumbnail).max() > max_change:
             return None
         self._skipped += 1

@@ -23,6 +23,7 @@ DISTORTION_MODELS: dict[str, tuple[int, ...]] = {
 # Until a ray projects within so many pixels of where it came from.
 _STOP = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 60, 1e-3)
 _REACHED = 0.1
+_STEEPEST = 1e4
 _BLOCK_ROWS = 128
 
 # OpenCV 5 has one function where OpenCV 4 has two, of which this one takes a stopping criterion.
@@ -108,7 +109,10 @@ class CameraModel:
         """Rays (N, 2) of pixels (N, 1, 2), NaN where there is none."""
         if not any(self.distortion) and not self.fisheye:
             fx, fy, cx, cy = self.intrinsics
-            return (pixels.reshape(-1, 2) - (cx, cy)) / (fx, fy)
+            with np.errstate(all="ignore"):
+                rays = (pixels.reshape(-1, 2) - (cx, cy)) / (fx, fy)
+            rays[~_usable(rays)] = np.nan
+            return rays
         coefficients = np.array(self.distortion)
         if self.fisheye:
             found = cv2.fisheye.undistortPoints(pixels, self.matrix, coefficients, criteria=_STOP)
@@ -116,12 +120,17 @@ class CameraModel:
             found = _undistort(pixels, self.matrix, coefficients, R=None, P=None, criteria=_STOP)
         rays = found.reshape(-1, 2)
         # The iteration may end anywhere: only what projects back to its pixel is a direction.
-        usable = np.isfinite(rays).all(axis=1) & (np.abs(rays) < 1e4).all(axis=1)
+        usable = _usable(rays)
         rays[~usable] = 0.0
         back = self.project(np.column_stack([rays, np.ones(len(rays))]))
         usable &= (np.abs(back - pixels.reshape(-1, 2)) < _REACHED).all(axis=1)
         rays[~usable] = np.nan
         return rays
+
+
+def _usable(rays: np.ndarray) -> np.ndarray:
+    """Which rays (N, 2) are finite and no further from the axis than any lens sees: bool (N,)."""
+    return (np.abs(rays) < _STEEPEST).all(axis=1)
 
 
 def _distortion(info: Any) -> tuple[tuple[float, ...], bool]:

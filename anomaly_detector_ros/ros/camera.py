@@ -1,12 +1,11 @@
-"""One camera of the node: its subscriptions, what is done with an image, its publishers."""
+"""One camera of the node: its subscriptions, and what is done with an image of it."""
 
 from __future__ import annotations
 
-import array
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
@@ -15,21 +14,21 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.ros.ages import input_age
-from anomaly_detector_ros.ros.conversion import (
-    compressed_to_rgb,
-    image_fields,
-    image_to_rgb,
-    info_fits,
-)
-from anomaly_detector_ros.ros.counters import CameraCounters
-from anomaly_detector_ros.ros.outputs import IMAGE_OUTPUTS, JPEG_FORMAT, encode_jpeg, render
-from anomaly_detector_ros.ros.qos import advertise, subscribe
-from anomaly_detector_ros.ros.worker import Frame
+from anomaly_detector_ros.ros.conversion import compressed_to_rgb, image_to_rgb
+from anomaly_detector_ros.ros.counters import CameraCounters, Dropped, Processed
+from anomaly_detector_ros.ros.obstacles_output import ObstacleOutputs
+from anomaly_detector_ros.ros.publishing import Outputs
+from anomaly_detector_ros.ros.qos import Conflict, subscribe
+from anomaly_detector_ros.ros.worker import Frame, Turn
+from anomaly_detector_ros.skipping import FrameSkipper
+from anomaly_detector_ros.temporal import TemporalFilter
 
 if TYPE_CHECKING:
     from std_msgs.msg import Header
 
-    from anomaly_detector_ros.detector import Detection, Detector
+    from anomaly_detector_ros.detector import Detection
+    from anomaly_detector_ros.ros.costmap_output import CostmapOutput
+    from anomaly_detector_ros.ros.extrinsics import Transforms
     from anomaly_detector_ros.ros.node import AnomalyDetectorNode
 
 LOG_INTERVAL = 5.0
@@ -38,11 +37,27 @@ LOG_INTERVAL = 5.0
 
 @dataclass(frozen=True)
 class Settings:
-    """Parameters that an image is processed with."""
+    """Parameters that an image's outputs are made with."""
 
     threshold: float
-    max_input_age: float
     jpeg_quality: int
+    temporal_filter: float
+
+
+class Picture(NamedTuple):
+    """An image as it goes to the models.
+
+    Attributes:
+        header: of the message.
+        pixels: uint8 RGB (H, W, 3).
+        age: seconds from stamp (or arrival) to the start of processing.
+        seconds: what decoding took.
+    """
+
+    header: Header
+    pixels: np.ndarray
+    age: float
+    seconds: float
 
 
 class Camera:
@@ -52,12 +67,20 @@ class Camera:
         node: the node that owns subscriptions and publishers.
         name: the camera's name, a relative topic name.
         transport: ``raw`` or ``compressed``.
+        transforms: where TF is looked up.
+        costmap: what all cameras add to.
     """
 
-    def __init__(self, node: AnomalyDetectorNode, name: str, transport: str) -> None:
+    def __init__(
+        self,
+        node: AnomalyDetectorNode,
+        name: str,
+        transport: str,
+        transforms: Transforms,
+        costmap: CostmapOutput,
+    ) -> None:
         self.name = name
         self.counters = CameraCounters()
-        self.qos_problem = ""
         self._node = node
         compressed = transport == "compressed"
         self._type = CompressedImage if compressed else Image
@@ -65,19 +88,15 @@ class Camera:
         self.input_topic = f"{name}/image_raw/compressed" if compressed else f"{name}/image_raw"
         self._group = MutuallyExclusiveCallbackGroup()
         self._subscriptions: list[Any] = []
-        self._publishers: dict[str, Any] = {}
+        self._outputs = Outputs(node, name, self._warn_qos)
+        self._obstacles = ObstacleOutputs(node, name, transforms, costmap, self._warn_qos)
         self._info: CameraInfo | None = None
+        self._filter = TemporalFilter()
+        self.skipper: FrameSkipper[Detection] = FrameSkipper()
+        self._conflicts: dict[str, Conflict] = {}
         self._logged: dict[str, float] = {}
 
     # -- graph ------------------------------------------------------------------------------------
-
-    def advertise(self) -> None:
-        """Creates the publishers."""
-        topics: dict[str, type] = dict.fromkeys(IMAGE_OUTPUTS, Image)
-        topics |= {"overlay/compressed": CompressedImage, "camera_info": CameraInfo}
-        for output, message_type in topics.items():
-            topic = f"~/{self.name}/{output}"
-            self._publishers[output] = advertise(self._node, message_type, topic, self._warn_qos)
 
     def subscribe(self, put: Callable[[Frame], None]) -> None:
         """Begins to listen; ``put`` gets every image, still serialised."""
@@ -89,12 +108,21 @@ class Camera:
                 return
             put(Frame(data, time.monotonic(), self._now()))
 
+        def on_info(data: bytes) -> None:
+            try:
+                self._info = deserialize_message(data, CameraInfo)
+            except Exception as error:  # see `decode`
+                self._log("info", f"camera_info cannot be deserialised: {error}")
+
         self.counters.restart_silence()
-        topics = ((self._type, self.input_topic, on_image), self._info_subscription())
-        for message_type, topic, callback in topics:
-            self._subscriptions.append(
-                subscribe(self._node, message_type, topic, callback, self._group, self._warn_qos)
-            )
+        self._listen(self._type, self.input_topic, on_image)
+        self._listen(CameraInfo, f"{self.name}/camera_info", on_info)
+        self._obstacles.subscribe(self._listen)
+
+    def _listen(self, message_type: type, topic: str, callback: Callable[[bytes], None]) -> None:
+        self._subscriptions.append(
+            subscribe(self._node, message_type, topic, callback, self._group, self._warn_qos)
+        )
 
     def unsubscribe(self) -> None:
         """Stops listening."""
@@ -102,114 +130,104 @@ class Camera:
             self._node.destroy_subscription(subscription)
         self._subscriptions.clear()
         self._info = None
-        self.qos_problem = ""
+        self._conflicts.clear()
+        self.reset()
 
-    def unadvertise(self) -> None:
-        """Removes the publishers."""
-        publishers, self._publishers = self._publishers, {}
-        for publisher in publishers.values():
-            self._node.destroy_lifecycle_publisher(publisher)
+    def close(self) -> None:
+        """Stops listening and removes the publishers."""
+        self.unsubscribe()
+        self._outputs.close()
+        self._obstacles.close()
+
+    def reset(self) -> None:
+        """Forgets the images seen, as when the clock jumps."""
+        self._filter.reset()
+        self.skipper.reset()
+        self._obstacles.reset()
 
     def publisher_count(self) -> int:
         """Publishers that exist on the input topic."""
         return self._node.count_publishers(self._node.resolve_topic_name(self.input_topic))
 
-    def _info_subscription(self) -> tuple[type, str, Callable[[bytes], None]]:
-        def on_info(data: bytes) -> None:
-            self._info = deserialize_message(data, CameraInfo)
+    def qos_problem(self) -> str:
+        """Whose QoS does not match on one of the camera's topics, in one line; else empty."""
+        for topic, conflict in list(self._conflicts.items()):
+            if conflict.over():
+                self._conflicts.pop(topic, None)
+        return next((conflict.text for conflict in list(self._conflicts.values())), "")
 
-        return CameraInfo, f"{self.name}/camera_info", on_info
+    def publish_labels(self, threshold: float) -> None:
+        """Tells what the mask's values stand for and the threshold in force."""
+        self._outputs.publish_labels(self._node.get_clock().now().to_msg(), threshold)
 
     # -- images, in the worker's thread ------------------------------------------------------------
 
-    def process(self, frame: Frame, detector: Detector, settings: Settings) -> None:
-        """Takes one image through the detector and publishes what has subscribers.
+    def decode(self, turn: Turn, max_input_age: float) -> Picture | None:
+        """The image of a turn; None, the turn being settled, where there is none to work on.
 
-        Every image is counted once, as processed or as dropped with the reason. Nothing that an
-        image holds makes this raise.
+        Nothing that a message holds makes this raise.
         """
         started = time.monotonic()
         try:
-            message = deserialize_message(frame.data, self._type)
+            message = deserialize_message(turn.frame.data, self._type)
         except Exception as error:  # rclpy raises its own error types, not documented ones
-            self._drop("bad", f"message on '{self.input_topic}' cannot be deserialised: {error}")
-            return
-        age = self._age(message.header, frame, settings.max_input_age)
-        if settings.max_input_age and age > settings.max_input_age:
-            self._drop(
+            problem = f"message on '{self.input_topic}' cannot be deserialised: {error}"
+            return self.drop(turn, "bad", problem)
+        self._obstacles.begin(message.header)
+        age = self._age(message.header, turn.frame, max_input_age)
+        if max_input_age and age > max_input_age:
+            return self.drop(
+                turn,
                 "too_old",
-                f"image is {age:.2f} s old, max_input_age is {settings.max_input_age:g} s: if all "
+                f"image is {age:.2f} s old, max_input_age is {max_input_age:g} s: if all "
                 "are, synchronise the clocks or raise max_input_age",
             )
-            return
         try:
-            image = self._to_rgb(message)
+            pixels = self._to_rgb(message)
         except UserError as error:
-            self._drop("bad", str(error))
-            return
-        decoded = time.monotonic()
-        try:
-            detector.threshold = settings.threshold
-            detection = detector.detect(image)
-            if not np.isfinite(detection.heatmap).all():
-                raise ValueError("the heatmap holds values that are not finite")
-        except Exception as error:
-            self._drop("failed", f"detection failed: {type(error).__name__}: {error}")
-            return
-        detected = time.monotonic()
-        self._publish(message.header, image, detection, settings.jpeg_quality)
-        done = time.monotonic()
-        stages = {"decoding": decoded - started, **detection.timings, "publishing": done - detected}
-        self.counters.processed(age, done - frame.arrived, stages)
+            return self.drop(turn, "bad", str(error))
+        return Picture(message.header, pixels, age, time.monotonic() - started)
 
     def _age(self, header: Header, frame: Frame, limit: float) -> float:
-        stamp = header.stamp.sec * 1_000_000_000 + header.stamp.nanosec
         waited = time.monotonic() - frame.arrived
-        age = input_age(stamp, frame.arrived_ros, self._now(), waited, limit)
+        age = input_age(_nanoseconds(header), frame.arrived_ros, self._now(), waited, limit)
         self.counters.stamped(age.by_stamp)
         return age.seconds
 
-    def _publish(
-        self, header: Header, image: np.ndarray, detection: Detection, jpeg_quality: int
-    ) -> None:
-        """Publishes the outputs somebody listens to; they are rendered for nobody else."""
-        wanted = {
-            output
-            for output, publisher in self._publishers.items()
-            if publisher.get_subscription_count() > 0
+    def finish(
+        self, turn: Turn, picture: Picture, detection: Detection, settings: Settings
+    ) -> bool:
+        """Publishes what was found in an image; False if its thread was given up meanwhile."""
+        started = time.monotonic()
+        if turn.settled:
+            return False
+        detection = self._filtered(picture.header, detection, settings)
+        trouble = self._outputs.publish(
+            picture.header, picture.pixels, detection, self._info, settings.jpeg_quality
+        )
+        if trouble:
+            self._log("info", trouble)
+        trouble = self._obstacles.publish(
+            picture.header, detection.mask, detection.heatmap, self._info
+        )
+        if trouble:
+            self._log("obstacles", trouble)
+        done = time.monotonic()
+        stages = {
+            "decoding": picture.seconds,
+            **detection.timings,
+            "publishing": done - started,
         }
-        for output, spec in IMAGE_OUTPUTS.items():
-            compressed = f"{output}/compressed"
-            if not wanted & {output, compressed}:
-                continue
-            rendered = render(output, image, detection)
-            if output in wanted:
-                self._send(output, image_message(header, rendered, spec.encoding))
-            if compressed in wanted:
-                self._send(compressed, jpeg_message(header, rendered, jpeg_quality))
-        if "camera_info" in wanted:
-            self._publish_info(header, image.shape[:2])
+        return turn.settle(Processed(picture.age, done - turn.frame.arrived, stages))
 
-    def _publish_info(self, header: Header, size: tuple[int, ...]) -> None:
-        """The camera's calibration under the image's header, if it is of that image's size."""
-        info = self._info
-        if info is None:
-            self._log("info", f"no message on '{self.name}/camera_info', so none is published")
-            return
-        if not info_fits(info, size):
-            self._log(
-                "info",
-                f"'{self.name}/camera_info' is for {info.width}x{info.height}, the image is "
-                f"{size[1]}x{size[0]}: correct the camera driver's calibration",
-            )
-            return
-        info.header = header
-        self._send("camera_info", info)
+    def _filtered(self, header: Header, found: Detection, settings: Settings) -> Detection:
+        from anomaly_detector_ros.analysis.scoring import frame_score
 
-    def _send(self, output: str, message: Any) -> None:
-        publisher = self._publishers.get(output)
-        if publisher is not None:  # the node may have been cleaned up meanwhile
-            publisher.publish(message)
+        stamp = _nanoseconds(header)
+        heatmap = self._filter.update(found.heatmap, stamp, settings.temporal_filter)
+        score = found.score if heatmap is found.heatmap else frame_score(heatmap)
+        mask = heatmap >= np.float32(settings.threshold)
+        return replace(found, heatmap=heatmap, mask=mask, score=score)
 
     # -- trouble -----------------------------------------------------------------------------------
 
@@ -217,10 +235,11 @@ class Camera:
         """Logs an error that nothing here foresaw."""
         self._log("unforeseen", f"{type(error).__name__}: {error}")
 
-    def _drop(self, reason: str, problem: str) -> None:
+    def drop(self, turn: Turn, reason: str, problem: str) -> None:
+        """Settles a turn as dropped and logs why."""
         problem = one_line(problem)
-        self.counters.dropped(reason, problem)
-        self._log(reason, problem)
+        if turn.settle(Dropped(reason, problem)):
+            self._log(reason, problem)
 
     def _log(self, kind: str, text: str) -> None:
         now = time.monotonic()
@@ -229,28 +248,18 @@ class Camera:
         self._logged[kind] = now
         logger = self._node.get_logger()
         line = f"{self.name}: {text}"
-        if kind in ("too_old", "info"):
+        if kind in ("too_old", "info", "obstacles"):
             logger.warning(line)
         else:
             logger.error(line)
 
-    def _warn_qos(self, text: str) -> None:
-        self.qos_problem = text
-        self._node.get_logger().warning(text)
+    def _warn_qos(self, conflict: Conflict) -> None:
+        self._conflicts[conflict.topic] = conflict
+        self._node.get_logger().warning(conflict.text)
 
     def _now(self) -> int:
         return self._node.get_clock().now().nanoseconds
 
 
-def image_message(header: Header, pixels: np.ndarray, encoding: str) -> Image:
-    """A `sensor_msgs/Image` of an array."""
-    fields = image_fields(pixels, encoding)
-    # rclpy takes an array.array as it is; anything else it checks and copies byte by byte.
-    fields["data"] = array.array("B", fields["data"])
-    return Image(header=header, **fields)
-
-
-def jpeg_message(header: Header, picture: np.ndarray, quality: int) -> CompressedImage:
-    """A `sensor_msgs/CompressedImage` of an RGB picture, as image_transport publishes them."""
-    data = array.array("B", encode_jpeg(picture, quality))
-    return CompressedImage(header=header, format=JPEG_FORMAT, data=data)
+def _nanoseconds(header: Header) -> int:
+    return header.stamp.sec * 1_000_000_000 + header.stamp.nanosec

@@ -13,11 +13,43 @@ DROP_REASONS: dict[str, str] = {
     "too_old": "older than max_input_age",
     "bad": "the message holds no usable image",
     "failed": "the detector failed on it",
+    "hung": "the detector did not come back with it within watchdog_timeout",
     "paused": "processing is switched off by ~/enable",
     "discarded": "it waited when the node was deactivated",
 }
 WINDOW = 10.0
 """Averages and recent counts cover this many seconds."""
+
+
+@dataclass(frozen=True)
+class Processed:
+    """An image's outputs were published.
+
+    Attributes:
+        age: seconds from stamp (or arrival) to the start of processing.
+        latency: seconds from arrival to the last publication.
+        stages: seconds by stage.
+    """
+
+    age: float
+    latency: float
+    stages: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """An image gave no result.
+
+    Attributes:
+        reason: one of `DROP_REASONS`.
+        problem: one line about this image; empty where the reason says all.
+    """
+
+    reason: str
+    problem: str = ""
+
+
+Fate = Processed | Dropped
 
 
 @dataclass(frozen=True)
@@ -87,19 +119,20 @@ class CameraCounters:
             self._trim(now)
 
     def processed(self, age: float, latency: float, stages: Mapping[str, float]) -> None:
-        """Counts an image whose outputs were published.
-
-        Args:
-            age: seconds from stamp (or arrival) to the start of processing.
-            latency: seconds from arrival to the last publication.
-            stages: seconds by stage.
-        """
+        """Counts an image whose outputs were published; see `Processed`."""
         with self._lock:
             now = self._clock()
             self._processed += 1
             self._fates.append((now, "processed"))
             self._measured.append((now, age, latency, dict(stages)))
             self._trim(now)
+
+    def settle(self, fate: Fate) -> None:
+        """Counts an image by its fate."""
+        if isinstance(fate, Processed):
+            self.processed(fate.age, fate.latency, fate.stages)
+        else:
+            self.dropped(fate.reason, fate.problem)
 
     def stamped(self, own_clock: bool) -> None:
         """Notes whether the last image's stamp is of the node's clock."""

@@ -35,15 +35,21 @@ def node_status(
     fault: str,
     detector: Any | None,
     threshold: float,
+    *,
+    degraded: str = "",
+    restarts: int = 0,
 ) -> Status:
     """The node as a whole.
 
     Args:
         state: label of the lifecycle state.
         enabled: False while paused by ~/enable.
-        fault: why the last configuration failed; empty if it did not.
+        fault: why the last configuration failed, or why no image is worked on any more; empty if
+            neither is so.
         detector: the `Detector`, None while there is none.
         threshold: the threshold in force.
+        degraded: what the models do without because memory ran out; empty if nothing.
+        restarts: how often the detector's thread was started anew because it hung.
     """
     values = {"state": state, "enabled": str(enabled).lower()}
     if detector is None:
@@ -64,13 +70,26 @@ def node_status(
         "device memory (MiB)": f"{detector.memory_bytes() / 2**20:.0f}",
         "calibration": calibrated if detector.calibrated else UNCALIBRATED,
         "threshold": f"{threshold:g}",
+        "memory": f"short: {degraded}" if degraded else "suffices",
+        "detector thread restarts": str(restarts),
     }
+    if fault:
+        return Status(ERROR, fault, values)
     message = state if enabled else f"{state}, paused"
+    if degraded:
+        return Status(WARN, f"{message}, memory ran out: {degraded}", values)
     return Status(OK, message if detector.calibrated else f"{message}, {UNCALIBRATED}", values)
 
 
 def camera_status(
-    snapshot: Snapshot, *, active: bool, enabled: bool, topic: str, publishers: int, qos: str
+    snapshot: Snapshot,
+    *,
+    active: bool,
+    enabled: bool,
+    topic: str,
+    publishers: int,
+    qos: str,
+    calibrating: tuple[str, Mapping[str, str]] = ("", {}),
 ) -> Status:
     """One camera.
 
@@ -81,6 +100,7 @@ def camera_status(
         topic: the input topic.
         publishers: publishers on that topic.
         qos: what was last found incompatible; empty if nothing was.
+        calibrating: a warning, empty if there is none, and details; see `Calibrating.report`.
     """
     level, message = _judge(snapshot, active, enabled, topic, publishers, qos)
     values = {
@@ -102,6 +122,10 @@ def camera_status(
         values["last problem"] = snapshot.problem
     if qos:
         values["incompatible QoS"] = qos
+    warning, details = calibrating
+    values |= details
+    if warning and active and enabled and level == OK:
+        level, message = WARN, warning
     return Status(level, message, values)
 
 
@@ -113,7 +137,7 @@ def _judge(
     if not enabled:
         return OK, "paused"
     recent = snapshot.recent
-    troubles = {r: recent[r] for r in ("bad", "failed", "too_old") if recent.get(r)}
+    troubles = {r: recent[r] for r in ("bad", "failed", "hung", "too_old") if recent.get(r)}
     if troubles:
         words = ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in troubles.items())
         message = f"{words} within {WINDOW:g} s: {snapshot.problem}"

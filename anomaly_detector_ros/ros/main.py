@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -16,27 +18,43 @@ if TYPE_CHECKING:
 
 EXIT_TIME = 1.0
 """Seconds the image in work gets to finish after SIGINT or SIGTERM."""
+DEADLINE = 2.5
+"""Seconds after which the process ends in any case."""
+
+
+class _Signals:
+    """SIGINT and SIGTERM: the end at once before the node runs; then rclpy ends its spinning.
+
+    rclpy's handlers, once installed, call these, too. Nothing is raised, as Python would lose an
+    exception that is raised in a finaliser or a callback of the import system.
+    """
+
+    def __init__(self) -> None:
+        self.running = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        if not self.running:
+            os._exit(0)
 
 
 def main(args: list[str] | None = None) -> None:
     """Runs the node until SIGINT or SIGTERM and ends the process."""
-    try:
-        code = run(args)
-    except KeyboardInterrupt:  # while modules are imported
-        code = 0
-    sys.stdout.flush()
-    sys.stderr.flush()
+    code = run(_Signals(), args)
+    with contextlib.suppress(OSError):  # a log on a full disk, a terminal that is gone
+        sys.stdout.flush()
+        sys.stderr.flush()
     # Python would wait for a model that still loads or runs in a thread, and taking torch apart
     # alone takes seconds. Nothing is left to save.
     os._exit(code)
 
 
-def run(args: list[str] | None = None) -> int:
+def run(signals: _Signals, args: list[str] | None = None) -> int:
     """Runs the node until SIGINT or SIGTERM. Returns the exit code."""
     allocator.tune()  # before anything large is allocated
 
     import rclpy
-    from rclpy.executors import MultiThreadedExecutor
 
     from anomaly_detector_ros.errors import UserError
 
@@ -44,8 +62,8 @@ def run(args: list[str] | None = None) -> int:
         rclpy.init(args=args)
     except Exception as error:  # malformed --ros-args
         return _refuse(error)
-    executor = MultiThreadedExecutor(num_threads=4)
     try:
+        from anomaly_detector_ros.ros.executor import NodeExecutor
         from anomaly_detector_ros.ros.node import AnomalyDetectorNode
 
         node = AnomalyDetectorNode()
@@ -56,15 +74,24 @@ def run(args: list[str] | None = None) -> int:
         if rclpy.ok():
             raise
         return 0  # SIGINT or SIGTERM came while the node was made
+    executor = NodeExecutor(node.transitions)
     executor.add_node(node)
-    with contextlib.suppress(KeyboardInterrupt):
-        spin(executor, node)
+    signals.running = True
+    spin(executor, node)
+    _end_within(DEADLINE)
     if not node.busy:  # a transition in another thread still uses what would be destroyed
         node.close(EXIT_TIME)
         executor.shutdown(timeout_sec=EXIT_TIME)
         node.destroy_node()
     rclpy.try_shutdown()
     return 0
+
+
+def _end_within(seconds: float) -> None:
+    """Ends the process after this time, should putting things in order hang."""
+    timer = threading.Timer(seconds, os._exit, (0,))
+    timer.daemon = True
+    timer.start()
 
 
 def spin(executor: Executor, node: Node) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +14,8 @@ from pathlib import Path
 from types import TracebackType
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.resources import share_dir
+from anomaly_detector_ros.ros.environment import ALLOCATOR, fastdds_environment, fastdds_profile
 
-_KEEP_MEMORY = "8589934592"
-_SEGMENT = 64 * 2**20  # of shared memory for each process, as in config/fastdds.xml
 _PR_SET_PDEATHSIG = 1
 _PATIENCE = {signal.SIGINT: 10.0, signal.SIGTERM: 5.0, signal.SIGKILL: 5.0}
 
@@ -30,7 +27,8 @@ def graph_environment(logs: Path, domain: int | None = None) -> dict[str, str]:
         logs: directory for ROS logs.
         domain: ROS domain; by default one that follows from the process id.
     """
-    environment = dict(os.environ)
+    # What the user set goes before.
+    environment = {**ALLOCATOR, **fastdds_environment(fastdds_profile()), **os.environ}
     domain = 10 + os.getpid() % 90 if domain is None else domain
     environment |= {
         "ROS_DOMAIN_ID": str(domain),
@@ -41,25 +39,11 @@ def graph_environment(logs: Path, domain: int | None = None) -> dict[str, str]:
     if environment.get("ROS_DISTRO", "") in ("humble", "galactic", "foxy"):
         # Later releases warn of it and go by the discovery range.
         environment["ROS_LOCALHOST_ONLY"] = "1"
-    environment.setdefault("MALLOC_MMAP_THRESHOLD_", _KEEP_MEMORY)
-    environment.setdefault("MALLOC_TRIM_THRESHOLD_", _KEEP_MEMORY)
     # A child has to find this package when it runs from a source checkout, too.
     root = str(Path(__file__).resolve().parents[2])
     paths = [root, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
     environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
-    if _shared_memory_suffices():
-        profile = str(share_dir("config") / "fastdds.xml")
-        environment.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", profile)
-        environment.setdefault("FASTDDS_DEFAULT_PROFILES_FILE", profile)
     return environment
-
-
-def _shared_memory_suffices(processes: int = 4) -> bool:
-    # Containers often have 64 MB in all; Fast DDS does better there with its default segments.
-    try:
-        return shutil.disk_usage("/dev/shm").free >= processes * _SEGMENT
-    except OSError:
-        return False
 
 
 class ProcessGroup:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from anomaly_detector_ros.ros.counters import CameraCounters
+from anomaly_detector_ros.ros.counters import CameraCounters, Dropped, Fate
 
 RECHECK = 0.1
 """The shortest interval is asked again after this many seconds, as it may change meanwhile."""
@@ -27,6 +27,36 @@ class Frame:
     """Monotonic clock at arrival, seconds."""
     arrived_ros: int = 0
     """The node's clock at arrival, nanoseconds."""
+
+
+class Turn:
+    """One camera's image in work. Its fate is counted once, whoever tells it first.
+
+    Args:
+        index: the camera's.
+        frame: the image.
+        counters: the camera's.
+    """
+
+    def __init__(self, index: int, frame: Frame, counters: CameraCounters) -> None:
+        self.index, self.frame = index, frame
+        self._counters = counters
+        self._lock = threading.Lock()
+        self._settled = False
+
+    @property
+    def settled(self) -> bool:
+        """Whether the fate is counted, as that of an image whose thread was given up is."""
+        return self._settled
+
+    def settle(self, fate: Fate) -> bool:
+        """Counts the image's fate; False, and nothing is counted, if that was done before."""
+        with self._lock:
+            if self._settled:
+                return False
+            self._settled = True
+        self._counters.settle(fate)
+        return True
 
 
 class Slot:
@@ -46,10 +76,12 @@ class Worker:
 
     Args:
         counters: one per camera; the camera is known by its index from then on.
-        serve: called in the thread as ``serve(index, frame)``; counts the frame as processed or
-            dropped itself. If it raises, the frame counts as failed and ``report`` is called.
-        min_interval: shortest time between two starts for one camera in seconds, asked each
+        serve: called in the thread as ``serve(turns)`` and settles each turn. If it raises, those
+            it left count as failed and ``report`` is called.
+        min_interval: shortest time between two starts for a camera in seconds, by its index, asked
             time and again while an image waits.
+        batch: asked before each turn; true: one image of every camera that has one is served
+            together, false: one image at a time.
         report: called in the thread as ``report(index, exception)``.
         clock: monotonic seconds, the same as in `Frame.arrived`.
     """
@@ -57,24 +89,29 @@ class Worker:
     def __init__(
         self,
         counters: Sequence[CameraCounters],
-        serve: Callable[[int, Frame], None],
+        serve: Callable[[list[Turn]], None],
         *,
-        min_interval: Callable[[], float] = lambda: 0.0,
+        min_interval: Callable[[int], float] = lambda index: 0.0,
+        batch: Callable[[], bool] = lambda: False,
         report: Callable[[int, Exception], None] = lambda index, error: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._slots = [Slot(each) for each in counters]
         self._serve, self._report = serve, report
-        self._min_interval, self._clock = min_interval, clock
+        self._min_interval, self._batch, self._clock = min_interval, batch, clock
         self._changed = threading.Condition()
         self._next = 0
         self._stopping = False
         self._thread: threading.Thread | None = None
+        self._turns: list[Turn] = []
+        self._since = 0.0
 
     def start(self) -> None:
         """Starts the thread, a daemon: a model that hangs cannot keep the process alive."""
-        self._thread = threading.Thread(target=self._run, name="detector", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="detector", daemon=True)
+        with self._changed:
+            self._thread = thread
+        thread.start()
 
     def stop(self, timeout: float | None = None) -> bool:
         """Ends the thread after the image in work; True if it ended within ``timeout`` seconds."""
@@ -82,15 +119,18 @@ class Worker:
             self._stopping = True
             self._changed.notify_all()
         self.discard()
-        if self._thread is None:
+        thread = self._thread
+        if thread is None:
             return True
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+        thread.join(timeout)
+        return not thread.is_alive()
 
     @property
     def stopping(self) -> bool:
         """Whether `stop` was called."""
         return self._stopping
+
+    # -- images ------------------------------------------------------------------------------------
 
     def put(self, index: int, frame: Frame) -> None:
         """Leaves a camera's newest image in its slot; one that still waited there is dropped."""
@@ -113,32 +153,80 @@ class Worker:
                     slot.counters.dropped("discarded")
                     slot.frame = None
 
-    def _run(self) -> None:
-        while (turn := self._take()) is not None:
-            index, frame = turn
-            try:
-                self._serve(index, frame)
-            except Exception as error:
-                self._slots[index].counters.dropped("failed", f"{type(error).__name__}: {error}")
-                self._report(index, error)
+    # -- supervision -------------------------------------------------------------------------------
 
-    def _take(self) -> tuple[int, Frame] | None:
-        """The next camera's image, as soon as there is one that is due; None at the end."""
+    def busy_for(self) -> float:
+        """Seconds that the thread has been at its present turn, or since it last called `beat`."""
         with self._changed:
-            while not self._stopping:
-                wait: float | None = None
-                for offset in range(len(self._slots)):
-                    index = (self._next + offset) % len(self._slots)
-                    slot = self._slots[index]
-                    if slot.frame is None:
-                        continue
-                    now = self._clock()
-                    due = slot.last_start + self._min_interval()
-                    if now >= due:
-                        frame, slot.frame = slot.frame, None
-                        slot.last_start = now
-                        self._next = index + 1
-                        return index, frame
-                    wait = min(due - now, RECHECK if wait is None else wait)
+            return self._clock() - self._since if self._turns else 0.0
+
+    def beat(self) -> None:
+        """Tells, out of ``serve``, that work goes on: `busy_for` counts from now."""
+        with self._changed:
+            if threading.current_thread() is self._thread:
+                self._since = self._clock()
+
+    def give_up(self, problem: str) -> threading.Thread | None:
+        """Gives the thread up: its images count as hung, and it ends should it ever come back.
+
+        Returns the thread; None where none is at work. `start` begins another one.
+        """
+        with self._changed:
+            thread, self._thread = self._thread, None
+            turns, self._turns = self._turns, []
+        for turn in turns:
+            turn.settle(Dropped("hung", problem))
+        return thread
+
+    # -- in the thread -----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while turns := self._take():
+            try:
+                self._serve(turns)
+                fate = Dropped("failed", "left without a result")
+            except Exception as error:
+                fate = Dropped("failed", f"{type(error).__name__}: {error}")
+                self._report(turns[0].index, error)
+            for turn in turns:
+                turn.settle(fate)
+
+    def _take(self) -> list[Turn]:
+        """The next images, as soon as there are any that are due; none at the end."""
+        with self._changed:
+            while not self._stopping and threading.current_thread() is self._thread:
+                self._turns = []
+                due, wait = self._due()
+                if due:
+                    self._next = due[-1] + 1
+                    self._since = self._clock()
+                    self._turns = [self._start_turn(index) for index in due]
+                    return self._turns
                 self._changed.wait(wait)
-        return None
+        return []
+
+    def _due(self) -> tuple[list[int], float | None]:
+        """Cameras whose turn it is, and how long to wait if there are none; None: until a change"""
+        due: list[int] = []
+        wait: float | None = None
+        batch = self._batch()
+        for offset in range(len(self._slots)):
+            index = (self._next + offset) % len(self._slots)
+            slot = self._slots[index]
+            if slot.frame is None:
+                continue
+            remaining = slot.last_start + self._min_interval(index) - self._clock()
+            if remaining > 0:
+                wait = min(remaining, RECHECK if wait is None else wait)
+                continue
+            due.append(index)
+            if not batch:
+                break
+        return due, wait
+
+    def _start_turn(self, index: int) -> Turn:
+        slot = self._slots[index]
+        frame, slot.frame = slot.frame, None
+        slot.last_start = self._clock()
+        assert frame is not None
+        return Turn(index, frame, slot.counters)

@@ -16,13 +16,13 @@ from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import DescribeParameters, SetParametersAtomically
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.context import Context
-from rclpy.executors import MultiThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
+from anomaly_detector_ros.ros.executor import NodeExecutor
 from anomaly_detector_ros.ros.main import spin
 from anomaly_detector_ros.ros.node import AnomalyDetectorNode
 
@@ -56,6 +56,27 @@ def wait_until(condition: Callable[[], Any], what: str, timeout: float = 30.0) -
     return value
 
 
+def with_stamp(messages: list[Any], stamp: tuple[int, int]) -> Any:
+    """The message of that header stamp, as soon as it has come."""
+
+    def find() -> Any:
+        return next(
+            (m for m in list(messages) if (m.header.stamp.sec, m.header.stamp.nanosec) == stamp),
+            None,
+        )
+
+    return wait_until(find, f"a message stamped {stamp}")
+
+
+def values(message: Image) -> np.ndarray:
+    """Pixels of an output, read as its encoding says."""
+    dtype = {"32FC1": np.float32, "mono8": np.uint8, "16UC1": np.uint16, "rgb8": np.uint8}
+    pixels = np.frombuffer(message.data, dtype[message.encoding])
+    assert message.step * message.height == len(message.data)
+    channels = (3,) if message.encoding == "rgb8" else ()
+    return pixels.reshape(message.height, message.width, *channels)
+
+
 class Graph:
     """The node under test and a client, spinning in a thread.
 
@@ -82,7 +103,7 @@ class Graph:
         self.messages: dict[str, list[Any]] = {}
         self._publishers: dict[str, Any] = {}
         self._stamp = time.time_ns()
-        self._executor = MultiThreadedExecutor(num_threads=4, context=self.context)
+        self._executor = NodeExecutor(self.node.transitions, context=self.context)
         for node in (self.node, self.client):
             self._executor.add_node(node)
         self._thread = threading.Thread(target=spin, args=(self._executor, self.node), daemon=True)
@@ -202,9 +223,9 @@ class Graph:
 
         return wait_until(find, f"such diagnostics of {name}")
 
-    def counts(self) -> dict[str, int]:
-        """The camera's counters, from the diagnostics."""
-        status = self.diagnostics("camera", lambda status, values: "received" in values)
+    def counts(self, camera: str = "camera") -> dict[str, int]:
+        """A camera's counters, from the diagnostics."""
+        status = self.diagnostics(camera, lambda status, values: "received" in values)
         return {
             pair.key.removeprefix("dropped: "): int(pair.value)
             for pair in status.values

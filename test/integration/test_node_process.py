@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import signal
 import subprocess
 import sys
@@ -11,10 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
-from ros_graph import child_environment, wait_until
+from ros_graph import Graph, child_environment, wait_until
 
 COMMAND = [sys.executable, "-m", "anomaly_detector_ros.ros.main", "--ros-args"]
 
@@ -51,6 +54,10 @@ class Process:
             return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
 
         wait_until(handled, "a signal handler", timeout=120.0)
+
+    def cpu_seconds(self) -> float:
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def end(self, number: signal.Signals) -> tuple[int, float, str]:
         """Exit code, seconds it took and remaining output."""
@@ -114,3 +121,71 @@ def test_impossible_parameters_end_it_with_one_line(parameter: str, words: str):
     assert ended.returncode == 1
     assert ended.stderr.count("\n") == 1
     assert words in ended.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("pause", [0.0, 0.5, 2.0])
+def test_signals_end_it_while_it_starts(
+    processes: list[Process], number: signal.Signals, pause: float
+):
+    """While modules are imported, rclpy is initialised and the node is made."""
+    process = Process("autostart:=false")
+    processes.append(process)
+    # Python handles SIGINT by itself before the program begins; SIGTERM only the program does.
+    process.wait_for_handler(signal.SIGTERM)
+    time.sleep(pause)
+    code, seconds, output = process.end(number)
+    assert (code, "Traceback" in output) == (0, False), output
+    assert seconds < 3.0
+
+
+def test_a_signal_ends_it_in_the_middle_of_an_image(
+    processes: list[Process], light_profile: str, tmp_path: Path
+):
+    """With a thousand steps for an image, which take minutes."""
+    (profile,) = yaml.safe_load(Path(light_profile).read_text()).values()
+    profile["sampler"] = {"name": "few_step", "noise_level": 1.0, "steps": 1000}
+    profile["denoiser"]["size"] = [128, 192]
+    slow = tmp_path / "slow.yaml"
+    slow.write_text(yaml.safe_dump({"slow": profile}))
+    process = Process(f"profile:={slow}", "device:=cpu")  # the warm-up image, for one
+    processes.append(process)
+    process.wait_for("loading the models")
+    wait_until(lambda: process.cpu_seconds() > 10, "the first image to be in work", timeout=120.0)
+    code, seconds, output = process.end(signal.SIGTERM)
+    assert (code, "Traceback" in output, "models loaded" in output) == (0, False, False), output
+    assert seconds < 3.0
+
+
+def no_room_for_files() -> None:
+    """Every write to a file fails from now on, as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+
+def test_a_full_disk_does_not_keep_it_from_working(light_profile: str, tmp_path: Path):
+    graph = Graph("watcher", autostart=False)
+    with open("/dev/full", "w") as full:
+        node = subprocess.Popen(
+            [*COMMAND, "-r", "__ns:=/full", "-p", f"profile:={light_profile}", "-p", "device:=cpu"],
+            env={
+                **child_environment(),
+                "ROS_LOG_DIR": str(tmp_path),
+                "FASTDDS_BUILTIN_TRANSPORTS": "UDPv4",  # shared memory would be files, too
+            },
+            stdout=full,
+            stderr=full,
+            preexec_fn=no_room_for_files,
+        )
+    try:
+        graph.base = "/full/anomaly_detector"
+        state = f"{graph.base}/get_state"
+        services = graph.client.get_service_names_and_types
+        wait_until(lambda: state in dict(services()), "the node", timeout=120.0)
+        wait_until(lambda: graph.state() == "active", "activation", timeout=120.0)
+        assert all(file.stat().st_size == 0 for file in tmp_path.rglob("*") if file.is_file())
+        node.send_signal(signal.SIGTERM)
+        assert node.wait(20) == 0
+    finally:
+        node.kill()
+        node.wait()
+        graph.close()

@@ -77,6 +77,17 @@ def test_corners_that_no_ray_projects_to_are_nan():
     assert np.isfinite(rays[100:, 300:1000]).all()
 
 
+@pytest.mark.parametrize("k", [[1e-155, 2], [900.0, 1e300], [5e-324, 2]], ids=str)
+def test_a_pinhole_sees_no_ray_beyond_any_lens(k: list[float]):
+    focal, centre = k
+    info = camera_info(d=[], distortion_model="", binning_y=2)
+    info.k = [900.0, 0.0, 640.0, 0.0, focal, centre, 0.0, 0.0, 1.0]
+    rays = CameraModel.from_info(info).rays
+    beyond = np.isnan(rays).all(axis=2)
+    assert beyond[100:].all()
+    assert (np.abs(rays[~beyond]) < 1e4).all()
+
+
 def test_a_model_is_equal_while_the_calibration_is():
     assert CameraModel.from_info(camera_info("rational")) == model("rational")
     changed = camera_info("rational", k=[K[0] + 1, *K[1:]])

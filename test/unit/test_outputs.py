@@ -32,7 +32,9 @@ def detection() -> Detection:
     segments[10:30, 20:40] = 7
     edited = 255 - IMAGE
     spread = heatmap / 10
-    return Detection(heatmap, heatmap >= 0.5, segments, edited, 0.9, {"total": 0.1}, spread, heatmap)
+    return Detection(
+        heatmap, heatmap >= 0.5, segments, edited, 0.9, {"total": 0.1}, spread, heatmap
+    )
 
 
 def test_every_output_fits_its_encoding(detection: Detection) -> None:
@@ -85,7 +87,9 @@ def test_overlay_draws_the_outline_of_the_mask(detection: Detection) -> None:
 
 def test_overlay_of_an_empty_detection_is_the_image() -> None:
     empty = np.zeros((HEIGHT, WIDTH), np.float32)
-    nothing = Detection(empty, empty > 0, empty.astype(np.int32), IMAGE, 0.0, {"total": 0.0}, empty, empty)
+    nothing = Detection(
+        empty, empty > 0, empty.astype(np.int32), IMAGE, 0.0, {"total": 0.0}, empty, empty
+    )
     np.testing.assert_array_equal(overlay(IMAGE, nothing), IMAGE)
 
 

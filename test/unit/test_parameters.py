@@ -10,7 +10,15 @@ import yaml
 
 from anomaly_detector_ros.profiles import profile_names
 from anomaly_detector_ros.resources import share_dir
-from anomaly_detector_ros.ros.parameters import BY_NAME, SPECS, problem, refusal
+from anomaly_detector_ros.ros.detection_parameters import OVERRIDES
+from anomaly_detector_ros.ros.mapping_parameters import POSES
+from anomaly_detector_ros.ros.parameter_table import (
+    BY_NAME,
+    CAMERA_SPECS,
+    SPECS,
+    camera_parameter,
+)
+from anomaly_detector_ros.ros.parameters import descriptor, problem, refusal
 
 DEFAULTS = {spec.name: spec.default for spec in SPECS}
 
@@ -27,7 +35,7 @@ def test_defaults_are_acceptable_and_described(spec):
     ("name", "value", "reason"),
     [
         ("threshold", 1.5, "within"),
-        ("threshold", -0.5, "within [0, 1]"),
+        ("threshold", -0.5, "0 to 1, or -1"),
         ("threshold", float("nan"), "within"),
         ("threshold", "high", "a number"),
         ("max_input_age", -1.0, "within"),
@@ -45,6 +53,26 @@ def test_defaults_are_acceptable_and_described(spec):
         ("cameras", ["front camera"], "relative topic name"),
         ("cameras", [""], "relative topic name"),
         ("cameras", "front", "string array"),
+        ("watchdog_timeout", -1.0, "within"),
+        ("temporal_filter", 100.0, "within"),
+        ("camera.max_rate", -2.0, "within"),
+        ("camera.max_rate", -0.5, "or -1"),
+        ("camera.threshold", 1.2, "within"),
+        ("camera.image_transport", "theora", "raw, compressed"),
+        ("camera.calibration", "/no/such/file", "not a file"),
+        ("camera.max_rate", "fast", "a number"),
+        ("skip_similar", 256.0, "within"),
+        ("obstacles.source", "lidar", "auto, depth, ground"),
+        ("obstacles.max_range", 0.0, "within"),
+        ("obstacles.min_pixels", 0, "within"),
+        ("base_frame", "", "a frame"),
+        ("costmap.frame", "", "a frame"),
+        ("costmap.resolution", 0.0, "within"),
+        ("camera.height", -1.0, "within"),
+        ("camera.pitch", float("nan"), "within"),
+        ("camera.extrinsics", [0.0] * 15, "16"),
+        ("camera.extrinsics", [1.0] * 16, "rotation"),
+        ("camera.extrinsics", "identity", "16 numbers"),
     ],
 )
 def test_bad_values_are_refused_with_the_reason(name: str, value: Any, reason: str):
@@ -67,6 +95,15 @@ def test_bad_values_are_refused_with_the_reason(name: str, value: Any, reason: s
         ("cameras", ["front", "rear/left_1"]),
         ("profile", "light"),
         ("qos_overrides./camera/image_raw.subscription.depth", 3),
+        ("camera.max_rate", 0.0),
+        ("camera.max_rate", -1.0),
+        ("camera.image_transport", ""),
+        ("camera.image_transport", "compressed"),
+        ("other.max_rate", -7.0),
+        ("obstacles.source", "depth"),
+        ("camera.height", 1.2),
+        ("camera.roll", -3.1),
+        ("camera.extrinsics", [float(row == column) for row in range(4) for column in range(4)]),
     ],
 )
 def test_good_values_are_accepted(name: str, value: Any):
@@ -84,7 +121,18 @@ def test_only_live_parameters_change_while_configured(spec):
         "threshold": 0.9,
         "max_input_age": 2.0,
         "max_rate": 3.0,
+        "calibration_frames": 50,
+        "calibration_output": "/tmp/front.safetensors",
         "jpeg_quality": 50,
+        "temporal_filter": 0.5,
+        "watchdog_timeout": 7.0,
+        "skip_similar": 4.0,
+        "base_frame": "base",
+        "obstacles.source": "ground",
+        "obstacles.max_range": 9.0,
+        "obstacles.voxel_size": 0.0,
+        "obstacles.min_pixels": 1,
+        "costmap.frame": "map",
     }.get(spec.name, not spec.default)
     refused = refusal({spec.name: other}, DEFAULTS, configured=True)
     assert (refused is None) == spec.live
@@ -92,6 +140,24 @@ def test_only_live_parameters_change_while_configured(spec):
         assert "unconfigured" in refused
     # Setting the value in force, as tools that load a whole file do, is no change.
     assert refusal({spec.name: spec.default}, DEFAULTS, configured=True) is None
+
+
+def test_a_camera_s_own_parameters_follow_its_name():
+    assert camera_parameter("front", "max_rate") == "front.max_rate"
+    assert camera_parameter("rear/left", "calibration") == "rear.left.calibration"
+    for spec in OVERRIDES:
+        # The default stands for the node's own, so it must not be a value of its own.
+        assert type(spec.default) is type(BY_NAME[spec.name].default)
+        assert spec.live == BY_NAME[spec.name].live
+    assert not {spec.name for spec in POSES} & set(BY_NAME)
+    for spec in CAMERA_SPECS:
+        changed = {camera_parameter("rear/left", spec.name): spec.default}
+        current = {**DEFAULTS, "cameras": ["rear/left"]}
+        assert refusal(changed, current, configured=False) is None
+    current["rear.left.image_transport"] = "raw"
+    changed = {"rear.left.image_transport": "compressed"}
+    assert "unconfigured" in refusal(changed, current, configured=True)
+    assert refusal({"rear.left.max_rate": 2.0}, current, configured=True) is None
 
 
 def test_profiles_are_looked_up_where_models_dir_says(tmp_path: Path):
@@ -111,13 +177,45 @@ def test_one_bad_value_refuses_the_whole_set():
     assert "max_rate" in refused
 
 
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by full name, as rclpy reads a parameter file."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        found |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return found
+
+
 def test_parameter_file_holds_every_parameter_at_its_default():
     content = yaml.safe_load((share_dir("config") / "anomaly_detector.yaml").read_text())
-    assert content["/**"]["ros__parameters"] == DEFAULTS
+    assert flat(content["/**"]["ros__parameters"]) == DEFAULTS
 
 
 def test_parameter_file_comments_every_parameter():
     lines = (share_dir("config") / "anomaly_detector.yaml").read_text().splitlines()
-    for name in BY_NAME:
-        (at,) = (i for i, line in enumerate(lines) if line.strip().startswith(f"{name}:"))
-        assert lines[at - 1].strip().startswith("#"), name
+    for spec in SPECS:
+        indent = "    " + "  " * spec.name.count(".")
+        (at,) = (
+            i
+            for i, line in enumerate(lines)
+            if line.startswith(f"{indent}{spec.name.rpartition('.')[2]}:")
+        )
+        assert lines[at - 1].startswith(f"{indent}# "), spec.name
+        assert lines[at - 1].endswith("(live).") == spec.live, spec.name
+
+
+def test_parameter_file_mentions_what_each_camera_has_of_its_own():
+    text = (share_dir("config") / "anomaly_detector.yaml").read_text()
+    for spec in CAMERA_SPECS:
+        assert f"#   {spec.name}:" in text.replace("#     ", "#   "), spec.name
+
+
+def test_sliders_have_steps_and_ranges_worth_having():
+    """rqt_reconfigure draws a slider over the range of a number."""
+    pytest.importorskip("rcl_interfaces.msg", reason="rcl_interfaces is not installed")
+    for spec in SPECS:
+        made = descriptor(spec.name, spec)
+        for bounds in made.integer_range:
+            assert bounds.step == 1
+        for bounds in made.floating_point_range:
+            assert bounds.from_value <= spec.default <= bounds.to_value <= 600.0

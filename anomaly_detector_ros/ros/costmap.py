@@ -1,0 +1,113 @@
+"""The occupancy grid around the robot: from the cameras' obstacles to a message."""
+
+from __future__ import annotations
+
+import array
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from nav_msgs.msg import OccupancyGrid
+
+from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.mapping.costmap import RollingGrid
+from anomaly_detector_ros.mapping.poses import transform
+from anomaly_detector_ros.ros.extrinsics import Transforms
+from anomaly_detector_ros.ros.obstacles import Obstacles
+
+MOST_CELLS = 2000
+"""Along each edge of the grid: 4 MB a message."""
+
+
+@dataclass(frozen=True)
+class CostmapSettings:
+    """Shape and memory of the costmap.
+
+    Attributes:
+        frame: a frame that does not move with the robot, as odom, which TF must know; the base
+            frame itself needs no TF, but what was seen then moves along with the robot.
+        size, resolution: edges of the grid and of a cell, metres.
+        decay: half-life of evidence, seconds; 0: it is kept.
+        max_height: points higher above the ground are passed below, metres.
+    """
+
+    frame: str = "odom"
+    size: float = 20.0
+    resolution: float = 0.1
+    decay: float = 10.0
+    max_height: float = 2.0
+
+
+class Costmap:
+    """The grid that all cameras share. Its methods may be called from any thread.
+
+    Args:
+        transforms: where TF is looked up.
+        base_frame: the robot's base frame.
+        ground_z: height of the ground in the base frame, metres.
+
+    Raises:
+        UserError: the grid would have too many cells.
+    """
+
+    def __init__(
+        self, transforms: Transforms, base_frame: str, ground_z: float, settings: CostmapSettings
+    ) -> None:
+        if settings.size / settings.resolution > MOST_CELLS:
+            raise UserError(
+                f"costmap.size {settings.size:g} m in cells of {settings.resolution:g} m has over "
+                f"{MOST_CELLS} cells an edge: raise costmap.resolution"
+            )
+        self._transforms, self._base_frame = transforms, base_frame
+        self._ground_z, self._settings = ground_z, settings
+        self._grid = RollingGrid(settings.size, settings.resolution, settings.decay)
+        self._lock = threading.Lock()
+
+    def update(self, header: Any, obstacles: Obstacles) -> str:
+        """Adds what one image showed; returns the problem, in one line, or nothing.
+
+        Args:
+            header: the image's.
+            obstacles: what `ObstacleFinder.find` made of it, with free ground.
+        """
+        if obstacles.problem:
+            return obstacles.problem
+        if obstacles.pose is None:
+            return "the costmap needs the camera's pose: publish it on TF or set its height"
+        stamp = header.stamp
+        try:
+            fixed = self._transforms.lookup(self._settings.frame, self._base_frame, stamp)
+        except UserError as error:
+            return f"{error}; publish it or set costmap.frame to '{self._base_frame}'"
+        # In double precision: the fixed frame's origin may be a continent's.
+        hits = transform(obstacles.pose, obstacles.points.astype(np.float64))
+        hits = hits[hits[:, 2] - self._ground_z <= self._settings.max_height]
+        misses = transform(obstacles.pose, obstacles.free.astype(np.float64))
+        with self._lock:
+            self._grid.update(
+                stamp.sec * 1_000_000_000 + stamp.nanosec,
+                (fixed[0, 3], fixed[1, 3]),
+                transform(fixed, hits)[:, :2],
+                transform(fixed, misses)[:, :2],
+            )
+        return ""
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        with self._lock:
+            self._grid.clear()
+
+    def message(self, header: Any) -> OccupancyGrid:
+        """The grid as it is, stamped as the image that changed it last."""
+        with self._lock:
+            cells, (x, y) = self._grid.occupancy(), self._grid.origin
+        made = OccupancyGrid()
+        made.header.stamp = made.info.map_load_time = header.stamp
+        made.header.frame_id = self._settings.frame
+        made.info.resolution = float(self._settings.resolution)
+        made.info.height, made.info.width = cells.shape
+        made.info.origin.position.x, made.info.origin.position.y = float(x), float(y)
+        made.info.origin.orientation.w = 1.0
+        made.data = array.array("b", np.ascontiguousarray(cells, np.int8).tobytes())
+        return made

@@ -1,0 +1,149 @@
+"""Obstacles and costmap of the node in a live graph."""
+
+from __future__ import annotations
+
+import array
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="rclpy is not installed")
+
+from nav_msgs.msg import OccupancyGrid
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from ros_graph import Graph, image, wait_until
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+
+HEIGHT, WIDTH = 48, 64
+K = [60.0, 0.0, 32.0, 0.0, 60.0, 20.0, 0.0, 0.0, 1.0]
+LATCHED = QoSProfile(
+    depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL, reliability=ReliabilityPolicy.RELIABLE
+)
+
+
+@pytest.fixture(scope="module")
+def live(light_profile: str) -> Iterator[Graph]:
+    """An active node that takes every pixel for an anomaly: threshold 0."""
+    parameters = {
+        "profile": light_profile,
+        "device": "cpu",
+        "threshold": 0.0,
+        "max_input_age": 5.0,
+        "camera.height": 1.2,
+        "camera.pitch": 0.2,
+        "costmap.frame": "base_link",
+        "costmap.decay": 0.0,
+    }
+    graph = Graph("obstacles", **parameters)
+    wait_until(lambda: graph.state() == "active", "activation", timeout=120.0)
+    yield graph
+    graph.close()
+
+
+def info(**fields: Any) -> CameraInfo:
+    right = {"height": HEIGHT, "width": WIDTH, "k": K, "distortion_model": "plumb_bob"}
+    return CameraInfo(**{**right, **fields})
+
+
+def send_depth(graph: Graph, metres: float, stamp: int, height: int = HEIGHT) -> None:
+    millimetres = np.full((height, WIDTH), metres * 1000, np.uint16)
+    message = Image(height=height, width=WIDTH, encoding="16UC1", step=2 * WIDTH)
+    message.data = array.array("B", millimetres.tobytes())
+    message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp, 1_000_000_000)
+    graph.publisher("camera/depth", Image).publish(message)
+
+
+def cloud_of(graph: Graph, messages: list[Any], depth: float | None = None) -> PointCloud2:
+    """The cloud of an image that is sent now, after its depth; sent again until it comes."""
+    for _ in range(20):
+        stamp = time.time_ns()
+        if depth is not None:
+            send_depth(graph, depth, stamp - 20_000_000)
+            time.sleep(0.1)
+        sent = graph.send(image(), stamp=stamp)
+        deadline = time.monotonic() + 3.0
+        while time.monotonic() < deadline:
+            for message in list(messages):
+                if (message.header.stamp.sec, message.header.stamp.nanosec) == sent:
+                    return message
+            time.sleep(0.01)
+    pytest.fail("no cloud came")
+
+
+def points(message: PointCloud2) -> np.ndarray:
+    return np.frombuffer(bytes(message.data), np.float32).reshape(message.height, message.width, 4)
+
+
+def test_obstacles_from_ground_and_from_depth(live: Graph):
+    live.send_info(info())
+    # As Nav2's obstacle layer subscribes.
+    clouds = live.listen(f"{live.base}/camera/obstacles", PointCloud2, qos_profile_sensor_data)
+    time.sleep(0.5)
+    ground = cloud_of(live, clouds)
+    assert ground.header.frame_id == "optical"
+    assert ground.height == 1
+    assert ground.width > 10
+    found = points(ground)[0]
+    assert np.linalg.norm(found[:, :3], axis=1).max() <= 15.0
+    assert ((found[:, 3] >= 0) & (found[:, 3] <= 1)).all()
+    depth = points(cloud_of(live, clouds, depth=2.5))[0]
+    np.testing.assert_allclose(depth[:, 2], 2.5, rtol=1e-6)
+
+
+def test_organised_cloud_has_the_masks_size(live: Graph):
+    live.send_info(info())
+    clouds = live.listen(f"{live.base}/camera/points", PointCloud2, qos_profile_sensor_data)
+    time.sleep(0.5)
+    cloud = cloud_of(live, clouds, depth=3.0)
+    assert (cloud.height, cloud.width) == (HEIGHT, WIDTH)
+    np.testing.assert_allclose(points(cloud)[..., 2], 3.0, rtol=1e-6)
+    np.testing.assert_allclose(points(cloud)[0, 0, :2], [-1.6, -1.0], rtol=1e-5)
+
+
+def test_costmap_is_latched(live: Graph):
+    live.send_info(info())
+    topic = f"{live.base}/costmap"
+    grids = live.listen(topic, OccupancyGrid, LATCHED)
+    for _ in range(50):
+        live.send(image())
+        time.sleep(0.1)
+        if grids:
+            break
+    grid = wait_until(lambda: grids and grids[-1], "a costmap")
+    assert grid.header.frame_id == "base_link"
+    assert (grid.info.height, grid.info.width) == (200, 200)
+    assert max(grid.data) >= 65
+    # The layer that comes later gets the last one although no image is sent.
+    later = live.listen(topic, OccupancyGrid, LATCHED)
+    wait_until(lambda: later, "the latched costmap")
+
+
+@pytest.mark.parametrize(
+    "fields", [{"k": [0.0] * 9}, {"distortion_model": "fish"}, {"d": [1.0]}, {"width": 9}]
+)
+def test_bad_camera_info_stops_nothing(live: Graph, fields: dict[str, Any]):
+    clouds = live.listen(f"{live.base}/camera/obstacles", PointCloud2, qos_profile_sensor_data)
+    heat = live.listen_output("heatmap")
+    live.send_info(info(**fields))
+    time.sleep(0.3)
+    clouds.clear()
+    sent = live.send(image())
+    wait_until(lambda: any(m.header.stamp.nanosec == sent[1] for m in list(heat)), "a heatmap")
+    assert not clouds
+    live.send_info(info())
+    time.sleep(0.3)
+    assert cloud_of(live, clouds).width > 10
+
+
+def test_poses_are_judged_when_set(live: Graph):
+    refused = live.set_parameters(**{"camera.extrinsics": [1.0] * 16})
+    assert not refused.successful
+    assert "rotation" in refused.reason
+    turned = [0.0, 0.0, 1.0, 0.0, -1.0, 0.0, 0.0, 0.0, 0.0, -1.0, 0.0, 1.5, 0.0, 0.0, 0.0, 1.0]
+    assert live.set_parameters(**{"camera.extrinsics": turned}).successful
+    assert live.set_parameters(**{"camera.extrinsics": [0.0] * 16}).successful
+    assert live.set_parameters(**{"camera.pitch": -0.1}).successful
+    assert live.set_parameters(**{"camera.pitch": 0.2}).successful

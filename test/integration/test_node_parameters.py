@@ -1,0 +1,135 @@
+"""The node's parameters, services and diagnostics in a live graph."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="rclpy is not installed")
+
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from ros_graph import Graph, image, values, wait_until, with_stamp
+from sensor_msgs.msg import Image
+from std_srvs.srv import SetBool
+
+from anomaly_detector_ros.ros.parameter_table import BY_NAME
+
+
+@pytest.fixture(scope="module")
+def live(light_profile: str) -> Iterator[Graph]:
+    """An active node, shared by the tests that leave it as they found it."""
+    graph = Graph("parameters", profile=light_profile, device="cpu", max_input_age=5.0)
+    wait_until(lambda: graph.state() == "active", "activation", timeout=120.0)
+    yield graph
+    graph.close()
+
+
+def test_every_parameter_has_a_descriptor(live: Graph):
+    for described in live.describe(list(BY_NAME)):
+        spec = BY_NAME[described.name]
+        assert spec.text in described.description
+        assert described.read_only == spec.read_only
+        assert bool(described.floating_point_range or described.integer_range) == (
+            spec.minimum is not None
+        )
+
+
+def test_threshold_changes_at_run_time(live: Graph):
+    masks, heatmaps = live.listen_output("mask"), live.listen_output("heatmap")
+    for threshold in (0.0, 0.1, 0.6):
+        assert live.set_parameters(threshold=threshold).successful
+        stamp = live.send(image())
+        heatmap = values(with_stamp(heatmaps, stamp))
+        assert heatmap.min() < 0.1 < 0.6 < heatmap.max()
+        expected = np.where(heatmap >= np.float32(threshold), 255, 0)
+        assert np.array_equal(values(with_stamp(masks, stamp)), expected)
+    assert live.set_parameters(threshold=-1.0).successful
+    live.diagnostics("node", lambda status, found: found["threshold"] == "0.3")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"threshold": 1.5}, "threshold"),
+        ({"max_rate": -2.0}, "max_rate"),
+        ({"profile": "paper"}, "unconfigured"),
+        ({"cameras": ["front"]}, "unconfigured"),
+        ({"autostart": False}, "read-only"),
+        ({"jpeg_quality": "high"}, "type"),
+        ({"no_such_parameter": 1}, "declared"),
+    ],
+)
+def test_a_bad_parameter_is_refused_with_the_reason(live: Graph, changes: dict, reason: str):
+    result = live.set_parameters(**changes)
+    assert not result.successful
+    assert reason in result.reason
+
+
+def test_rate_limit(live: Graph):
+    masks = live.listen_output("mask")
+    assert live.set_parameters(max_rate=2.0).successful
+    begun = time.monotonic()
+    while time.monotonic() < begun + 1.6:
+        live.send(image())
+        time.sleep(0.03)
+    assert live.set_parameters(max_rate=0.0).successful
+    with_stamp(masks, live.send(image()))
+    assert 3 <= len(masks) <= 6
+
+
+def test_enable_pauses_and_resumes(live: Graph):
+    masks = live.listen_output("mask")
+    paused = live.counts()["paused"]
+    answer = live.call(SetBool, "enable", SetBool.Request(data=False))
+    assert answer.success
+    assert "paused" in answer.message
+    stamp = live.send(image())
+    live.diagnostics(
+        "camera",
+        lambda status, found: (
+            int(found["dropped: paused"]) == paused + 1 and status.message == "paused"
+        ),
+    )
+    assert live.call(SetBool, "enable", SetBool.Request(data=True)).success
+    with_stamp(masks, live.send(image()))
+    assert stamp not in [(m.header.stamp.sec, m.header.stamp.nanosec) for m in masks]
+
+
+def test_diagnostics_tell_models_latencies_and_calibration(live: Graph):
+    masks = live.listen_output("mask")
+    with_stamp(masks, live.send(image()))
+    status = live.diagnostics("node", lambda status, found: "profile" in found)
+    found = {pair.key: pair.value for pair in status.values}
+    assert "uncalibrated" in status.message
+    assert (found["profile"], found["features"], found["state"]) == ("light_test", "rgb", "active")
+    assert float(found["device memory (MiB)"]) > 10
+    status = live.diagnostics("camera", lambda status, found: "latency: synthesis (s)" in found)
+    found = {pair.key: pair.value for pair in status.values}
+    assert 0 < float(found["latency: synthesis (s)"]) <= float(found["latency: total (s)"])
+    assert float(found["latency: total (s)"]) < float(found["latency (s)"])
+    assert 0 < float(found["input age (s)"]) < 5
+    times = [m.header.stamp.sec + m.header.stamp.nanosec * 1e-9 for m in _diagnostics(live)]
+    assert np.diff(times).mean() == pytest.approx(1.0, abs=0.3)
+
+
+def _diagnostics(live: Graph) -> list[Any]:
+    collected = live.messages["/diagnostics"]
+    collected.clear()
+    wait_until(lambda: len(collected) >= 4, "diagnostics")
+    return list(collected)
+
+
+def test_incompatible_qos_is_told(live: Graph):
+    latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    topic = f"{live.base}/camera/mask"
+    subscription = live.client.create_subscription(Image, topic, lambda message: None, latched)
+    try:
+        status = live.diagnostics("camera", lambda status, found: "incompatible QoS" in found)
+    finally:
+        live.client.destroy_subscription(subscription)
+    advice = next(pair.value for pair in status.values if pair.key == "incompatible QoS")
+    assert f"qos_overrides.{topic}.publisher.durability" in advice

@@ -1,0 +1,102 @@
+"""The Foxglove layout: whole, and of topics and diagnostics that the node has."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from anomaly_detector_ros.resources import share_dir
+from anomaly_detector_ros.ros.counters import CameraCounters
+from anomaly_detector_ros.ros.diagnostics import camera_status
+from anomaly_detector_ros.ros.outputs import IMAGE_OUTPUTS
+
+CAMERA = "/anomaly_detector/camera/"
+OUTPUTS = {*IMAGE_OUTPUTS, "overlay/compressed", "camera_info", "obstacles"}
+TOPICS = {CAMERA + output for output in OUTPUTS} | {"/anomaly_detector/costmap", "/diagnostics"}
+
+
+@pytest.fixture(scope="module")
+def layout() -> dict[str, Any]:
+    return json.loads((share_dir("config") / "foxglove_layout.json").read_text())
+
+
+def panels(tree: Any) -> Iterator[str]:
+    """Ids of the panels in the tree of splits."""
+    if isinstance(tree, str):
+        yield tree
+        return
+    assert set(tree) == {"direction", "first", "second", "splitPercentage"}
+    assert tree["direction"] in ("row", "column")
+    assert 0 < tree["splitPercentage"] < 100
+    for side in ("first", "second"):
+        yield from panels(tree[side])
+
+
+def strings(value: Any) -> Iterator[str]:
+    """All texts in a panel's configuration, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield key
+            yield from strings(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from strings(inner)
+
+
+def test_has_what_foxglove_imports(layout: dict[str, Any]):
+    assert set(layout) == {"configById", "globalVariables", "userNodes", "playbackConfig", "layout"}
+    shown = list(panels(layout["layout"]))
+    assert sorted(shown) == sorted(layout["configById"])
+    assert all(re.fullmatch(r"(Image|3D|Plot|DiagnosticSummary)!\w+", panel) for panel in shown)
+
+
+def test_shows_topics_of_the_node(layout: dict[str, Any]):
+    named = {
+        text.split(".")[0]
+        for config in layout["configById"].values()
+        for text in strings(config)
+        if text.startswith("/")
+    }
+    assert named <= TOPICS
+    assert named >= {
+        CAMERA + "overlay/compressed",
+        CAMERA + "heatmap",
+        CAMERA + "mask",
+        CAMERA + "obstacles",
+        "/anomaly_detector/costmap",
+        "/diagnostics",
+    }
+
+
+def test_images_have_fixed_limits_where_they_have_one_channel(layout: dict[str, Any]):
+    for config in layout["configById"].values():
+        mode = config.get("imageMode") or {}
+        output = mode.get("imageTopic", "").removeprefix(CAMERA)
+        if output in IMAGE_OUTPUTS and IMAGE_OUTPUTS[output].encoding in ("32FC1", "mono8"):
+            largest = 1 if IMAGE_OUTPUTS[output].encoding == "32FC1" else 255
+            assert (mode["minValue"], mode["maxValue"]) == (0, largest)
+
+
+def test_plots_values_that_the_diagnostics_have(layout: dict[str, Any]):
+    status = camera_status(
+        CameraCounters().snapshot(), active=True, enabled=True, topic="", publishers=1, qos=""
+    )
+    paths = [
+        path["value"]
+        for panel, config in layout["configById"].items()
+        if panel.startswith("Plot!")
+        for path in config["paths"]
+    ]
+    assert paths
+    for path in paths:
+        pattern = (
+            r'/diagnostics\.status\[:\]\{name=="anomaly_detector: camera"\}'
+            r'\.values\[:\]\{key=="(.+)"\}\.value'
+        )
+        assert re.fullmatch(pattern, path)[1] in status.values

@@ -1,0 +1,332 @@
+"""From a camera's messages to points and the costmap, or one line that says why not."""
+
+from __future__ import annotations
+
+import struct
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from mapping_scenes import HEIGHT, WIDTH, board_outline, camera_info, draw
+
+from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.mapping.obstacles import ObstacleSettings
+from anomaly_detector_ros.mapping.poses import from_quaternion, mounted, transform
+from anomaly_detector_ros.ros.extrinsics import Extrinsics, NoTransforms
+from anomaly_detector_ros.ros.obstacles import ObstacleFinder
+from anomaly_detector_ros.ros.obstacles_depth import DepthBuffer, serialised_stamp
+
+POSE = mounted(1.2, pitch=0.18)
+BOARD = (5.0, 0.3, 0.5, 1.0)
+HEAT = np.full((HEIGHT, WIDTH), 0.9, np.float32)
+SETTINGS = ObstacleSettings()
+
+
+def header(stamp: float = 100.0) -> SimpleNamespace:
+    sec = int(stamp)
+    time = SimpleNamespace(sec=sec, nanosec=round((stamp - sec) * 1e9))
+    return SimpleNamespace(frame_id="optical", stamp=time)
+
+
+def depth_message(metres: np.ndarray) -> SimpleNamespace:
+    height, width = metres.shape
+    data = metres.astype("<f4").tobytes()
+    return SimpleNamespace(
+        height=height, width=width, encoding="32FC1", is_bigendian=0, step=4 * width, data=data
+    )
+
+
+@pytest.fixture(scope="module")
+def mask() -> np.ndarray:
+    return draw("pinhole", POSE, board_outline(*BOARD))
+
+
+@pytest.fixture(scope="module")
+def finder() -> ObstacleFinder:
+    return ObstacleFinder(Extrinsics(NoTransforms(), "base_link", height=1.2, pitch=0.18))
+
+
+def find(finder: ObstacleFinder, mask: np.ndarray, depth: Any = None, **more: Any):
+    info = more.pop("info", camera_info())
+    return finder.find(info, depth, mask, HEAT, header(), SETTINGS, **more)
+
+
+def test_ground_without_depth(finder, mask):
+    found = find(finder, mask, free=True)
+    assert (found.problem, found.source) == ("", "ground")
+    seen = transform(found.pose, found.points)
+    assert np.abs(seen[:, 0] - 5.0).max() < 0.1
+    assert len(found.free) > 1000
+
+
+def test_depth_where_there_is_one_and_needs_no_pose(mask):
+    blind = ObstacleFinder(Extrinsics(NoTransforms(), "base_link"))
+    depth = depth_message(np.full((HEIGHT, WIDTH), 4.0))
+    found = find(blind, mask, depth, free=True)
+    assert (found.problem, found.source, found.pose) == ("", "depth", None)
+    np.testing.assert_allclose(found.points[:, 2], 4.0)
+    assert len(found.free) == 0
+    cloud, problem = blind.organised(camera_info(), depth, mask, HEAT, header(), SETTINGS)
+    assert (cloud.shape, problem) == ((HEIGHT, WIDTH, 4), "")
+
+
+def test_source_is_the_users_choice(finder, mask):
+    depth = depth_message(np.full((HEIGHT, WIDTH), 4.0))
+    assert find(finder, mask, depth, source="ground").source == "ground"
+    assert find(finder, mask, depth, source="depth").source == "depth"
+    assert "depth_tolerance" in find(finder, mask, source="depth").problem
+    assert "auto, depth, ground" in find(finder, mask, source="stereo").problem
+
+
+def test_no_anomaly_is_no_problem(finder):
+    found = find(finder, np.zeros((HEIGHT, WIDTH), bool))
+    assert found.problem == ""
+    assert found.points.shape == (0, 4)
+
+
+def test_the_rays_are_kept_while_the_calibration_stays(finder, mask):
+    find(finder, mask)
+    rays = finder._model.rays
+    find(finder, mask)
+    assert finder._model.rays is rays
+    other = camera_info()
+    other.k[0] *= 2.0
+    assert np.abs(find(finder, mask, info=other).points).max() > 0.0
+    assert finder._model.rays is not rays
+
+
+@pytest.mark.parametrize(
+    ("info", "depth", "reason"),
+    [
+        (None, None, "no camera_info"),
+        (camera_info(k=[0.0] * 9), None, "calibrate"),
+        (camera_info(width=640), None, "camera_info is for 640x720, the image is 1280x720"),
+        (camera_info(distortion_model="\n\0"), None, "distortion model"),
+        (SimpleNamespace(), None, "AttributeError"),
+        (camera_info(d="abc"), None, "ValueError"),
+        (camera_info(), depth_message(np.ones((360, 640))), "register the depth"),
+        (camera_info(), SimpleNamespace(encoding=3), "depth image"),
+        (camera_info(), SimpleNamespace(encoding="16UC1"), "AttributeError"),
+    ],
+)
+def test_bad_messages_become_one_line(finder, mask, info, depth, reason: str):
+    found = find(finder, mask, depth, info=info)
+    assert reason in found.problem
+    assert "\n" not in found.problem
+    assert len(found.points) == len(found.free) == 0
+    cloud, problem = finder.organised(info, depth, mask, HEAT, header(), SETTINGS)
+    assert cloud is None
+    assert reason in problem
+
+
+def test_without_any_pose_the_line_says_what_to_set(mask):
+    found = find(ObstacleFinder(Extrinsics(NoTransforms(), "base_link")), mask)
+    assert "'optical' to 'base_link': tf2_ros is not installed" in found.problem
+    assert "height, roll and pitch" in found.problem
+
+
+class Table:
+    """Transforms as TF would give them, by target and source."""
+
+    def __init__(self, **poses: np.ndarray) -> None:
+        self.poses = poses
+
+    def lookup(self, target: str, source: str, stamp: Any) -> np.ndarray:
+        try:
+            return self.poses[f"{target}_from_{source}"]
+        except KeyError:
+            raise UserError(f"no transform from '{source}' to '{target}'") from None
+
+    def close(self) -> None: ...
+
+
+def test_pose_from_parameters_goes_before_tf():
+    table = Table(base_from_optical=mounted(0.5))
+    assert Extrinsics(table, "base").pose(header())[2, 3] == 0.5
+    assert Extrinsics(table, "base", height=1.0).pose(header())[2, 3] == 1.0
+    matrix = mounted(1.7, 0.1, 0.2)
+    given = Extrinsics(table, "base", height=1.0, matrix=matrix.reshape(-1).tolist())
+    np.testing.assert_allclose(given.pose(header()), matrix)
+    with pytest.raises(UserError, match="16 numbers"):
+        Extrinsics(table, "base", matrix=[1.0, 2.0])
+
+
+# -- stamps of depth -------------------------------------------------------------------------------
+
+
+def serialised(stamp: int, order: str = "<") -> bytes:
+    sec, nanosec = divmod(stamp, 1_000_000_000)
+    return bytes([0, order == "<", 0, 0]) + struct.pack(f"{order}iI", sec, nanosec) + b"rest"
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_stamp_is_read_without_deserialising(order: str):
+    stamp = 1_700_000_123_456_789_012
+    assert serialised_stamp(serialised(stamp, order)) == stamp
+    assert serialised_stamp(b"\0\1\0\0") is None
+    assert serialised_stamp(b"\0\7" + bytes(20)) is None
+
+
+def test_stamp_of_a_message_that_rclpy_serialised():
+    serialization = pytest.importorskip("rclpy.serialization", reason="rclpy is not installed")
+    from sensor_msgs.msg import Image
+
+    message = Image(height=1, width=1, encoding="16UC1", step=2, data=[1, 2])
+    message.header.stamp.sec, message.header.stamp.nanosec = 12, 345
+    data = serialization.serialize_message(message)
+    assert serialised_stamp(data) == 12_000_000_345
+
+
+def test_the_closest_depth_within_tolerance_is_taken():
+    buffer = DepthBuffer(0.05)
+    second = 1_000_000_000
+    for stamp in (second, second + 33_000_000, second + 66_000_000):
+        buffer.put(serialised(stamp))
+    buffer.watch(second + 40_000_000)
+    assert serialised_stamp(buffer.matched()) == second + 33_000_000
+    buffer.watch(second + 120_000_000)
+    assert buffer.matched() is None
+    assert buffer.matched() is None  # nothing is watched
+
+
+def test_depth_that_comes_during_detection_counts():
+    buffer = DepthBuffer(0.05)
+    second = 1_000_000_000
+    buffer.put(serialised(second - 40_000_000))
+    buffer.watch(second)
+    buffer.put(b"short")
+    buffer.put(serialised(second + 2_000_000))
+    for frame in range(50):  # newer ones, long beyond the history
+        buffer.put(serialised(second + 2_000_000 + 33_000_000 * (frame + 1)))
+    assert serialised_stamp(buffer.matched()) == second + 2_000_000
+
+
+def test_a_bag_that_starts_again_matches_again():
+    buffer = DepthBuffer(0.02)
+    second = 1_000_000_000
+    buffer.put(serialised(100 * second))
+    buffer.put(serialised(5 * second))
+    buffer.watch(5 * second)
+    assert serialised_stamp(buffer.matched()) == 5 * second
+    buffer.clear()
+    buffer.watch(5 * second)
+    assert buffer.matched() is None
+
+
+# -- messages --------------------------------------------------------------------------------------
+
+
+def ros_header(stamp: float):
+    messages = pytest.importorskip("std_msgs.msg", reason="no ROS messages are installed")
+    made = messages.Header(frame_id="optical")
+    made.stamp.sec, made.stamp.nanosec = int(stamp), round(stamp % 1 * 1e9)
+    return made
+
+
+def test_cloud_message_is_readable_by_others():
+    stamped = ros_header(3.5)
+    from rosbags.typesys import Stores, get_typestore
+
+    from anomaly_detector_ros.ros.pointcloud import cloud_message
+
+    points = np.arange(20, dtype=np.float32).reshape(5, 4)
+    message = cloud_message(stamped, points)
+    assert (message.height, message.width, message.is_dense) == (1, 5, True)
+    assert [f.name for f in message.fields] == ["x", "y", "z", "intensity"]
+    assert [(f.offset, f.datatype, f.count) for f in message.fields] == [
+        (0, 7, 1),
+        (4, 7, 1),
+        (8, 7, 1),
+        (12, 7, 1),
+    ]
+    from rclpy.serialization import serialize_message
+
+    store = get_typestore(Stores.ROS2_JAZZY)
+    read = store.deserialize_cdr(serialize_message(message), "sensor_msgs/msg/PointCloud2")
+    assert (read.header.frame_id, read.header.stamp.sec) == ("optical", 3)
+    np.testing.assert_array_equal(read.data.view("<f4").reshape(5, 4), points)
+    image = cloud_message(stamped, np.zeros((4, 6, 4), np.float32))
+    assert (image.height, image.width, image.row_step, image.is_dense) == (4, 6, 96, False)
+    assert len(image.data) == 4 * 96
+    assert cloud_message(stamped, np.zeros((0, 4), np.float32)).width == 0
+
+
+def test_costmap_places_what_a_moving_robot_sees(finder, mask):
+    ros_header(0)
+    from anomaly_detector_ros.ros.costmap import Costmap, CostmapSettings
+
+    table = Table()
+    costmap = Costmap(table, "base_link", 0.0, CostmapSettings(size=20.0, resolution=0.2))
+    found = find(finder, mask, free=True)
+    # The robot stands at (10, -4) and looks along the fixed frame's y.
+    half = np.sqrt(0.5)
+    table.poses["odom_from_base_link"] = from_quaternion((10, -4, 0), (0, 0, half, half))
+    assert costmap.update(ros_header(50.0), found) == ""
+    message = costmap.message(ros_header(50.0))
+    assert message.header.frame_id == "odom"
+    assert message.header.stamp.sec == 50
+    cells = np.array(message.data, np.int8).reshape(message.info.height, message.info.width)
+    origin = message.info.origin.position
+    assert (origin.x, origin.y) == pytest.approx((0.0, -14.0))
+    rows, columns = np.nonzero(cells >= 65)
+    x, y = origin.x + (columns + 0.5) * 0.2, origin.y + (rows + 0.5) * 0.2
+    assert np.abs(y - 1.0).max() < 0.25  # 5 m ahead of the robot
+    assert np.abs(x - 9.7).max() < 0.5  # 0.3 m to its left
+    assert (cells == -1).any()
+    assert ((cells >= 0) & (cells < 50)).sum() > 100
+    assert len(message.data) == message.info.height * message.info.width
+
+
+def test_costmap_says_what_is_missing(finder, mask):
+    ros_header(0)
+    from anomaly_detector_ros.ros.costmap import Costmap, CostmapSettings
+
+    costmap = Costmap(NoTransforms(), "base_link", 0.0, CostmapSettings())
+    found = find(finder, mask, free=True)
+    assert "set costmap.frame to 'base_link'" in costmap.update(ros_header(1.0), found)
+    assert "no camera_info" in costmap.update(ros_header(1.0), find(finder, mask, info=None))
+    robot = Costmap(NoTransforms(), "base_link", 0.0, CostmapSettings(frame="base_link"))
+    assert robot.update(ros_header(1.0), found) == ""
+    low = CostmapSettings(frame="base_link", max_height=-0.5)
+    under = Costmap(NoTransforms(), "base_link", 0.0, low)
+    assert under.update(ros_header(1.0), found) == ""
+    assert max(robot.message(ros_header(1.0)).data) == 70
+    assert max(under.message(ros_header(1.0)).data) == 40
+    robot.clear()
+    assert set(robot.message(ros_header(1.0)).data) == {-1}
+    with pytest.raises(UserError, match=r"raise costmap\.resolution"):
+        Costmap(NoTransforms(), "base_link", 0.0, CostmapSettings(size=200.0, resolution=0.05))
+
+
+def test_tf_of_a_node_is_followed():
+    tf2_ros = pytest.importorskip("tf2_ros", reason="tf2_ros is not installed")
+    import rclpy
+    from geometry_msgs.msg import TransformStamped
+    from rclpy.context import Context
+    from rclpy.executors import SingleThreadedExecutor
+
+    from anomaly_detector_ros.ros.extrinsics import make_transforms
+
+    context = Context()
+    rclpy.init(args=[], context=context)
+    try:
+        node = rclpy.create_node("tf_test", context=context)
+        transforms = make_transforms(node)
+        sent = TransformStamped()
+        sent.header.frame_id, sent.child_frame_id = "base_link", "optical"
+        sent.transform.translation.z, sent.transform.rotation.w = 1.5, 1.0
+        broadcaster = tf2_ros.StaticTransformBroadcaster(node)
+        broadcaster.sendTransform(sent)
+        executor = SingleThreadedExecutor(context=context)
+        executor.add_node(node)
+        for _ in range(20):
+            executor.spin_once(timeout_sec=0.1)
+        pose = transforms.lookup("base_link", "optical", ros_header(1.0).stamp)
+        assert pose[2, 3] == 1.5
+        with pytest.raises(UserError, match="no transform from 'nowhere'"):
+            transforms.lookup("base_link", "nowhere", ros_header(1.0).stamp)
+        transforms.close()
+        node.destroy_node()
+    finally:
+        rclpy.try_shutdown(context=context)
