@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -12,17 +12,11 @@ import torch
 from torch import Tensor
 
 from anomaly_detector_ros.analysis.calibration import Calibration
-from anomaly_detector_ros.analysis.distances import (
-    CosineDistance,
-    Distance,
-    NominalDifferences,
-    WhitenedDistance,
-    distance_settings,
-    merged,
-)
+from anomaly_detector_ros.analysis.distances import distance_settings
 from anomaly_detector_ros.analysis.nominal_scores import DEFAULT_CAMERA, NominalScores
 from anomaly_detector_ros.analysis.score_distribution import ScorePool
 from anomaly_detector_ros.detector import Detector
+from anomaly_detector_ros.distance_fitting import Progress, fit_distance, folds
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.evaluation.bootstrap import draw, interval
 from anomaly_detector_ros.fingerprint import fingerprint
@@ -34,10 +28,6 @@ RATES = (0.05, 0.02, 0.01, 0.005, 0.001)
 """False-positive rates that are asked for and measured."""
 
 _RESAMPLES = 1000
-_FOLDS = 10
-
-Progress = Callable[[int, int, str], None]
-"""Takes what is done, the total, and what is being done; `cli.common.progress_bar` gives one."""
 
 
 @dataclass(frozen=True)
@@ -88,19 +78,22 @@ def fit_calibration(
     parts: Parts,
     files: Sequence[Path],
     *,
+    memory: Sequence[Path] = (),
     seed: int = 0,
     progress: Progress = lambda done, total, doing: None,
 ) -> Calibration:
     """The calibration of a profile, whose own, if it has one, is not looked at.
 
-    A whitened distance needs two passes over the images; the edits are made once. What it was
-    fitted on looks more nominal to it than anything else. So the images are parted into folds of
-    neighbours, and the scores of each fold come from a distance fitted on the others, as in
+    A whitened distance needs two passes over the images; the edits are made once. What a distance
+    was fitted on looks more nominal to it than anything else. So the images are parted into folds
+    of neighbours, and the scores of each fold come from a distance fitted on the others, as in
     Barber et al., "Predictive inference with the jackknife+", Annals of Statistics 2021.
 
     Args:
         files: nominal images; neighbours in a video stand side by side.
-        seed: goes into the file.
+        memory: other nominal images, such as those the denoiser was trained on, for the memory of
+            the novelty distance; then it needs no folds.
+        seed: of what is drawn; goes into the file.
 
     Raises:
         UserError: unknown distance, an image that cannot be read, images that are all alike, or a
@@ -108,22 +101,19 @@ def fit_calibration(
     """
     settings = distance_settings(profile.distance)
     profile = replace(profile, distance=settings, calibration={})
-    whitening: WhitenedDistance | None = None
-    distances: list[Distance] = [CosineDistance()]
     pool = ScorePool()
     with tempfile.TemporaryDirectory(prefix="anomaly-detector-") as folder:
         edited = _Edits(files, Path(folder) if settings["name"] == "whitened" else None)
-        if settings["name"] == "whitened":
-            whitening, distances = _fit_whitening(profile, parts, edited, progress)
-        for fold, distance in zip(_folds(files, len(distances)), distances, strict=True):
+        fitted, distances = fit_distance(profile, parts, files, edited, memory, seed, progress)
+        for fold, distance in zip(folds(files, len(distances)), distances, strict=True):
             detector = Detector.from_parts(profile, parts, distance=distance, calibrated=False)
             for index in fold:
                 image, original, edits = edited(index, detector)
-                raw = detector.compare(original, edits, image.shape[:2])
+                raw = detector.compare(image, original, edits)
                 pool.add(detector.refine(raw, detector.segment(image, raw)))
                 progress(index + 1, len(files), "scores")
     of = fingerprint(profile, parts.registry)
-    return Calibration({DEFAULT_CAMERA: NominalScores.of(pool)}, of, whitening, seed)
+    return Calibration({DEFAULT_CAMERA: NominalScores.of(pool)}, of, fitted, seed)
 
 
 def fit_camera(
@@ -147,31 +137,6 @@ def fit_camera(
         pool.add(detector.detect(read_rgb(file)).scores)
         progress(index + 1, len(files), "scores")
     return NominalScores.of(pool)
-
-
-def _fit_whitening(
-    profile: Profile, parts: Parts, edited: _Edits, progress: Progress
-) -> tuple[WhitenedDistance, list[Distance]]:
-    """The whitened distance of all images, and for each fold the one of all images but its own."""
-    count, shrinkage = len(edited), profile.distance["shrinkage"]
-    if count < 2:
-        raise UserError("a whitened distance is fitted on at least 2 nominal images: give more")
-    learned = []
-    for fold in _folds(range(count), min(_FOLDS, count)):
-        learned.append(NominalDifferences())
-        detector = Detector.from_parts(profile, parts, distance=learned[-1], calibrated=False)
-        for index in fold:
-            image, original, edits = edited(index, detector)
-            detector.compare(original, edits, image.shape[:2])
-            progress(index + 1, count, "differences")
-    others = [merged(other for other in learned if other is not fold) for fold in learned]
-    distances = [each.whitened(shrinkage).to(parts.device) for each in others]
-    return merged(learned).whitened(shrinkage), distances
-
-
-def _folds(of: Sequence[object], count: int) -> list[list[int]]:
-    """The indices of a sequence in so many runs of about the same length."""
-    return [run.tolist() for run in np.array_split(np.arange(len(of)), count)]
 
 
 def measure(

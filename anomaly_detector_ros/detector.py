@@ -194,7 +194,7 @@ class Detector:
         with clock.measure("synthesis"):
             inputs, edits = self.synthesize(images)
         with clock.measure("features"):
-            maps = self._extract(inputs, edits)
+            maps = self._extract(images, inputs, edits)
         shares = {stage: seconds / len(images) for stage, seconds in clock.seconds.items()}
         names = cameras or [DEFAULT_CAMERA] * len(images)
         return [
@@ -250,14 +250,25 @@ class Detector:
         return resize(self._to_tensor(image), self._editor.size)
 
     @torch.inference_mode()
-    def _extract(self, inputs: Tensor, edits: Tensor) -> Tensor:
-        """Features (B, 1 + K, C, h, w) of inputs (B, 3, H, W) and edits (B, K, 3, H, W)."""
-        images = torch.cat([inputs[:, None], edits], 1)
-        maps = [
-            self.features.extract(group.flatten(0, 1)).unflatten(0, group.shape[:2])
-            for group in images.split(max(1, _FEATURE_BATCH // images.shape[1]))
+    def _extract(self, images: Sequence[np.ndarray], inputs: Tensor, edits: Tensor) -> list[Tensor]:
+        """Of each image the features (1 + K, C, h, w) of what `_compared` gives."""
+        shown = [
+            self._compared(image, inputs[i : i + 1], edits[i]) for i, image in enumerate(images)
         ]
-        return torch.cat(maps)
+        alike = len({each.shape for each in shown}) == 1
+        count = len(shown[0])
+        step = max(1, _FEATURE_BATCH // count) if alike else 1
+        maps: list[Tensor] = []
+        for start in range(0, len(shown), step):
+            group = torch.cat(shown[start : start + step])
+            maps.extend(self.features.extract(group).split(count))
+        return maps
+
+    def _compared(self, image: np.ndarray, original: Tensor, edits: Tensor) -> Tensor:
+        """What is compared, (1 + K, 3, H, W): the image as the distance sees it, then the edits."""
+        if self.distance.full_resolution:
+            original = self._to_tensor(image)
+        return torch.cat([original, resize(edits, original.shape[-2:])])
 
     @torch.inference_mode()
     def analyse(
@@ -278,7 +289,7 @@ class Detector:
         """
         clock = StageClock(self.device, synthesis=synthesis_seconds)
         with clock.measure("features"):
-            maps = self.features.extract(torch.cat([original, edits]))
+            maps = self.features.extract(self._compared(image, original, edits))
         return self._conclude(image, original, edits, maps, clock)
 
     @torch.inference_mode()
@@ -316,17 +327,16 @@ class Detector:
         )
 
     @torch.inference_mode()
-    def compare(self, original: Tensor, edits: Tensor, size: tuple[int, int]) -> np.ndarray:
-        """The raw anomaly map, float32 (H, W): distance of the features of an image and its edits.
+    def compare(self, image: np.ndarray, original: Tensor, edits: Tensor) -> np.ndarray:
+        """The raw anomaly map, float32 (H, W): see `analyse`, without segments and calibration.
 
         Args:
+            image: uint8 RGB (H, W, 3).
             original: (1, 3, h, w) in [-1, 1], what was edited.
             edits: (K, 3, h, w) in [-1, 1].
-            size: H and W of the result.
         """
-        # Both at the model's resolution: detail that only the input has would count as change.
-        maps = self.features.extract(torch.cat([original, edits]))
-        return self._distance(maps, original, edits, size)[0]
+        maps = self.features.extract(self._compared(image, original, edits))
+        return self._distance(maps, original, edits, image.shape[:2])[0]
 
     def _distance(
         self, maps: Tensor, original: Tensor, edits: Tensor, size: tuple[int, int]

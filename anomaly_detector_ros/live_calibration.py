@@ -26,7 +26,7 @@ _PATIENCE = 3
 class LiveCalibration:
     """Collects the raw scores of the next frames of some cameras, all of them taken as nominal.
 
-    What it changes is how scores become heatmap values. A whitened distance stays what it was
+    What it changes is how scores become heatmap values. A fitted distance stays what it was
     fitted to be: that takes two passes over the images, as `calibrating.fit_calibration` does.
 
     Args:

@@ -88,21 +88,22 @@ class Parts:
         )
 
     def distance(self, profile: Profile) -> Distance:
-        """The distance of a profile; the whitened one comes from its calibration.
+        """The distance of a profile; one that is fitted comes from its calibration.
 
         Raises:
             UserError: unknown distance; no calibration, or one of other settings (the segmenter's
                 may differ).
         """
-        if distance_settings(profile.distance)["name"] == "cosine":
+        name = distance_settings(profile.distance)["name"]
+        if name == "cosine":
             return CosineDistance()
         calibration = self.calibration(profile, segmenter=False)
-        if calibration is None or calibration.whitening is None:
+        if calibration is None or calibration.distance is None:
             raise UserError(
-                f"profile '{profile.name}': the whitened distance needs a calibration: run "
+                f"profile '{profile.name}': the {name} distance needs a calibration: run "
                 "anomaly-detector calibrate and set 'calibration: {file: FILE}'"
             )
-        return calibration.whitening.to(self.device)
+        return calibration.distance.to(self.device)
 
     def calibration(self, profile: Profile, *, segmenter: bool = True) -> Calibration | None:
         """The calibration of a profile, None if it has none.

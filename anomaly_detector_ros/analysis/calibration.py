@@ -17,9 +17,13 @@ from anomaly_detector_ros.analysis.nominal_scores import (
     pack,
     unpack,
 )
+from anomaly_detector_ros.analysis.novelty import NoveltyDistance
 from anomaly_detector_ros.fitted_file import open_fitted, save_fitted
 
 KIND = "calibration"
+
+FittedDistance = WhitenedDistance | NoveltyDistance
+"""A distance that is fitted to nominal images."""
 
 _FORMAT = 2
 _LIBRARIES = ("torch", "numpy")
@@ -33,13 +37,13 @@ class Calibration:
         cameras: nominal scores by camera; `DEFAULT_CAMERA` is always there and stands for those
             that are not.
         fingerprint: what it was fitted for; see `fingerprint.fingerprint`.
-        whitening: the whitened distance, of all cameras; None where another one is used.
+        distance: that of all cameras, where it is one that is fitted.
         seed: that chose the images.
     """
 
     cameras: Mapping[str, NominalScores]
     fingerprint: Mapping[str, Any]
-    whitening: WhitenedDistance | None = None
+    distance: FittedDistance | None = None
     seed: int = 0
 
     def nominal(self, camera: str = DEFAULT_CAMERA) -> NominalScores:
@@ -60,8 +64,8 @@ class Calibration:
             OSError: the file cannot be written.
         """
         cameras, tensors = pack(self.cameras)
-        if self.whitening is not None:
-            tensors |= {"mean": self.whitening.mean, "factor": self.whitening.factor}
+        if self.distance is not None:
+            tensors |= self.distance.tensors()
         header = {
             "format": _FORMAT,
             "fingerprint": self.fingerprint,
@@ -84,15 +88,14 @@ def load_calibration(path: Path) -> Calibration:
 
 
 def _restore(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Calibration:
-    whitening = None
-    if "mean" in tensors:
-        channels = len(tensors["mean"])
-        if tensors["factor"].shape != (channels, channels):
-            raise ValueError("its whitening is not square")
-        whitening = WhitenedDistance(tensors["mean"], tensors["factor"])
+    distance: FittedDistance | None = None
+    if "memory" in tensors:
+        distance = NoveltyDistance.from_tensors(tensors)
+    elif "mean" in tensors:
+        distance = WhitenedDistance.from_tensors(tensors)
     return Calibration(
         unpack(header["cameras"], tensors),
         dict(header["fingerprint"]),
-        whitening,
+        distance,
         int(header["seed"]),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -12,11 +12,28 @@ from anomaly_detector_ros.analysis.scoring import cosine_distance
 from anomaly_detector_ros.errors import UserError
 
 # The settings of each distance and what they are where a profile does not say.
-_SETTINGS: dict[str, dict[str, float]] = {"cosine": {}, "whitened": {"shrinkage": 0.01}}
+_SETTINGS: dict[str, dict[str, float]] = {
+    "cosine": {},
+    "whitened": {"shrinkage": 0.01},
+    "novelty": {"memory": 8000, "edit_weight": 0.25},
+}
+# What a setting's value must be, and the same in words.
+_VALID: dict[str, tuple[Callable[[float], bool], str]] = {
+    "shrinkage": (lambda v: 0 < v <= 1, "more than 0, at most 1"),
+    "memory": (lambda v: 1 <= v <= 200_000 and v == int(v), "a whole number from 1 to 200000"),
+    "edit_weight": (lambda v: 0 <= v <= 10, "0 to 10"),
+}
 
 
 class Distance(Protocol):
-    """Compares features, then sums up what an upsampler made of the comparisons."""
+    """Compares features, then sums up what an upsampler made of the comparisons.
+
+    Attributes:
+        full_resolution: whether the image is seen as the camera gave it, or as small as its edits,
+            so that detail that only the image has does not count as a change.
+    """
+
+    full_resolution: bool
 
     def __call__(self, original: Tensor, edits: Tensor) -> Tensor:
         """Features (1, C, h, w) and (K, C, h, w) -> M maps (M, h, w) float32, to be enlarged."""
@@ -31,6 +48,8 @@ class Distance(Protocol):
 class CosineDistance:
     """1 - cosine similarity of image and edit, averaged over the edits: 0 to 2."""
 
+    full_resolution = False
+
     def __call__(self, original: Tensor, edits: Tensor) -> Tensor:
         """See `Distance`: one map per edit."""
         return cosine_distance(original.expand_as(edits), edits)
@@ -41,7 +60,7 @@ class CosineDistance:
 
     def spread(self, maps: Tensor) -> Tensor:
         """See `Distance`."""
-        return _spread(maps)
+        return spread_of(maps)
 
 
 class WhitenedDistance:
@@ -60,12 +79,30 @@ class WhitenedDistance:
         factor: W, (C, C) float32, with W^T W = S^-1.
     """
 
+    full_resolution = False
+
     def __init__(self, mean: Tensor, factor: Tensor) -> None:
         self.mean, self.factor = mean, factor
 
     def to(self, device: torch.device | str) -> WhitenedDistance:
         """The same on another device."""
         return WhitenedDistance(self.mean.to(device), self.factor.to(device))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For a file."""
+        return {"mean": self.mean, "factor": self.factor}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> WhitenedDistance:
+        """As `tensors` gave them.
+
+        Raises:
+            ValueError: another shape.
+        """
+        channels = len(tensors["mean"])
+        if tensors["factor"].shape != (channels, channels):
+            raise ValueError("its whitening is not square")
+        return cls(tensors["mean"], tensors["factor"])
 
     def __call__(self, original: Tensor, edits: Tensor) -> Tensor:
         """See `Distance`: the map of the mean of the edits, then, of several, one per edit."""
@@ -82,7 +119,7 @@ class WhitenedDistance:
 
     def spread(self, maps: Tensor) -> Tensor:
         """See `Distance`."""
-        return _spread(maps[1:] if len(maps) > 1 else maps)
+        return spread_of(maps[1:] if len(maps) > 1 else maps)
 
 
 class NominalDifferences:
@@ -91,6 +128,8 @@ class NominalDifferences:
     It stands in for the whitened distance while that is fitted, so that it sees the very features
     that will be compared, whatever the upsampler makes of them.
     """
+
+    full_resolution = False
 
     def __init__(self) -> None:
         self.count = 0
@@ -140,7 +179,7 @@ class NominalDifferences:
         return WhitenedDistance(mean.float(), factor.float())
 
 
-def _spread(maps: Tensor) -> Tensor:
+def spread_of(maps: Tensor) -> Tensor:
     """Standard deviation over the first dimension."""
     # Tensor.std takes some 40 times as long over two maps.
     return (maps - maps.mean(0)).square_().mean(0).sqrt_()
@@ -174,8 +213,9 @@ def distance_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(
             f"distance {name}: unknown setting {unknown[0]}: take {', '.join(known) or 'none'}"
         )
-    complete = {**known, **settings}
-    shrinkage = complete.get("shrinkage", 1.0)
-    if not isinstance(shrinkage, (int, float)) or not 0 < shrinkage <= 1:
-        raise UserError(f"distance {name}: shrinkage {shrinkage!r}: take more than 0, at most 1")
-    return {"name": name, **{key: complete[key] for key in known}}
+    complete = {key: settings.get(key, default) for key, default in known.items()}
+    for key, value in complete.items():
+        valid, wanted = _VALID[key]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not valid(value):
+            raise UserError(f"distance {name}: {key} {value!r}: take {wanted}")
+    return {"name": name, **complete}

@@ -44,9 +44,18 @@ def calibrate(
         ),
     ],
     output: Annotated[Path, typer.Option(help="File to save the calibration in (.safetensors).")],
+    memory: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Other nominal images, as --data: those the denoiser was trained on, for the "
+            "memory of the novelty distance; repeatable."
+        ),
+    ] = None,
     dataset: Annotated[
         DatasetName | None,
-        typer.Option(help="Layout of --data if it is labelled; its nominal images are taken."),
+        typer.Option(
+            help="Layout of --data and --memory if labelled; their nominal images are taken."
+        ),
     ] = None,
     split: Annotated[str | None, typer.Option(help="Part of the data set.")] = None,
     holdout: Annotated[
@@ -81,18 +90,22 @@ def calibrate(
 
     Example: anomaly-detector calibrate --data nominal_images/ --output calibration.safetensors
     """
+    from anomaly_detector_ros.analysis.distances import distance_settings
     from anomaly_detector_ros.calibrating import measure, split_files
     from anomaly_detector_ros.detector import Detector
 
     chosen = replace(load_profile(profile), calibration={})
     files = _find_files(data, dataset, split)
+    remembered = _find_files(memory, dataset, split) if memory else []
+    if remembered and distance_settings(chosen.distance)["name"] != "novelty":
+        raise UserError(f"--memory: profile '{profile}' has no novelty distance: leave it out")
     fitted, held_out = split_files(files, holdout=holdout, count=count, seed=seed)
     _warn(len(fitted), len(held_out), holdout)
     make_directory(output.parent)
     parts = _load(chosen, device, offline)
 
     with progress_bar("calibration") as advance:
-        calibration = _fit(chosen, parts, fitted, camera, output, seed, advance)
+        calibration = _fit(chosen, parts, fitted, remembered, camera, output, seed, advance)
         try:
             calibration.save(output)
         except OSError as error:
@@ -114,6 +127,7 @@ def _fit(
     profile: Profile,
     parts: Parts,
     files: list[Path],
+    memory: list[Path],
     camera: str,
     output: Path,
     seed: int,
@@ -124,7 +138,9 @@ def _fit(
     from anomaly_detector_ros.detector import Detector
 
     if not (camera and output.exists()):
-        calibration = fit_calibration(profile, parts, files, seed=seed, progress=progress)
+        calibration = fit_calibration(
+            profile, parts, files, memory=memory, seed=seed, progress=progress
+        )
         own = {camera: calibration.nominal()}
     else:
         present = replace(profile, calibration={"file": str(output)})

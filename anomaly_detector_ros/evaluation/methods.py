@@ -52,14 +52,14 @@ class Edited:
         """See `Method`."""
         return [type(self).__name__, self.parts.profile_key(self.detector.profile)]
 
-    def distance(self, original: Tensor, edits: Tensor, size: tuple[int, int]) -> np.ndarray:
-        """The raw anomaly map of edits (K, 3, h, w) of ``original`` (1, 3, h, w): (H, W)."""
+    def distance(self, image: np.ndarray, original: Tensor, edits: Tensor) -> np.ndarray:
+        """The raw anomaly map (H, W) of edits (K, 3, h, w) of ``original`` (1, 3, h, w)."""
         raise NotImplementedError
 
     def raw_map(self, truth: LabelledImage) -> np.ndarray:
         """The anomaly map before it is averaged over segments, float32 (H, W)."""
         original, edits = self.parts.edits(self.detector, truth.image)
-        return self.distance(original, edits, truth.image.shape[:2])
+        return self.distance(truth.image, original, edits)
 
     def anomaly_map(self, truth: LabelledImage) -> np.ndarray:
         """See `Method`."""
@@ -69,9 +69,9 @@ class Edited:
 class Synthesis(Edited):
     """The detector itself: distance of features of input and edit."""
 
-    def distance(self, original: Tensor, edits: Tensor, size: tuple[int, int]) -> np.ndarray:
+    def distance(self, image: np.ndarray, original: Tensor, edits: Tensor) -> np.ndarray:
         """See `Edited`."""
-        return self.detector.compare(original, edits, size)
+        return self.detector.compare(image, original, edits)
 
 
 class PixelDifference(Edited):
@@ -79,10 +79,10 @@ class PixelDifference(Edited):
 
     measure: Callable[[Tensor, Tensor], Tensor]
 
-    def distance(self, original: Tensor, edits: Tensor, size: tuple[int, int]) -> np.ndarray:
+    def distance(self, image: np.ndarray, original: Tensor, edits: Tensor) -> np.ndarray:
         """See `Edited`."""
         distance = self.measure(original, edits).mean(0, keepdim=True)
-        return upsample_bilinear(distance, size)[0].cpu().numpy()
+        return upsample_bilinear(distance, image.shape[:2])[0].cpu().numpy()
 
 
 class StructuralDifference(PixelDifference):
@@ -109,7 +109,7 @@ class PerfectEdit(Edited):
         mask = truth.anomaly.astype(np.uint8)
         inpainted = cv2.inpaint(truth.image, mask, INPAINT_RADIUS, cv2.INPAINT_TELEA)
         pair = to_tensor(np.stack([truth.image, inpainted])).to(self.detector.device)
-        return self.detector.compare(pair[:1], pair[1:], truth.image.shape[:2])
+        return self.detector.compare(truth.image, pair[:1], pair[1:])
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.evaluation.bootstrap import Interval
 from anomaly_detector_ros.evaluation.costs import BACKWARD_PASSES, Cost, cost_of
+from anomaly_detector_ros.evaluation.distance_fits import DistanceFits
 from anomaly_detector_ros.evaluation.measures import Metrics, differences
 from anomaly_detector_ros.evaluation.methods import Method, Synthesis
 from anomaly_detector_ros.evaluation.report import line, number, subset_note, versions
 from anomaly_detector_ros.evaluation.rows import ROWS
 from anomaly_detector_ros.evaluation.run import Evaluation
 from anomaly_detector_ros.evaluation.variants import Variant
-from anomaly_detector_ros.evaluation.whitening import Whitenings
 from anomaly_detector_ros.profiles import Profile
 
 QUALITIES = {"auc_pr": "AUC-PR", "f1_star": "F1*"}
@@ -79,7 +79,7 @@ class SweepReport:
         measured: the variants in order, the profile itself first.
         references: metrics of rows of the paper's table, by name, to hold the variants against.
         dataset_images: how many images the data set has, of which some may have been left out.
-        whitening_images: how many nominal images whitened distances were fitted on; 0 for none.
+        fitted_images: how many nominal images each kind of distance was fitted on.
     """
 
     dataset: str
@@ -88,7 +88,7 @@ class SweepReport:
     measured: Sequence[Measured]
     references: Mapping[str, Metrics]
     dataset_images: int
-    whitening_images: int
+    fitted_images: Mapping[str, int]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -97,7 +97,7 @@ class SweepReport:
             "profile": self.profile,
             "seed": self.seed,
             "dataset_images": self.dataset_images,
-            "whitening_images": self.whitening_images,
+            "fitted_images": dict(self.fitted_images),
             "versions": versions(),
             "variants": [each.to_dict() for each in self.measured],
             "references": [
@@ -123,8 +123,10 @@ class SweepReport:
             f"pass counts {1 + BACKWARD_PASSES}. Multiply-adds are the denoiser's, relative to the "
             "profile's."
         )
-        if self.whitening_images:
-            lines.append(f"Whitened distances: fitted on {self.whitening_images} nominal images.")
+        lines += [
+            f"Distance {name}: fitted on {count} nominal images."
+            for name, count in self.fitted_images.items()
+        ]
         lines += subset_note((each.metrics for each in self.measured), self.dataset_images)
         return "\n".join(lines) + "\n"
 
@@ -134,7 +136,7 @@ def run_sweep(
 ) -> SweepReport | None:
     """Measures variants of the evaluation's profile; None on all but the first of its processes.
 
-    Whitened distances are fitted to each variant if the evaluation has nominal images; without
+    Distances that need it are fitted to each variant if the evaluation has nominal images; without
     them a calibration of just that variant is needed.
 
     Args:
@@ -145,9 +147,9 @@ def run_sweep(
         UserError: weights or images are missing, or a setting is wrong.
     """
     fits = None
-    if evaluation.nominal and any(_is_whitened(v.profile) for v in variants):
+    if evaluation.nominal and any(_is_fitted(v.profile) for v in variants):
         files = evaluation.nominal.image_files()
-        fits = Whitenings(evaluation.parts, files, evaluation.progress)
+        fits = DistanceFits(evaluation.parts, files, evaluation.seed, evaluation.progress)
     methods = [_method(variant, evaluation, fits) for variant in variants]
     others: list[Method] = evaluation.build(references)
     if not evaluation.measure([*methods, *others]):
@@ -161,7 +163,7 @@ def run_sweep(
         measured=_put_together(variants, evaluation, metrics, costs),
         references={other.name: metrics[other.name] for other in others},
         dataset_images=len(evaluation.data),
-        whitening_images=len(fits.images) if fits else 0,
+        fitted_images=_fitted_on(variants, fits),
     )
 
 
@@ -184,7 +186,7 @@ def pareto_optimal(costs: Sequence[float], qualities: Sequence[float]) -> list[b
 
 @dataclass(frozen=True)
 class _Refitted(Synthesis):
-    """A detector with a whitened distance that is not its profile's calibration's."""
+    """A detector with a distance that is not its profile's calibration's."""
 
     fitted: Any = None
 
@@ -193,14 +195,20 @@ class _Refitted(Synthesis):
         return [super().key, self.fitted]
 
 
-def _is_whitened(profile: Profile) -> bool:
-    return profile.distance["name"] == "whitened"
+def _is_fitted(profile: Profile) -> bool:
+    return profile.distance["name"] != "cosine"
 
 
-def _method(variant: Variant, evaluation: Evaluation, fits: Whitenings | None) -> Synthesis:
+def _fitted_on(variants: Sequence[Variant], fits: DistanceFits | None) -> dict[str, int]:
+    names = {v.profile.distance["name"] for v in variants if _is_fitted(v.profile)}
+    counts = {"whitened": len(fits.images), "novelty": len(fits.all_images)} if fits else {}
+    return {name: counts[name] for name in sorted(names & counts.keys())}
+
+
+def _method(variant: Variant, evaluation: Evaluation, fits: DistanceFits | None) -> Synthesis:
     profile, parts = variant.profile, evaluation.parts
     parts.fetch(profile)
-    if fits is None or not _is_whitened(profile):
+    if fits is None or not _is_fitted(profile):
         detector = Detector.from_parts(profile, parts, calibrated=False)
         return Synthesis(variant.name, detector, parts)
     profile = replace(profile, calibration={})

@@ -92,7 +92,7 @@ class Calibrating:
             self._file, self._problem = file, ""
         return (
             f"the next {live.count} frames of {', '.join(names)} are taken as nominal; then "
-            f"'{file}' is written and in force (scores alone: a whitened distance stays as it is)"
+            f"'{file}' is written and in force (scores alone: the distance stays as it is)"
         )
 
     def cancel(self) -> None:

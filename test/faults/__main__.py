@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 from dataclasses import asdict
@@ -25,6 +26,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="file for the results")
     parser.add_argument("--markdown", type=Path, help="file for the table")
     options = parser.parse_args()
+    # A shell's background jobs ignore SIGINT, and so would the processes that get one here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     import bag_faults
     import detect_faults

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from anomaly_detector_ros.analysis.calibration import Calibration, load_calibration
 from anomaly_detector_ros.analysis.distances import WhitenedDistance
+from anomaly_detector_ros.analysis.nominal_scores import DEFAULT_CAMERA, NominalScores
 from anomaly_detector_ros.analysis.onnx_session import open_session
 from anomaly_detector_ros.analysis.score_distribution import ScoreDistribution
 from anomaly_detector_ros.analysis.weights import read_state
@@ -157,7 +158,8 @@ def _calibration(folder: Path) -> Path:
     distribution = ScoreDistribution(scores, np.linspace(0.0, 0.98, 50), 0.1)
     whitening = WhitenedDistance(torch.zeros(4), torch.eye(4))
     settings = {"denoiser": {"model": "m"}, "weights": {}}
-    Calibration(distribution, whitening, settings, 3, 1000, 0).save(folder / "calibration")
+    nominal = {DEFAULT_CAMERA: NominalScores(distribution, None, 3, 1000)}
+    Calibration(nominal, settings, whitening).save(folder / "calibration")
     return folder / "calibration"
 
 

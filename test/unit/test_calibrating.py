@@ -78,7 +78,7 @@ def test_whitened_scores_come_from_images_that_the_whitening_has_not_seen(
         detector = Detector.from_parts(profile, parts, distance=learner, calibrated=False)
         for index in indices:
             original, edits = detector.synthesize([read(files[index])])
-            detector.compare(original, edits[0], (40, 60))
+            detector.compare(read(files[index]), original, edits[0])
         return learner
 
     pool = ScorePool()
@@ -86,12 +86,45 @@ def test_whitened_scores_come_from_images_that_the_whitening_has_not_seen(
         distance = differences({0, 1, 2} - {index}).whitened(0.01)
         detector = Detector.from_parts(profile, parts, distance=distance, calibrated=False)
         original, edits = detector.synthesize([read(files[index])])
-        pool.add(detector.compare(original, edits[0], (40, 60)))
+        pool.add(detector.compare(read(files[index]), original, edits[0]))
     np.testing.assert_allclose(
         calibration.nominal().distribution.scores, pool.distribution().scores, rtol=1e-4, atol=1e-5
     )
     torch.testing.assert_close(
-        calibration.whitening.factor, differences(range(3)).whitened(0.01).factor
+        calibration.distance.factor, differences(range(3)).whitened(0.01).factor
+    )
+    with pytest.raises(UserError, match="at least 2 nominal images"):
+        fit_calibration(profile, parts, files[:1])
+
+
+def test_novelty_is_that_of_a_memory_without_the_image_itself(
+    light_profile: str, pictures: list[Path], parts: Parts
+):
+    novelty = {"distance": {"name": "novelty", "memory": 5000, "edit_weight": 0.5}}
+    profile = load_profile(light_profile, overrides=novelty)
+    files = pictures[:3]
+    alone = fit_calibration(profile, parts, files)
+    assert len(alone.distance.memory) == 3 * 32 * 48  # every pixel: there are fewer than 5000
+    assert alone.distance.edit_weight == 0.5
+
+    def scores(index: int, memory: list[Path]) -> np.ndarray:
+        distance = fit_calibration(profile, parts, files, memory=memory).distance
+        detector = Detector.from_parts(profile, parts, distance=distance, calibrated=False)
+        image = read(files[index])
+        original, edits = detector.synthesize([image])
+        return detector.compare(image, original, edits[0])
+
+    # To a memory that holds the picture nothing in it is new: what is left comes of the edit.
+    known = scores(0, files)
+    assert known.max() <= 0.5 + 1e-3
+    assert (scores(0, files[1:]) - known).max() > 1e-3
+    assert alone.nominal().distribution.scores[-1] > known.max()
+    given = fit_calibration(profile, parts, files, memory=pictures[3:6])
+    pool = ScorePool()
+    for index in range(3):
+        pool.add(scores(index, pictures[3:6]))
+    np.testing.assert_allclose(
+        given.nominal().distribution.scores, pool.distribution().scores, rtol=1e-4, atol=1e-5
     )
     with pytest.raises(UserError, match="at least 2 nominal images"):
         fit_calibration(profile, parts, files[:1])
@@ -110,7 +143,7 @@ def test_a_calibrated_detector_shows_shares_of_nominal_pixels(
     assert detector.calibrated
     image = read(pictures[30])
     original, edits = detector.synthesize([image])
-    raw = detector.compare(original, edits[0], image.shape[:2])
+    raw = detector.compare(image, original, edits[0])
     found = detector.detect(image)
     assert found.calibrated
     assert found.heatmap.dtype == np.float32
@@ -136,7 +169,7 @@ def test_uncertainty_is_the_spread_of_the_edits(light_profile: str, pictures, pa
     profile = load_profile(light_profile, overrides={"sampler": {"num_edits": 3}})
     detector = Detector.from_parts(profile, parts)
     original, edits = detector.synthesize([image])
-    each = [detector.compare(original, edit[None], image.shape[:2]) for edit in edits[0]]
+    each = [detector.compare(image, original, edit[None]) for edit in edits[0]]
     found = detector.detect(image)
     np.testing.assert_allclose(found.uncertainty, np.std(each, axis=0), atol=1e-6)
     np.testing.assert_allclose(found.heatmap, np.mean(each, axis=0).clip(0, 1), atol=1e-6)

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 from anomaly_detector_ros.analysis.calibration import KIND, Calibration, load_calibration
 from anomaly_detector_ros.analysis.nominal_scores import DEFAULT_CAMERA, NominalScores
+from anomaly_detector_ros.analysis.novelty import NoveltyDistance
 from anomaly_detector_ros.analysis.score_distribution import ScoreDistribution
 from anomaly_detector_ros.calibrating import fit_calibration
 from anomaly_detector_ros.detector import Detector
@@ -50,13 +51,24 @@ def test_a_saved_calibration_is_the_same_when_loaded(tmp_path: Path):
     assert np.array_equal(loaded.heatmap(scores), saved.heatmap(scores))
     assert loaded.heatmap(scores).dtype == np.float32
     pair = gaussian_pairs(5)
-    assert torch.equal(loaded.whitening(*pair), saved.whitening(*pair))
+    assert torch.equal(loaded.distance(*pair), saved.distance(*pair))
     assert (loaded.nominal().images, loaded.nominal().pixels, loaded.seed) == (7, 5000, 4)
     assert loaded.fingerprint == saved.fingerprint
-    plain = replace(saved, whitening=None)
+    plain = replace(saved, distance=None)
     plain.save(tmp_path / "c.safetensors")
-    assert load_calibration(tmp_path / "c.safetensors").whitening is None
+    assert load_calibration(tmp_path / "c.safetensors").distance is None
     assert [file.name for file in tmp_path.iterdir()] == ["c.safetensors"]
+
+
+def test_a_novelty_distance_comes_back_from_its_file(tmp_path: Path):
+    generator = torch.Generator().manual_seed(0)
+    saved = NoveltyDistance(torch.randn(50, 4, generator=generator), 0.25)
+    replace(a_calibration(), distance=saved).save(tmp_path / "c.safetensors")
+    loaded = load_calibration(tmp_path / "c.safetensors").distance
+    assert isinstance(loaded, NoveltyDistance)
+    assert loaded.edit_weight == 0.25
+    pair = gaussian_pairs(5)
+    torch.testing.assert_close(loaded(*pair), saved(*pair), atol=1e-3, rtol=0)
 
 
 def test_damaged_and_foreign_files_are_refused(tmp_path: Path):
@@ -163,11 +175,11 @@ def test_calibrations_are_found_beside_the_profiles_file(tmp_path: Path):
     absolute = write("absolute.yaml", calibration={"file": "/fits/c.safetensors"})
     assert load_profile(absolute).calibration == {"file": "/fits/c.safetensors"}
     assert load_profile(write("none.yaml", calibration=None)).calibration == {}
-    plain = load_profile(write("plain.yaml", distance=None))
+    plain = load_profile(write("plain.yaml", base="paper_small", distance=None))
     assert plain.distance == {"name": "cosine"}
     with pytest.raises(UserError, match="calibration has no setting 'path'"):
         load_profile(write("bad.yaml", calibration={"path": "x"}))
     with pytest.raises(UserError, match="calibration is not a mapping"):
         load_profile(write("bad.yaml", calibration="c.safetensors"))
     with pytest.raises(UserError, match="distance lacks the setting 'name'"):
-        load_profile(write("bad.yaml", distance={"shrinkage": 0.1}))
+        load_profile(write("bad.yaml", base="paper_small", distance={"shrinkage": 0.1}))

@@ -16,7 +16,7 @@ from anomaly_detector_ros.benchmarking.counting import Passes, counting
 from anomaly_detector_ros.cli.main import main
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.evaluation import whitening
+from anomaly_detector_ros.evaluation import distance_fits
 from anomaly_detector_ros.evaluation.cache import Cache
 from anomaly_detector_ros.evaluation.cached import CachedParts
 from anomaly_detector_ros.evaluation.costs import cost_of, count_passes
@@ -126,7 +126,7 @@ def test_other_files_are_refused(listed, content):
         listed(content=content)
 
 
-@pytest.mark.parametrize(("name", "count"), [("edit", 14), ("analysis", 10)])
+@pytest.mark.parametrize(("name", "count"), [("edit", 14), ("analysis", 11)])
 def test_the_sweeps_of_the_documentation_vary_the_default_profile(name, count):
     variants = load_variants(ROOT / "docs" / "sweeps" / f"{name}.yaml", "embedded")
     assert len(variants) == count
@@ -227,17 +227,28 @@ def test_a_second_sweep_computes_only_what_is_new(make, listed, monkeypatch):
 def test_whitened_distances_are_fitted_to_each_variant(make, listed, monkeypatch):
     grid = {"distance.name": "whitened", "sampler.steps": [1, 2]}
     report = run_sweep(make(), listed(grid))
-    assert report.whitening_images == 3
+    assert report.fitted_images == {"whitened": 3}
     cosine, *whitened = (each.metrics.auc_pr for each in report.measured)
     assert len({cosine, *whitened}) == 3
     assert "fitted on 3 nominal images" in report.to_markdown()
-    monkeypatch.setattr(whitening.Whitenings, "_fit", None)  # kept: nothing is fitted again
+    monkeypatch.setattr(distance_fits.DistanceFits, "_fit", None)  # kept: nothing is fitted again
     again = run_sweep(make(), listed(grid))
     assert [each.metrics.auc_pr for each in again.measured] == [cosine, *whitened]
     without = make()
     without.nominal = None
     with pytest.raises(UserError, match="whitened distance needs a calibration"):
         run_sweep(without, listed(grid))
+
+
+def test_a_memory_is_drawn_once_for_all_variants(make, listed, monkeypatch):
+    grid = {"distance.name": "novelty", "distance.edit_weight": [0.0, 0.5], "sampler.steps": [1, 2]}
+    report = run_sweep(make(), listed(grid))
+    assert report.fitted_images == {"novelty": 3}
+    without_edit = [m.metrics.auc_pr for m in report.measured[1:3]]
+    assert without_edit[0] == without_edit[1]  # the edits don't count
+    assert len({m.metrics.auc_pr for m in report.measured}) > 2
+    monkeypatch.setattr(distance_fits, "fit_novelty", None)  # kept: nothing is drawn again
+    run_sweep(make(), listed(grid))
 
 
 def test_snapshots_of_equal_names_but_other_weights_do_not_share_maps(

@@ -1,0 +1,67 @@
+"""The novelty distance."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import NearestNeighbors
+
+from anomaly_detector_ros.analysis.distances import distance_settings
+from anomaly_detector_ros.analysis.novelty import NoveltyDistance
+from anomaly_detector_ros.errors import UserError
+
+
+def features(seed: int, count: int) -> torch.Tensor:
+    return torch.randn(count, 8, 5, 6, generator=torch.Generator().manual_seed(seed))
+
+
+def nearest(memory: torch.Tensor, vectors: torch.Tensor) -> np.ndarray:
+    """Cosine distance to the nearest memory of features (B, C, h, w): (B, h, w)."""
+    index = NearestNeighbors(n_neighbors=1, metric="cosine").fit(memory.numpy())
+    found, _ = index.kneighbors(vectors.permute(0, 2, 3, 1).flatten(0, 2).numpy())
+    return found.reshape(len(vectors), *vectors.shape[-2:])
+
+
+def test_it_is_the_novelty_of_the_image_and_the_nearness_of_its_edits() -> None:
+    memory = torch.randn(40, 8, generator=torch.Generator().manual_seed(1)) * 3
+    original, edits = features(2, 1), features(3, 2)
+    distance = NoveltyDistance(memory, 0.25)
+    maps = distance(original, edits)
+    expected = nearest(memory, original) + 0.25 * (1 - nearest(memory, edits))
+    np.testing.assert_allclose(maps.numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(distance.anomaly(maps), expected.mean(0), atol=1e-5)
+    np.testing.assert_allclose(distance.spread(maps), expected.std(0), atol=1e-5)
+
+
+def test_what_the_edit_made_familiar_scores_highest() -> None:
+    known, new = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    distance = NoveltyDistance(known[None], 0.5)
+
+    def score(image: torch.Tensor, edit: torch.Tensor) -> float:
+        return float(distance(image.view(1, 2, 1, 1), edit.view(1, 2, 1, 1)))
+
+    assert score(new, known) == pytest.approx(1.5)
+    assert score(new, new) == pytest.approx(1.0)
+    assert score(known, known) == pytest.approx(0.5)
+    assert score(known, new) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"memory": 0}, {"memory": 2.5}, {"edit_weight": -1}, {"edit_weight": math.nan}]
+)
+def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    assert distance_settings({"name": "novelty"})["memory"] == 8000
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        distance_settings({"name": "novelty", **wrong})
+
+
+def test_a_damaged_memory_is_refused() -> None:
+    good = NoveltyDistance(torch.eye(3), 0.25).tensors()
+    for wrong in (
+        {"memory": torch.full((2, 3), math.nan)},
+        {"memory": torch.zeros(0, 3)},
+        {"edit_weight": torch.tensor(math.inf)},
+    ):
+        with pytest.raises(ValueError, match=r"memory|edit_weight"):
+            NoveltyDistance.from_tensors({**good, **wrong})
