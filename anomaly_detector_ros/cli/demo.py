@@ -28,6 +28,8 @@ from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile
 if TYPE_CHECKING:
     from anomaly_detector_ros.ros.demo import Playback
 
+# The demo's own scenes are drawn by a model: all of them look a little odd beside camera images.
+_OWN_SCENES_THRESHOLD = 0.9999
 _MADE = ("bag", "overlays", "logs", "summary.json")
 
 
@@ -47,6 +49,15 @@ def demo(
     count: Annotated[
         int | None,
         typer.Option(min=1, help="Pictures to play, over and over; default: each once."),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Heatmap value from which a pixel is an anomaly; default: the profile's, and "
+            f"{_OWN_SCENES_THRESHOLD} for the demo's own scenes with a calibrated profile.",
+        ),
     ] = None,
     profile: ProfileOption = DEFAULT_PROFILE,
     device: DeviceOption = "auto",
@@ -68,7 +79,11 @@ def demo(
     playback = _playback(images, bag, topic, rate, count)
     _refuse_to_delete(playback.path, output)
     _prepare(output)
-    fetch_missing(load_profile(profile).model_names(), offline)
+    chosen = load_profile(profile)
+    fetch_missing(chosen.model_names(), offline)
+    if threshold is None:
+        odd = images is None and bag is None and chosen.calibration
+        threshold = _OWN_SCENES_THRESHOLD if odd else chosen.threshold
     profile_path = str(Path(profile).resolve()) if profile.endswith((".yaml", ".yml")) else profile
     with progress_bar("starting", playback.count) as advance, sigterm_as_interrupt():
         summary = run_graph(
@@ -76,6 +91,7 @@ def demo(
             output,
             profile_path,
             device,
+            threshold=threshold,
             offline=offline,
             report=lambda what, counts: advance(counts.processed + counts.dropped, None, what),
         )

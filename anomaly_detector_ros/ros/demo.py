@@ -126,6 +126,7 @@ def run_graph(
     profile: str,
     device: str,
     *,
+    threshold: float,
     offline: bool,
     report: Callable[[str, Counts], None],
 ) -> dict[str, Any]:
@@ -134,7 +135,7 @@ def run_graph(
     Args:
         playback: what to play.
         output: directory that exists; logs go into `output`/logs.
-        profile, device, offline: for the node.
+        profile, device, threshold, offline: for the node.
         report: called again and again with what is going on and the node's counts.
 
     Returns:
@@ -149,7 +150,7 @@ def run_graph(
     monitor = Monitor(environment)
     try:
         with ProcessGroup(environment, logs) as processes:
-            _start_node(processes, playback, profile, device, offline)
+            _start_node(processes, playback, profile, device, threshold, offline)
             _wait_active(processes, monitor, report)
             _start_recorder(processes, playback, output)
             _start_player(processes, playback)
@@ -166,13 +167,19 @@ def run_graph(
 
 
 def _start_node(
-    processes: ProcessGroup, playback: Playback, profile: str, device: str, offline: bool
+    processes: ProcessGroup,
+    playback: Playback,
+    profile: str,
+    device: str,
+    threshold: float,
+    offline: bool,
 ) -> None:
     parameters = {
         "cameras": f"['{CAMERA}']",
         "image_transport": playback.transport,
         "profile": _yaml_text(profile),
         "device": _yaml_text(device),
+        "threshold": str(float(threshold)),
         "offline": str(offline).lower(),
     }
     arguments = [part for k, v in parameters.items() for part in ("-p", f"{k}:={v}")]
