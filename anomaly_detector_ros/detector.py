@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from anomaly_detector_ros.analysis.scoring import frame_score, segment_average
 from anomaly_detector_ros.analysis.segmentation import Segmenter
 from anomaly_detector_ros.analysis.upsampling import Upsampler
 from anomaly_detector_ros.clock import StageClock
+from anomaly_detector_ros.detection import Detection, check_image
 from anomaly_detector_ros.devices import choose_device, memory_bytes
-from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.parts import Parts
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE, Profile, load_profile
 from anomaly_detector_ros.synthesis.denoisers import Denoiser, compiled
@@ -32,35 +32,6 @@ from anomaly_detector_ros.tensors import to_pictures, to_tensor
 # Images in one call of the feature extractor, unless one frame's edits are more: as many keep a
 # GPU busy, and a CPU's memory small.
 _FEATURE_BATCH = 16
-
-
-@dataclass(frozen=True)
-class Detection:
-    """The anomalies of one image; all arrays have the size of the input image.
-
-    Attributes:
-        heatmap: float32 (H, W) in [0, 1], higher is more anomalous. Calibrated: the share of
-            nominal pixels with a lower score; else the raw distance, clipped.
-        mask: bool (H, W), heatmap at or above the threshold.
-        segments: int32 (H, W), the segment a pixel belongs to, 0 for none.
-        edited: uint8 RGB (H, W, 3), the synthesised image.
-        score: the frame's anomaly score in [0, 1]; see `analysis.scoring.frame_score`.
-        timings: seconds by stage: synthesis, features, upsampling, segmentation, scoring, total.
-        uncertainty: float32 (H, W), standard deviation of the raw distances of the edits, before
-            the average over segments; 0 where there is one edit.
-        scores: float32 (H, W), what the heatmap was made of: raw distances averaged over segments.
-        calibrated: whether the heatmap is.
-    """
-
-    heatmap: np.ndarray
-    mask: np.ndarray
-    segments: np.ndarray
-    edited: np.ndarray
-    score: float
-    timings: dict[str, float]
-    uncertainty: np.ndarray
-    scores: np.ndarray
-    calibrated: bool = False
 
 
 class Detector:
@@ -187,7 +158,7 @@ class Detector:
             cameras: of each image, the camera whose calibrated scores count; the default one's.
         """
         for image in images:
-            _check_image(image)
+            check_image(image)
         if not images:
             return []
         clock = StageClock(self.device)
@@ -225,7 +196,7 @@ class Detector:
         editor = self._editor.stream(self.denoiser)
         waiting: deque[tuple[np.ndarray, Tensor]] = deque()
         for image in images:
-            _check_image(image)
+            check_image(image)
             clock = StageClock(self.device)
             with clock.measure("synthesis"):
                 waiting.append((image, self._model_input(image)))
@@ -375,15 +346,3 @@ class Detector:
     def memory_bytes(self) -> int:
         """Memory in use: what torch holds on a CUDA device, else the process's resident size."""
         return memory_bytes(self.device)
-
-
-def _check_image(image: np.ndarray) -> None:
-    if (
-        not isinstance(image, np.ndarray)
-        or image.dtype != np.uint8
-        or image.ndim != 3
-        or image.shape[2] != 3
-        or image.size == 0
-    ):
-        found = f"{getattr(image, 'dtype', type(image))} {getattr(image, 'shape', '')}".strip()
-        raise UserError(f"image is {found}: give a non-empty uint8 RGB array (H, W, 3)")
