@@ -29,6 +29,7 @@ test: models lint
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 models: $(READY)
 	$(BIN)/anomaly-detector models fetch

@@ -28,6 +28,7 @@ setup(
     maintainer="anomaly_detector_ros maintainers",
     maintainer_email="maintainers@anomaly-detector-ros.invalid",
     packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
+    package_data={PACKAGE: ["py.typed"]},
     python_requires=">=3.10",
     install_requires=[
         "accelerate>=0.33,<2",
@@ -73,6 +74,7 @@ setup(
         "test": [
             "denoising-diffusion-pytorch>=2.0.12,<3",
             "hypothesis>=6,<7",
+            "import-linter>=2.8,<3",
             "pytest>=8,<10",
             "ruff>=0.6,<1",
             "tensorboard>=2.14,<3",

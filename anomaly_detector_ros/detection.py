@@ -1,4 +1,4 @@
-"""What a detector finds in one image, and what an image must be."""
+"""What a detector finds in one image, a score of it, and what an image must be."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from anomaly_detector_ros.errors import UserError
+
+# The share of a frame's pixels that must reach the frame's score.
+FRAME_SHARE = 0.001
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class Detection:
         mask: bool (H, W), heatmap at or above the threshold.
         segments: int32 (H, W), the segment a pixel belongs to, 0 for none.
         edited: uint8 RGB (H, W, 3), the synthesised image.
-        score: the frame's anomaly score in [0, 1]; see `analysis.scoring.frame_score`.
+        score: the frame's anomaly score in [0, 1]; see `frame_score`.
         timings: seconds by stage: synthesis, features, upsampling, segmentation, scoring, total.
         uncertainty: float32 (H, W), standard deviation of the raw distances of the edits, before
             the average over segments; 0 where there is one edit.
@@ -49,3 +52,16 @@ def check_image(image: np.ndarray) -> None:
     ):
         found = f"{getattr(image, 'dtype', type(image))} {getattr(image, 'shape', '')}".strip()
         raise UserError(f"image is {found}: give a non-empty uint8 RGB array (H, W, 3)")
+
+
+def frame_score(anomaly_map: np.ndarray, share: float = FRAME_SHARE) -> float:
+    """The highest value that at least ``share`` of the pixels reach (their 99.9th percentile).
+
+    Unlike the maximum it does not follow a single bad pixel, and unlike the mean it does not
+    forget a small object in a large image. NaN is not allowed.
+    """
+    values = np.asarray(anomaly_map).ravel()
+    if values.size == 0:
+        raise UserError("anomaly map: empty: give at least one pixel")
+    rank = values.size - max(1, int(np.ceil(share * values.size)))
+    return float(np.partition(values, rank)[rank])

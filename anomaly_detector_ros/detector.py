@@ -12,22 +12,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anomaly_detector_ros.analysis.calibration import Calibration
-from anomaly_detector_ros.analysis.distances import CosineDistance, Distance
-from anomaly_detector_ros.analysis.features import FeatureExtractor
-from anomaly_detector_ros.analysis.nominal_scores import DEFAULT_CAMERA
-from anomaly_detector_ros.analysis.preprocessing import resize
-from anomaly_detector_ros.analysis.scoring import frame_score, segment_average
-from anomaly_detector_ros.analysis.segmentation import Segmenter
-from anomaly_detector_ros.analysis.upsampling import Upsampler
-from anomaly_detector_ros.clock import StageClock
-from anomaly_detector_ros.detection import Detection, check_image
-from anomaly_detector_ros.devices import choose_device, memory_bytes
-from anomaly_detector_ros.parts import Parts
+from anomaly_detector_ros.building import Parts
+from anomaly_detector_ros.calibration.calibration import Calibration
+from anomaly_detector_ros.calibration.nominal import DEFAULT_CAMERA
+from anomaly_detector_ros.detection import Detection, check_image, frame_score
+from anomaly_detector_ros.distances.base import CosineDistance, Distance
+from anomaly_detector_ros.features.extractors import FeatureExtractor
+from anomaly_detector_ros.features.preprocessing import resize
+from anomaly_detector_ros.features.upsampling import Upsampler
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE, Profile, load_profile
-from anomaly_detector_ros.synthesis.denoisers import Denoiser, compiled
+from anomaly_detector_ros.runtime.clock import StageClock
+from anomaly_detector_ros.runtime.devices import choose_device, memory_bytes
+from anomaly_detector_ros.runtime.tensors import to_pictures, to_tensor
+from anomaly_detector_ros.segmentation.averaging import segment_average
+from anomaly_detector_ros.segmentation.segmenters import Segmenter
+from anomaly_detector_ros.synthesis.denoisers.base import Denoiser
+from anomaly_detector_ros.synthesis.denoisers.loading import compiled
 from anomaly_detector_ros.synthesis.editor import Editor
-from anomaly_detector_ros.tensors import to_pictures, to_tensor
 
 # Images in one call of the feature extractor, unless one frame's edits are more: as many keep a
 # GPU busy, and a CPU's memory small.

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from anomaly_detector_ros.errors import UserError, one_line
-from anomaly_detector_ros.resources import share_dir
+from anomaly_detector_ros.runtime.resources import share_dir
 
 DEFAULT_PROFILE = "embedded"
 _PARTS = ("denoiser", "sampler", "features", "upsampler", "segmenter")
@@ -34,12 +34,12 @@ class Profile:
         title: one line for people.
         denoiser: ``model`` (registry name, or a directory's path, with a slash in it), ``size``
             (height, width), ``dtype``, ``compile`` (auto, none, graph or compile; see
-            `synthesis.compiled`).
+            `synthesis.denoisers.compiled`).
         sampler: ``name`` (few_step or algorithm1) and its settings, ``num_edits``, ``seed``.
-        features: ``name`` and settings; see `analysis.features.make_features`.
-        upsampler: ``name`` and settings; see `analysis.upsampling.make_upsampler`.
-        distance: ``name`` (cosine or whitened) and settings; see `analysis.distances`.
-        segmenter: ``name`` and settings; ``uncovered``: see `analysis.scoring.segment_average`.
+        features: ``name`` and settings; see `features.extractors.make_features`.
+        upsampler: ``name`` and settings; see `features.upsampling.make_upsampler`.
+        distance: ``name`` (cosine or whitened) and settings; see `distances.base`.
+        segmenter: ``name`` and settings; ``uncovered``: see `averaging.segment_average`.
         calibration: ``file``, absolute or relative to the profiles file; empty for none.
         threshold: heatmap value in [0, 1] from which a pixel is an anomaly.
     """
@@ -62,12 +62,13 @@ class Profile:
     def model_names(self) -> list[str]:
         """Names of the registry's models that this profile needs."""
         # Not at the top: the command line reads profiles before it needs torch.
-        from anomaly_detector_ros.analysis import features, segmentation, upsampling
+        from anomaly_detector_ros.features import extractors, upsampling
+        from anomaly_detector_ros.segmentation import segmenters
 
         names = [] if self.denoiser_is_path() else [str(self.denoiser["model"])]
-        names += features.weights_needed(self.features["name"], self.features)
+        names += extractors.weights_needed(self.features["name"], self.features)
         names += upsampling.weights_needed(self.upsampler["name"], self.upsampler)
-        names += segmentation.weights_needed(self.segmenter["name"], self.segmenter)
+        names += segmenters.weights_needed(self.segmenter["name"], self.segmenter)
         return list(dict.fromkeys(names))
 
 

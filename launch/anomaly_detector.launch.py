@@ -17,12 +17,8 @@ from launch.substitutions import LaunchConfiguration, TextSubstitution
 from launch_ros.actions import LifecycleNode, Node
 from launch_ros.parameter_descriptions import ParameterValue
 
-from anomaly_detector_ros.resources import share_dir
-from anomaly_detector_ros.ros.environment import (
-    ALLOCATOR,
-    fastdds_environment,
-    fastdds_profile,
-)
+from anomaly_detector_ros.runtime.environment import ALLOCATOR, fastdds_environment, fastdds_profile
+from anomaly_detector_ros.runtime.resources import share_dir
 
 CONFIG = share_dir("config")
 

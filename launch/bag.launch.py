@@ -24,8 +24,8 @@ from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.event_handlers import OnStateTransition
 
-from anomaly_detector_ros.resources import share_dir
-from anomaly_detector_ros.ros.environment import ALLOCATOR, fastdds_environment
+from anomaly_detector_ros.runtime.environment import ALLOCATOR, fastdds_environment
+from anomaly_detector_ros.runtime.resources import share_dir
 
 DETECTOR = share_dir("launch") / "anomaly_detector.launch.py"
 ARGUMENTS = {

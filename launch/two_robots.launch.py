@@ -15,7 +15,7 @@ from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import PushRosNamespace, SetRemap
 
-from anomaly_detector_ros.resources import share_dir
+from anomaly_detector_ros.runtime.resources import share_dir
 
 DETECTOR = share_dir("launch") / "anomaly_detector.launch.py"
 

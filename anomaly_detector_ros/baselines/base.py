@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.fitted_file import save_fitted
+from anomaly_detector_ros.runtime.fitted_file import save_fitted
 
 KIND = "baseline"
 

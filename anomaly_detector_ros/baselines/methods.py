@@ -12,7 +12,7 @@ from anomaly_detector_ros.baselines.flow import FlowBaseline
 from anomaly_detector_ros.baselines.gmm import GmmBaseline
 from anomaly_detector_ros.baselines.nearest import NearestBaseline
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.fitted_file import open_fitted
+from anomaly_detector_ros.runtime.fitted_file import open_fitted
 
 _METHODS: dict[str, type[Baseline]] = {
     method.name: method for method in (GmmBaseline, NearestBaseline, FlowBaseline)

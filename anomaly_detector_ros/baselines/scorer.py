@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from anomaly_detector_ros.analysis.features import FeatureExtractor, make_features
-from anomaly_detector_ros.analysis.upsampling import upsample_bilinear
 from anomaly_detector_ros.baselines.base import Baseline
 from anomaly_detector_ros.baselines.methods import load_baseline
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.models.registry import Registry
-from anomaly_detector_ros.tensors import to_tensor
+from anomaly_detector_ros.features.extractors import FeatureExtractor, make_features
+from anomaly_detector_ros.features.upsampling import upsample_bilinear
+from anomaly_detector_ros.runtime.tensors import to_tensor
+from anomaly_detector_ros.weights.registry import Registry
 
 
 class BaselineScorer:
@@ -42,7 +42,7 @@ class BaselineScorer:
         """A fitted baseline with the features that its file names.
 
         Raises:
-            UserError: see `methods.load_baseline` and `analysis.features.make_features`.
+            UserError: see `methods.load_baseline` and `features.extractors.make_features`.
         """
         baseline = load_baseline(path)
         name = baseline.features.get("name")
@@ -54,7 +54,7 @@ class BaselineScorer:
     def score(self, image: np.ndarray) -> np.ndarray:
         """uint8 RGB (H, W, 3) -> raw scores float32 (H, W), higher is more anomalous.
 
-        Any range; without segments, which `analysis.scoring.segment_average` adds.
+        Any range; without segments, which `segmentation.averaging.segment_average` adds.
         """
         features = self.extractor.extract(to_tensor(image[None]))
         scores = upsample_bilinear(self.baseline.score(features), image.shape[:2])

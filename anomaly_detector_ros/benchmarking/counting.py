@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from anomaly_detector_ros.detector import Detector
-    from anomaly_detector_ros.synthesis.denoisers import Denoiser
+    from anomaly_detector_ros.synthesis.denoisers.base import Denoiser
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import Any
 import onnxruntime
 import torch
 
-from anomaly_detector_ros.devices import available_cores
+from anomaly_detector_ros.runtime.devices import available_cores
 
 
 def facts(device: torch.device) -> dict[str, Any]:

@@ -10,10 +10,10 @@ import yaml
 from diffusers import DDPMPipeline
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.models.registry import Registry
 from anomaly_detector_ros.profiles import Profile
 from anomaly_detector_ros.synthesis.schedule import Schedule
 from anomaly_detector_ros.training.config import TrainingConfig, build_unet
+from anomaly_detector_ros.weights.registry import Registry
 
 
 def write_random(profile: Profile, folder: Path, registry: Registry, preset: str = "base") -> Path:

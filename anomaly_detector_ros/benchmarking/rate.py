@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from anomaly_detector_ros.benchmarking.counting import Passes
-from anomaly_detector_ros.synthesis.denoisers import Denoiser, UnetDenoiser
+from anomaly_detector_ros.synthesis.denoisers.base import Denoiser
+from anomaly_detector_ros.synthesis.denoisers.unet import UnetDenoiser
 
 # Rows of the square matrices; channels, height and width, and number of the convolution's images.
 # Enough to reach the full rate: 2 GFLOP for a slow core, 600 to 1,100 for a GPU.

@@ -26,7 +26,7 @@ from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE
 
 if TYPE_CHECKING:
-    from anomaly_detector_ros.bag import BagReport
+    from anomaly_detector_ros.bags.processing import BagReport
 
 
 def bag(
@@ -65,8 +65,8 @@ def bag(
 
     Example: anomaly-detector bag drive_01 --output drive_01_anomalies --topic /camera/image_raw
     """
-    from anomaly_detector_ros.bag import OUTPUTS, choose_topics, process_bag
-    from anomaly_detector_ros.bag_frames import BagReader
+    from anomaly_detector_ros.bags.frames import BagReader
+    from anomaly_detector_ros.bags.processing import OUTPUTS, choose_topics, process_bag
 
     named = [name.strip() for name in outputs.split(",") if name.strip()]
     names = list(OUTPUTS) if outputs == "all" else named
@@ -92,7 +92,7 @@ def bag(
 @contextmanager
 def _hint(output: Path) -> Iterator[None]:
     """Says how to go on with what a run left."""
-    from anomaly_detector_ros.bag import partial_path
+    from anomaly_detector_ros.bags.processing import partial_path
 
     try:
         yield

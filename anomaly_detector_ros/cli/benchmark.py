@@ -76,7 +76,7 @@ def benchmark(
 
     Example: anomaly-detector benchmark --profile realtime --random-weights --stream --device cuda
     """
-    from anomaly_detector_ros.images import read_rgb
+    from anomaly_detector_ros.imaging.images import read_rgb
 
     picture = read_rgb(image or _demo_picture())
     profiles = list(compare) if compare else [profile]
@@ -106,8 +106,8 @@ def benchmark(
 
 def _load_random(profile: str, device: str, *, offline: bool) -> Detector:
     from anomaly_detector_ros.benchmarking.random_weights import write_random
-    from anomaly_detector_ros.models.registry import Registry
     from anomaly_detector_ros.profiles import load_profile
+    from anomaly_detector_ros.weights.registry import Registry
 
     with tempfile.TemporaryDirectory() as folder:
         file = write_random(load_profile(profile), Path(folder), Registry.default())
@@ -115,8 +115,8 @@ def _load_random(profile: str, device: str, *, offline: bool) -> Detector:
 
 
 def _demo_picture() -> Path:
-    from anomaly_detector_ros.images import find_images
-    from anomaly_detector_ros.resources import share_dir
+    from anomaly_detector_ros.imaging.images import find_images
+    from anomaly_detector_ros.runtime.resources import share_dir
 
     try:
         return find_images(share_dir("demo") / "images")[0]

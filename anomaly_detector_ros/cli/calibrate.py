@@ -27,9 +27,9 @@ from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile
 
 if TYPE_CHECKING:
-    from anomaly_detector_ros.analysis.calibration import Calibration
-    from anomaly_detector_ros.calibrating import FalsePositiveRate, Progress
-    from anomaly_detector_ros.parts import Parts
+    from anomaly_detector_ros.building import Parts
+    from anomaly_detector_ros.calibration.calibration import Calibration
+    from anomaly_detector_ros.fitting.calibration import FalsePositiveRate, Progress
     from anomaly_detector_ros.profiles import Profile
 
 # With fewer, rare surfaces are missing and the measured rates say little.
@@ -90,9 +90,9 @@ def calibrate(
 
     Example: anomaly-detector calibrate --data nominal_images/ --output calibration.safetensors
     """
-    from anomaly_detector_ros.analysis.distances import distance_settings
-    from anomaly_detector_ros.calibrating import measure, split_files
     from anomaly_detector_ros.detector import Detector
+    from anomaly_detector_ros.distances.base import distance_settings
+    from anomaly_detector_ros.fitting.calibration import measure, split_files
 
     chosen = replace(load_profile(profile), calibration={})
     files = _find_files(data, dataset, split)
@@ -134,8 +134,8 @@ def _fit(
     progress: Progress,
 ) -> Calibration:
     """The whole calibration, or that of the file with the scores of one camera renewed."""
-    from anomaly_detector_ros.calibrating import fit_calibration, fit_camera
     from anomaly_detector_ros.detector import Detector
+    from anomaly_detector_ros.fitting.calibration import fit_calibration, fit_camera
 
     if not (camera and output.exists()):
         calibration = fit_calibration(
@@ -152,8 +152,8 @@ def _fit(
 
 
 def _find_files(data: list[Path], dataset: DatasetName | None, split: str | None) -> list[Path]:
-    from anomaly_detector_ros.evaluation.datasets import nominal_images
-    from anomaly_detector_ros.images import find_images
+    from anomaly_detector_ros.evaluation.datasets.opening import nominal_images
+    from anomaly_detector_ros.imaging.images import find_images
 
     if dataset is None and split is not None:
         raise UserError(f"split '{split}' of what: name the layout with --dataset")
@@ -181,9 +181,9 @@ def _warn(fitted: int, held_out: int, holdout: float) -> None:
 
 
 def _load(profile: Profile, device: str, offline: bool) -> Parts:
+    from anomaly_detector_ros.building import Parts
     from anomaly_detector_ros.cli.models import fetch_missing
-    from anomaly_detector_ros.devices import choose_device
-    from anomaly_detector_ros.parts import Parts
+    from anomaly_detector_ros.runtime.devices import choose_device
 
     chosen = choose_device(device)
     fetch_missing(profile.model_names(), offline)

@@ -23,7 +23,7 @@ from rich.progress import (
 )
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.files import replace_file
+from anomaly_detector_ros.runtime.files import replace_file
 
 if TYPE_CHECKING:
     from anomaly_detector_ros.detector import Detector

@@ -26,7 +26,7 @@ from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile
 
 if TYPE_CHECKING:
-    from anomaly_detector_ros.ros.demo import Playback
+    from anomaly_detector_ros.demo.graph import Playback
 
 # The demo's own scenes are drawn by a model: all of them look a little odd beside camera images.
 _OWN_SCENES_THRESHOLD = 0.9999
@@ -73,8 +73,8 @@ def demo(
     Example: anomaly-detector demo --rate 4 --output demo_output
     """
     _require_ros()
-    from anomaly_detector_ros.ros.demo import run_graph
-    from anomaly_detector_ros.ros.processes import sigterm_as_interrupt
+    from anomaly_detector_ros.demo.graph import run_graph
+    from anomaly_detector_ros.demo.processes import sigterm_as_interrupt
 
     playback = _playback(images, bag, topic, rate, count)
     _refuse_to_delete(playback.path, output)
@@ -121,9 +121,9 @@ def _importable(module: str) -> bool:
 def _playback(
     images: Path | None, bag: Path | None, topic: str | None, rate: float, count: int | None
 ) -> Playback:
-    from anomaly_detector_ros.images import find_images
-    from anomaly_detector_ros.resources import share_dir
-    from anomaly_detector_ros.ros.demo import Playback
+    from anomaly_detector_ros.demo.graph import Playback
+    from anomaly_detector_ros.imaging.images import find_images
+    from anomaly_detector_ros.runtime.resources import share_dir
 
     if bag is not None and images is not None:
         raise UserError("--images and --bag exclude each other: give one of them")
@@ -160,9 +160,9 @@ def _prepare(output: Path) -> None:
 
 def _write_overlays(output: Path) -> int:
     """Take the overlays out of the bag, as pictures numbered in order; returns how many."""
-    from anomaly_detector_ros.bag_frames import read_images
-    from anomaly_detector_ros.ros.demo import CAMERA
-    from anomaly_detector_ros.ros.outputs import encode_png
+    from anomaly_detector_ros.bags.frames import read_images
+    from anomaly_detector_ros.demo.graph import CAMERA
+    from anomaly_detector_ros.imaging.rendering import encode_png
 
     directory = output / "overlays"
     make_directory(directory)
@@ -174,7 +174,7 @@ def _write_overlays(output: Path) -> int:
 
 
 def _result(summary: dict[str, Any], overlays: int) -> dict[str, Any]:
-    from anomaly_detector_ros.ros.demo import HEATMAP
+    from anomaly_detector_ros.demo.graph import HEATMAP
 
     counts = asdict(summary["counts"])
     heatmap = summary["topics"].get(HEATMAP, {"messages": 0})

@@ -30,7 +30,7 @@ from anomaly_detector_ros.profiles import DEFAULT_PROFILE
 if TYPE_CHECKING:
     import numpy as np
 
-    from anomaly_detector_ros.detector import Detection
+    from anomaly_detector_ros.detection import Detection
 
 RESULTS = "results.jsonl"
 SUFFIXES = ("heatmap.npy", "mask.png", "segments.png", "edited.png", "overlay.png")
@@ -98,7 +98,7 @@ def detect(
 def _write_files(output: Path, name: str, image: np.ndarray, found: Detection) -> None:
     import numpy as np
 
-    from anomaly_detector_ros.ros.outputs import encode_png, render
+    from anomaly_detector_ros.imaging.rendering import encode_png, render
 
     heatmap = io.BytesIO()
     np.save(heatmap, render("heatmap", image, found))

@@ -128,12 +128,12 @@ def evaluate(
         raise UserError(f"--table1 and {other} exclude each other: --table1 holds every row")
     from anomaly_detector_ros.evaluation.cache import Cache
     from anomaly_detector_ros.evaluation.cached import CachedParts
-    from anomaly_detector_ros.evaluation.datasets import open_dataset, open_nominal
-    from anomaly_detector_ros.evaluation.rows import DEFAULT_ROWS, TABLE1_ROWS
+    from anomaly_detector_ros.evaluation.datasets.opening import open_dataset, open_nominal
     from anomaly_detector_ros.evaluation.run import Evaluation
-    from anomaly_detector_ros.evaluation.sweep import run_sweep
-    from anomaly_detector_ros.evaluation.variants import load_variants
-    from anomaly_detector_ros.models.registry import cache_directory
+    from anomaly_detector_ros.evaluation.sweep.run import run_sweep
+    from anomaly_detector_ros.evaluation.sweep.variants import load_variants
+    from anomaly_detector_ros.evaluation.table.rows import DEFAULT_ROWS, TABLE1_ROWS
+    from anomaly_detector_ros.weights.registry import cache_directory
 
     chosen = load_profile(profile)
     variants = load_variants(sweep, profile) if sweep else []
@@ -175,7 +175,7 @@ def _device_of_this_process(name: str) -> torch.device:
     import torch
     from accelerate import PartialState
 
-    from anomaly_detector_ros.devices import choose_device
+    from anomaly_detector_ros.runtime.devices import choose_device
 
     state = PartialState(cpu=name == "cpu" or not torch.cuda.is_available())
     return state.device if name == "auto" and state.num_processes > 1 else choose_device(name)

@@ -18,10 +18,10 @@ from anomaly_detector_ros.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from anomaly_detector_ros.evaluation.measures import Metrics
-    from anomaly_detector_ros.evaluation.report import Report
+    from anomaly_detector_ros.evaluation.metrics.measures import Metrics
     from anomaly_detector_ros.evaluation.run import Evaluation
-    from anomaly_detector_ros.evaluation.sweep import SweepReport
+    from anomaly_detector_ros.evaluation.sweep.run import SweepReport
+    from anomaly_detector_ros.evaluation.table.report import Report
 
 
 def write_rows(output: Path, report: Report, evaluation: Evaluation) -> None:
@@ -47,7 +47,7 @@ def write_sweep(output: Path, report: SweepReport) -> None:
     Raises:
         UserError: one cannot be written.
     """
-    from anomaly_detector_ros.evaluation.sweep_plots import plot_pareto, plot_training
+    from anomaly_detector_ros.evaluation.sweep.plots import plot_pareto, plot_training
 
     make_directory(output.parent)
     stem = output.with_suffix("")
@@ -67,8 +67,8 @@ def _write_tables(output: Path, report: Report | SweepReport) -> None:
 
 def print_rows(report: Report) -> None:
     """One line for each row of the paper's table."""
-    from anomaly_detector_ros.evaluation.report import number
-    from anomaly_detector_ros.evaluation.rows import ROWS
+    from anomaly_detector_ros.evaluation.table.report import number
+    from anomaly_detector_ros.evaluation.table.rows import ROWS
 
     columns = ("AUC-PR", "95%", "AUROC", "FPR95", "F1*", "weighted AUC-PR", "weighted F1*")
     table = Table("", *columns, title=f"{report.dataset}, profile {report.profile}", box=None)
@@ -82,7 +82,7 @@ def print_rows(report: Report) -> None:
 
 def print_sweep(report: SweepReport) -> None:
     """One line for each variant, then the rows that were measured beside them."""
-    from anomaly_detector_ros.evaluation.rows import ROWS
+    from anomaly_detector_ros.evaluation.table.rows import ROWS
 
     columns = ("AUC-PR", "95%", "AUROC", "FPR95", "F1*", "passes", "multiply-adds", "best in")
     images = report.measured[0].metrics.images
@@ -97,7 +97,7 @@ def print_sweep(report: SweepReport) -> None:
 
 
 def _quality(found: Metrics) -> list[str]:
-    from anomaly_detector_ros.evaluation.report import number
+    from anomaly_detector_ros.evaluation.table.report import number
 
     low, high = found.intervals.get("auc_pr", (math.nan, math.nan))
     return [

@@ -24,7 +24,7 @@ from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile
 
 if TYPE_CHECKING:
-    from anomaly_detector_ros.analysis.features import FeatureExtractor
+    from anomaly_detector_ros.features.extractors import FeatureExtractor
 
 
 class Method(str, Enum):
@@ -64,7 +64,7 @@ def fit(
     Example: anomaly-detector fit gmm --data nominal_images/ --output gmm.safetensors
     """
     from anomaly_detector_ros.baselines.methods import make_baseline
-    from anomaly_detector_ros.baselines.sampling import sample_features
+    from anomaly_detector_ros.features.sampling import sample_features
 
     baseline = make_baseline(method.value, parse_settings(settings or []))
     overrides = {"features": {"name": features}} if features else None
@@ -118,7 +118,7 @@ def parse_settings(texts: list[str]) -> dict[str, Any]:
 
 
 def _find_files(data: list[Path]) -> list[Path]:
-    from anomaly_detector_ros.images import find_images
+    from anomaly_detector_ros.imaging.images import find_images
 
     files: list[Path] = []
     for given in data:
@@ -129,10 +129,10 @@ def _find_files(data: list[Path]) -> list[Path]:
 
 
 def _load_features(settings: dict[str, Any], device: str, offline: bool) -> FeatureExtractor:
-    from anomaly_detector_ros.analysis.features import make_features, weights_needed
     from anomaly_detector_ros.cli.models import fetch_missing
-    from anomaly_detector_ros.devices import choose_device
-    from anomaly_detector_ros.models.registry import Registry
+    from anomaly_detector_ros.features.extractors import make_features, weights_needed
+    from anomaly_detector_ros.runtime.devices import choose_device
+    from anomaly_detector_ros.weights.registry import Registry
 
     name, chosen = settings["name"], choose_device(device)
     fetch_missing(weights_needed(name, settings), offline)

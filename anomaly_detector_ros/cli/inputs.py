@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.images import IMAGE_SUFFIXES, ImageError, read_rgb
+from anomaly_detector_ros.imaging.images import IMAGE_SUFFIXES, ImageError, read_rgb
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,7 +8,6 @@ import traceback
 import typer
 
 from anomaly_detector_ros import __version__
-from anomaly_detector_ros.allocator import tune
 from anomaly_detector_ros.cli.bag import bag
 from anomaly_detector_ros.cli.benchmark import benchmark
 from anomaly_detector_ros.cli.calibrate import calibrate
@@ -20,6 +19,7 @@ from anomaly_detector_ros.cli.fit import fit
 from anomaly_detector_ros.cli.models import app as models
 from anomaly_detector_ros.cli.train import train
 from anomaly_detector_ros.errors import UserError, one_line
+from anomaly_detector_ros.runtime.allocator import tune
 
 app = typer.Typer(
     name="anomaly-detector",

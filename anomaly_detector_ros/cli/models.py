@@ -23,9 +23,9 @@ from rich.progress import (
 from rich.table import Table
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.models.landing import Progress as Listener
-from anomaly_detector_ros.models.registry import FileStatus, Registry
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile, profile_names
+from anomaly_detector_ros.weights.landing import Progress as Listener
+from anomaly_detector_ros.weights.registry import FileStatus, Registry
 
 app = typer.Typer(
     name="models",
@@ -174,7 +174,10 @@ def convert(
 
     Example: anomaly-detector models convert model-10.pt --output my_models/rugd
     """
-    from anomaly_detector_ros.synthesis.lucidrains_checkpoint import read_checkpoint, save_converted
+    from anomaly_detector_ros.synthesis.denoisers.lucidrains_checkpoint import (
+        read_checkpoint,
+        save_converted,
+    )
 
     if output is None:
         output = _provided_directory(name)
@@ -220,7 +223,7 @@ def export(
 
     Example: anomaly-detector models export offroad_small --output my_models/offroad_onnx
     """
-    from anomaly_detector_ros.synthesis.onnx_export import export_denoiser
+    from anomaly_detector_ros.synthesis.denoisers.onnx_export import export_denoiser
 
     image_size = _profile_size(model) if size is None else _parse_size(size, "--size")
     directory = Path(model)

@@ -234,7 +234,7 @@ def _check_memorisation(
     trainer: Trainer, images: TrainingImages, held_out: TrainingImages | None
 ) -> dict[str, float | None]:
     """Compares the saved model's samples with the training images; leaves picture and numbers."""
-    from anomaly_detector_ros.synthesis.denoisers import load_denoiser
+    from anomaly_detector_ros.synthesis.denoisers.loading import load_denoiser
     from anomaly_detector_ros.training.measures import draw_samples
     from anomaly_detector_ros.training.memorisation import compare
 

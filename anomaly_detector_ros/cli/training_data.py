@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from anomaly_detector_ros.cli.common import progress_bar
 from anomaly_detector_ros.cli.inputs import VIDEO_SUFFIXES, Source, frames_of
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.images import ImageError, find_images
+from anomaly_detector_ros.imaging.images import ImageError, find_images
 
 if TYPE_CHECKING:
     import numpy as np
@@ -137,7 +137,7 @@ def _frames(recording: Path, options: DataOptions) -> Iterator[np.ndarray | None
         frames = frames_of(Source(recording, recording.stem, video=True))
         yield from (frame for _, _, frame in islice(frames, 0, None, options.stride))
         return
-    from anomaly_detector_ros.bag_frames import read_frames
+    from anomaly_detector_ros.bags.frames import read_frames
 
     for _, frame in read_frames(recording, options.topic, options.stride):
         yield None if isinstance(frame, ImageError) else frame
@@ -150,7 +150,7 @@ def _is_recording(path: Path) -> bool:
 
 
 def _nominal_files(dataset: str, root: Path, split: str | None) -> list[Path]:
-    from anomaly_detector_ros.evaluation.datasets import nominal_images
+    from anomaly_detector_ros.evaluation.datasets.opening import nominal_images
 
     with progress_bar(f"labels of {dataset}") as advance:
         return nominal_images(dataset, root, split, advance)

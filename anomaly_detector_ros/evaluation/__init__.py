@@ -1,1 +1,1 @@
-"""Labelled data sets and metrics."""
+"""Labelled data sets, metrics, and how methods do by them."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.files import replace_file
+from anomaly_detector_ros.runtime.files import replace_file
 
 # To be raised when the same settings come to mean other numbers.
 FORMAT = 1

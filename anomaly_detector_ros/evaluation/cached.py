@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anomaly_detector_ros.analysis import features, segmentation, upsampling
-from anomaly_detector_ros.analysis.features import FeatureExtractor
-from anomaly_detector_ros.analysis.segmentation import Segmenter
+from anomaly_detector_ros.building import Parts, weights_sha256
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.evaluation.cache import Cache, array_digest, settings_key
-from anomaly_detector_ros.fingerprint import weights_sha256
-from anomaly_detector_ros.models.registry import Registry
-from anomaly_detector_ros.parts import Parts
+from anomaly_detector_ros.features import extractors, upsampling
+from anomaly_detector_ros.features.extractors import FeatureExtractor
 from anomaly_detector_ros.profiles import Profile
+from anomaly_detector_ros.segmentation import segmenters
+from anomaly_detector_ros.segmentation.segmenters import Segmenter
+from anomaly_detector_ros.weights.registry import Registry
 
 Settings = Mapping[str, Any]
 
@@ -85,7 +85,7 @@ class CachedParts(Parts):
             return None
         # What becomes of uncovered pixels is not the segmenter's business.
         own = {name: value for name, value in settings.items() if name != "uncovered"}
-        key = self._key(own, segmentation.weights_needed(settings["name"], settings))
+        key = self._key(own, segmenters.weights_needed(settings["name"], settings))
         return CachedSegmenter(segmenter, self.cache, key)
 
     def edits(self, detector: Detector, image: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -108,7 +108,7 @@ class CachedParts(Parts):
             self.edits_key(profile),
             self.features_key(profile.features),
             self._key(upsampler, upsampling.weights_needed(upsampler["name"], upsampler)),
-            self._key(segmenter, segmentation.weights_needed(segmenter["name"], segmenter)),
+            self._key(segmenter, segmenters.weights_needed(segmenter["name"], segmenter)),
         ]
 
     def edits_key(self, profile: Profile) -> Any:
@@ -122,7 +122,7 @@ class CachedParts(Parts):
 
     def features_key(self, settings: Settings) -> Any:
         """A key for what an extractor makes of an image."""
-        return self._key(settings, features.weights_needed(settings["name"], settings))
+        return self._key(settings, extractors.weights_needed(settings["name"], settings))
 
     def _key(self, settings: Settings, models: list[str]) -> Any:
         def build() -> Any:

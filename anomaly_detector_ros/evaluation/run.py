@@ -12,16 +12,16 @@ from accelerate import PartialState
 from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.evaluation.cache import array_digest
 from anomaly_detector_ros.evaluation.cached import CachedParts
-from anomaly_detector_ros.evaluation.datasets import Dataset, LabelledImage
-from anomaly_detector_ros.evaluation.fits import Fits
-from anomaly_detector_ros.evaluation.gallery import Panels, gallery
-from anomaly_detector_ros.evaluation.measures import Measurement
-from anomaly_detector_ros.evaluation.methods import Method, Synthesis
-from anomaly_detector_ros.evaluation.plots import plot_curves
-from anomaly_detector_ros.evaluation.report import Report
-from anomaly_detector_ros.evaluation.rows import ROWS, build_method
+from anomaly_detector_ros.evaluation.datasets.opening import Dataset, LabelledImage
+from anomaly_detector_ros.evaluation.metrics.measures import Measurement
+from anomaly_detector_ros.evaluation.table.fits import Fits
+from anomaly_detector_ros.evaluation.table.gallery import Panels, gallery
+from anomaly_detector_ros.evaluation.table.methods import Method, Synthesis
+from anomaly_detector_ros.evaluation.table.plots import plot_curves
+from anomaly_detector_ros.evaluation.table.report import Report
+from anomaly_detector_ros.evaluation.table.rows import ROWS, build_method
 from anomaly_detector_ros.profiles import Profile
-from anomaly_detector_ros.tensors import to_pictures
+from anomaly_detector_ros.runtime.tensors import to_pictures
 
 Progress = Callable[[int, int, str], None]
 GALLERY_ROWS = 6

@@ -1,1 +1,1 @@
-"""The ROS 2 side: node, message conversion, player and recorder."""
+"""The ROS 2 side: the lifecycle node, its parameters, inputs and outputs."""

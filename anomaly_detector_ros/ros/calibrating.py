@@ -15,10 +15,10 @@ from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.ros.parameter_table import camera_parameter
 
 if TYPE_CHECKING:
-    from anomaly_detector_ros.analysis.calibration import Calibration
-    from anomaly_detector_ros.analysis.drift import DriftMonitor
-    from anomaly_detector_ros.detector import Detection
-    from anomaly_detector_ros.live_calibration import LiveCalibration
+    from anomaly_detector_ros.calibration.calibration import Calibration
+    from anomaly_detector_ros.calibration.drift import DriftMonitor
+    from anomaly_detector_ros.calibration.live import LiveCalibration
+    from anomaly_detector_ros.detection import Detection
     from anomaly_detector_ros.ros.models import Models
     from anomaly_detector_ros.ros.node import AnomalyDetectorNode
 
@@ -64,7 +64,7 @@ class Calibrating:
 
     def _begin(self) -> str:
         # Imports torch, which the node does without until it is configured.
-        from anomaly_detector_ros.live_calibration import (
+        from anomaly_detector_ros.calibration.live import (
             LiveCalibration,
             check_writable,
             default_file,
@@ -145,7 +145,7 @@ class Calibrating:
             self._node.get_logger().error(f"not calibrated: {one_line(error)}")
 
     def _watch(self, camera: str, models: Models, detection: Detection) -> None:
-        from anomaly_detector_ros.analysis.drift import DriftMonitor
+        from anomaly_detector_ros.calibration.drift import DriftMonitor
 
         detector = models.detector(camera)
         calibration = detector.calibration if detector else None
@@ -167,13 +167,16 @@ class Calibrating:
         monitor.add(detection.heatmap)
 
     def _finish(self, live: LiveCalibration, camera: str, models: Models, file: Path) -> None:
-        from anomaly_detector_ros.live_calibration import save_calibration
+        from anomaly_detector_ros.building import fingerprint
+        from anomaly_detector_ros.calibration.live import save_calibration
+        from anomaly_detector_ros.weights.registry import Registry
 
         detector = models.detector(camera)
         if detector is None:
             raise UserError("the models were released meanwhile: calibrate again")
         before = detector.calibration
-        calibration = live.calibration(before, detector.profile)
+        of = before.fingerprint if before else fingerprint(detector.profile, Registry.default())
+        calibration = live.calibration(before, of)
         save_calibration(calibration, file)
         thresholds = self._shares(calibration) if before is None else {}
         models.recalibrate(calibration, file)

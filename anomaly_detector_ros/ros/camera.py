@@ -13,20 +13,20 @@ from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from anomaly_detector_ros.errors import UserError, one_line
+from anomaly_detector_ros.imaging.messages import compressed_to_rgb, image_to_rgb
+from anomaly_detector_ros.imaging.skipping import FrameSkipper
+from anomaly_detector_ros.imaging.temporal import TemporalFilter
 from anomaly_detector_ros.ros.ages import input_age
-from anomaly_detector_ros.ros.conversion import compressed_to_rgb, image_to_rgb
 from anomaly_detector_ros.ros.counters import CameraCounters, Dropped, Processed
 from anomaly_detector_ros.ros.obstacles_output import ObstacleOutputs
 from anomaly_detector_ros.ros.publishing import Outputs
 from anomaly_detector_ros.ros.qos import Conflict, subscribe
 from anomaly_detector_ros.ros.worker import Frame, Turn
-from anomaly_detector_ros.skipping import FrameSkipper
-from anomaly_detector_ros.temporal import TemporalFilter
 
 if TYPE_CHECKING:
     from std_msgs.msg import Header
 
-    from anomaly_detector_ros.detector import Detection
+    from anomaly_detector_ros.detection import Detection
     from anomaly_detector_ros.ros.costmap_output import CostmapOutput
     from anomaly_detector_ros.ros.extrinsics import Transforms
     from anomaly_detector_ros.ros.node import AnomalyDetectorNode
@@ -221,7 +221,7 @@ class Camera:
         return turn.settle(Processed(picture.age, done - turn.frame.arrived, stages))
 
     def _filtered(self, header: Header, found: Detection, settings: Settings) -> Detection:
-        from anomaly_detector_ros.analysis.scoring import frame_score
+        from anomaly_detector_ros.detection import frame_score
 
         stamp = _nanoseconds(header)
         heatmap = self._filter.update(found.heatmap, stamp, settings.temporal_filter)

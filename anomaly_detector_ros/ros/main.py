@@ -10,7 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from anomaly_detector_ros import allocator
+from anomaly_detector_ros.runtime import allocator
 
 if TYPE_CHECKING:
     from rclpy.executors import Executor

@@ -13,21 +13,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from anomaly_detector_ros.analysis.calibration import Calibration
-from anomaly_detector_ros.degradation import (
-    Ladder,
-    Level,
-    OneByOneDenoiser,
-    OneByOneFeatures,
-    fewer_prompts,
-    is_out_of_memory,
-    levels,
-)
-from anomaly_detector_ros.detector import Detection, Detector
-from anomaly_detector_ros.devices import choose_device
+from anomaly_detector_ros.building import Parts, fewer_prompts
+from anomaly_detector_ros.calibration.calibration import Calibration
+from anomaly_detector_ros.detection import Detection
+from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.errors import one_line
-from anomaly_detector_ros.parts import Parts
+from anomaly_detector_ros.features.networks import OneByOneFeatures
 from anomaly_detector_ros.profiles import Profile, load_profile
+from anomaly_detector_ros.runtime.devices import choose_device
+from anomaly_detector_ros.runtime.memory_ladder import Ladder, Level, is_out_of_memory, levels
+from anomaly_detector_ros.synthesis.denoisers.base import OneByOneDenoiser
 
 WARM_UP_SIZE = (272, 512)
 
@@ -53,7 +48,7 @@ class Models:
     """A detector for each camera; those with the same calibration share one, all the networks.
 
     Where memory runs out the image is tried again with less demanding models, and the profile's
-    own are tried again later; see `degradation`. Not thread-safe: one thread at a time.
+    own are tried again later; see `runtime.memory_ladder`. Not thread-safe: one thread at a time.
 
     Args:
         wanted: what to load, on the first use or by `load`.

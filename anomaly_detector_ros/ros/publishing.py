@@ -10,15 +10,15 @@ from builtin_interfaces.msg import Time
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
+from anomaly_detector_ros.imaging.messages import image_fields, info_fits
+from anomaly_detector_ros.imaging.rendering import IMAGE_OUTPUTS, JPEG_FORMAT, encode_jpeg, render
 from anomaly_detector_ros.ros import vision
-from anomaly_detector_ros.ros.conversion import image_fields, info_fits
-from anomaly_detector_ros.ros.outputs import IMAGE_OUTPUTS, JPEG_FORMAT, encode_jpeg, render
 from anomaly_detector_ros.ros.qos import Warn, advertise, latched_qos
 
 if TYPE_CHECKING:
     from rclpy.lifecycle import LifecycleNode
 
-    from anomaly_detector_ros.detector import Detection
+    from anomaly_detector_ros.detection import Detection
 
 
 class Outputs:

@@ -16,7 +16,8 @@ from anomaly_detector_ros.ros.watchdog import Watchdog
 from anomaly_detector_ros.ros.worker import Frame, Turn, Worker
 
 if TYPE_CHECKING:
-    from anomaly_detector_ros.detector import Detection, Detector
+    from anomaly_detector_ros.detection import Detection
+    from anomaly_detector_ros.detector import Detector
     from anomaly_detector_ros.ros.models import Models
     from anomaly_detector_ros.ros.node import AnomalyDetectorNode
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.synthesis.denoisers import Denoiser
+from anomaly_detector_ros.synthesis.denoisers.base import Denoiser
 from anomaly_detector_ros.synthesis.guidance import (
     forward_matching,
     mismatched,

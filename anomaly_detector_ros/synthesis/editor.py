@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anomaly_detector_ros.synthesis.denoisers import Denoiser
+from anomaly_detector_ros.runtime.tensors import to_device
+from anomaly_detector_ros.synthesis.denoisers.base import Denoiser
 from anomaly_detector_ros.synthesis.editing import checked, make_sampler
 from anomaly_detector_ros.synthesis.stream import StreamEditor
-from anomaly_detector_ros.tensors import to_device
 
 
 class Editor:

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from anomaly_detector_ros.synthesis.denoisers import Denoiser
+from anomaly_detector_ros.synthesis.denoisers.base import Denoiser
 from anomaly_detector_ros.synthesis.schedule import Schedule
 from anomaly_detector_ros.synthesis.similarity import Similarity
 

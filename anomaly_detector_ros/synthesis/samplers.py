@@ -15,7 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from anomaly_detector_ros.synthesis.denoisers import Denoiser
+from anomaly_detector_ros.runtime.tensors import to_device
+from anomaly_detector_ros.synthesis.denoisers.base import Denoiser
 from anomaly_detector_ros.synthesis.guidance import (
     Guidance,
     Jacobian,
@@ -26,7 +27,6 @@ from anomaly_detector_ros.synthesis.guidance import (
 )
 from anomaly_detector_ros.synthesis.schedule import Schedule
 from anomaly_detector_ros.synthesis.similarity import Similarity
-from anomaly_detector_ros.tensors import to_device
 
 Matching = Literal["reverse", "mismatched", "forward"]
 

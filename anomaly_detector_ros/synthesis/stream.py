@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.synthesis.denoisers import Denoiser
+from anomaly_detector_ros.synthesis.denoisers.base import Denoiser
 from anomaly_detector_ros.synthesis.editing import checked, make_sampler
 from anomaly_detector_ros.synthesis.guidance import Jacobian
 from anomaly_detector_ros.synthesis.samplers import (

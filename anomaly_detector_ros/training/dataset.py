@@ -13,8 +13,8 @@ import psutil
 from torch import Tensor
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.images import read_rgb
-from anomaly_detector_ros.tensors import to_tensor
+from anomaly_detector_ros.imaging.images import read_rgb
+from anomaly_detector_ros.runtime.tensors import to_tensor
 
 ASPECT_TOLERANCE = 1.05
 """Up to this ratio of aspect ratios an image is squashed; beyond it the middle is cut out."""

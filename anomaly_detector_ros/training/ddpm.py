@@ -24,10 +24,10 @@ from accelerate import Accelerator
 from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 
-from anomaly_detector_ros.devices import choose_device, choose_dtype
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.files import replace_file
-from anomaly_detector_ros.synthesis.denoisers import DiffusersDenoiser
+from anomaly_detector_ros.runtime.devices import choose_device, choose_dtype
+from anomaly_detector_ros.runtime.files import replace_file
+from anomaly_detector_ros.synthesis.denoisers.unet import DiffusersDenoiser
 from anomaly_detector_ros.synthesis.schedule import Schedule
 from anomaly_detector_ros.training.config import TrainingConfig, build_unet
 from anomaly_detector_ros.training.dataset import TrainingImages

@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from anomaly_detector_ros.files import replace_file
+from anomaly_detector_ros.runtime.files import replace_file
 
 
 class Journal:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from anomaly_detector_ros.synthesis.denoisers import Denoiser
+from anomaly_detector_ros.runtime.tensors import to_pictures, to_tensor
+from anomaly_detector_ros.synthesis.denoisers.base import Denoiser
 from anomaly_detector_ros.synthesis.samplers import few_step
 from anomaly_detector_ros.synthesis.similarity import GaussianSimilarity
-from anomaly_detector_ros.tensors import to_pictures, to_tensor
 from anomaly_detector_ros.training.dataset import TrainingImages
 
 VALIDATION_LEVELS = (0.2, 0.4, 0.6, 0.8)

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import torch
 
-from anomaly_detector_ros.files import replace_file
+from anomaly_detector_ros.runtime.files import replace_file
 from anomaly_detector_ros.training.dataset import TrainingImages
 
 _THUMBNAIL_WIDTH = 16

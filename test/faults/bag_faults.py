@@ -23,7 +23,7 @@ def write_bag(bag: Path) -> None:
     from rosbags.rosbag2 import StoragePlugin, Writer
     from rosbags.typesys import Stores, get_typestore
 
-    from anomaly_detector_ros.ros.conversion import image_fields
+    from anomaly_detector_ros.imaging.messages import image_fields
 
     store = get_typestore(Stores.ROS2_JAZZY)
     kinds, kind = store.types, "sensor_msgs/msg/Image"
@@ -63,7 +63,7 @@ def bag_killed(bench: Bench) -> str:
 
 def bag_resumed(bench: Bench) -> None:
     """Recovery: resumed, or begun anew, the bag is the same as one made in one go."""
-    from anomaly_detector_ros.bag_frames import BagReader
+    from anomaly_detector_ros.bags.frames import BagReader
 
     bag, output = bench.folder / "drive", bench.folder / "drive_anomalies"
     resume = "--resume" in command(bench, "bag", "--help").communicate()[0]

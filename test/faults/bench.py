@@ -18,7 +18,7 @@ from node_process import NodeProcess
 from sensor_msgs.msg import Image
 from tiny import save_tiny_unet, write_profile
 
-from anomaly_detector_ros.ros.processes import graph_environment
+from anomaly_detector_ros.demo.processes import graph_environment
 
 MAX_INPUT_AGE = 3.0
 SIZE = (48, 64)

@@ -62,7 +62,15 @@ def camera_stops(bench: Bench) -> str:
 def publisher_restarts(bench: Bench) -> str:
     file = bench.folder / "played.png"
     cv2.imwrite(str(file), picture())
-    player = ["-m", "anomaly_detector_ros.ros.player", str(file), "--rate", "20", "--count", "9999"]
+    player = [
+        "-m",
+        "anomaly_detector_ros.demo.player",
+        str(file),
+        "--rate",
+        "20",
+        "--count",
+        "9999",
+    ]
     for number in (1, 2):
         before = bench.count("processed")
         with child(bench, *player):

@@ -21,15 +21,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 from harness import Case, main
 from mutations import mutate
 
-from anomaly_detector_ros.bag_frames import COMPRESSED, IMAGE, deserialize, typestore
-from anomaly_detector_ros.images import MAX_PIXELS
-from anomaly_detector_ros.mapping.camera_model import CameraModel
-from anomaly_detector_ros.ros.conversion import (
+from anomaly_detector_ros.bags.frames import COMPRESSED, IMAGE, deserialize, typestore
+from anomaly_detector_ros.imaging.images import MAX_PIXELS
+from anomaly_detector_ros.imaging.messages import (
     ENCODINGS,
     compressed_to_rgb,
     image_to_rgb,
     info_fits,
 )
+from anomaly_detector_ros.mapping.camera_model import CameraModel
 
 CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
 HEIGHT, WIDTH = 24, 32
@@ -180,7 +180,7 @@ def _through_bytes(
 
 
 def _as_the_node_reads(data: bytes, msgtype: str) -> Any:
-    from anomaly_detector_ros.images import ImageError
+    from anomaly_detector_ros.imaging.images import ImageError
 
     try:
         return deserialize_message(data, _CLASSES[msgtype])

@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.models.landing import SourceError
+from anomaly_detector_ros.weights.landing import SourceError
 
 Case = Callable[[int], bool]
 

@@ -16,25 +16,26 @@ from diffusers import DDPMPipeline, UNet2DModel
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from safetensors.torch import save_file
 
-from anomaly_detector_ros.analysis.calibration import Calibration, load_calibration
-from anomaly_detector_ros.analysis.distances import WhitenedDistance
-from anomaly_detector_ros.analysis.nominal_scores import DEFAULT_CAMERA, NominalScores
-from anomaly_detector_ros.analysis.onnx_session import open_session
-from anomaly_detector_ros.analysis.score_distribution import ScoreDistribution
-from anomaly_detector_ros.analysis.weights import read_state
-from anomaly_detector_ros.bag import process_bag
-from anomaly_detector_ros.bag_frames import IMAGE, typestore
+from anomaly_detector_ros.bags.frames import IMAGE, typestore
+from anomaly_detector_ros.bags.processing import process_bag
 from anomaly_detector_ros.baselines.methods import load_baseline, make_baseline
-from anomaly_detector_ros.detector import Detection
-from anomaly_detector_ros.images import read_rgb
-from anomaly_detector_ros.models.archives import land_tar_member, land_wheel_member
-from anomaly_detector_ros.models.landing import Landing, hash_file
-from anomaly_detector_ros.models.registry import Registry
+from anomaly_detector_ros.calibration.calibration import Calibration, load_calibration
+from anomaly_detector_ros.calibration.distribution import ScoreDistribution
+from anomaly_detector_ros.calibration.nominal import DEFAULT_CAMERA, NominalScores
+from anomaly_detector_ros.detection import Detection
+from anomaly_detector_ros.distances.base import WhitenedDistance
+from anomaly_detector_ros.imaging.images import read_rgb
+from anomaly_detector_ros.imaging.messages import image_fields
 from anomaly_detector_ros.profiles import Profile, load_profile, profile_names
-from anomaly_detector_ros.ros.conversion import image_fields
-from anomaly_detector_ros.synthesis.denoisers import load_denoiser
-from anomaly_detector_ros.synthesis.onnx_export import export_denoiser
+from anomaly_detector_ros.runtime.files import hash_file
+from anomaly_detector_ros.runtime.onnx_session import open_session
+from anomaly_detector_ros.synthesis.denoisers.loading import load_denoiser
+from anomaly_detector_ros.synthesis.denoisers.onnx_export import export_denoiser
 from anomaly_detector_ros.synthesis.schedule import Schedule
+from anomaly_detector_ros.weights.archives import land_tar_member, land_wheel_member
+from anomaly_detector_ros.weights.landing import Landing
+from anomaly_detector_ros.weights.published import read_state
+from anomaly_detector_ros.weights.registry import Registry
 
 SIZE = (16, 24)
 FRAMES = 3

@@ -12,7 +12,7 @@ pytest.importorskip("rclpy", reason="rclpy is not installed")
 from ros_graph import Graph, image, wait_until
 from std_srvs.srv import Trigger
 
-from anomaly_detector_ros.analysis.calibration import load_calibration
+from anomaly_detector_ros.calibration.calibration import load_calibration
 from anomaly_detector_ros.ros import calibrating
 
 FRAMES = 10

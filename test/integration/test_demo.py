@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from rosbags.rosbag2 import Reader
 
-from anomaly_detector_ros.bag import process_bag
-from anomaly_detector_ros.bag_frames import deserialize
+from anomaly_detector_ros.bags.frames import deserialize
+from anomaly_detector_ros.bags.processing import process_bag
 from anomaly_detector_ros.detector import Detector
 
 pytest.importorskip("rclpy", reason="no ROS 2 here")

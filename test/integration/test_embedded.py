@@ -11,10 +11,10 @@ import pytest
 
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.evaluation.datasets import LabelledImage, load_ycor
-from anomaly_detector_ros.evaluation.pixels import PixelCounts
-from anomaly_detector_ros.images import find_images, read_rgb
-from anomaly_detector_ros.resources import share_dir
+from anomaly_detector_ros.evaluation.datasets.opening import LabelledImage, load_ycor
+from anomaly_detector_ros.evaluation.metrics.pixels import PixelCounts
+from anomaly_detector_ros.imaging.images import find_images, read_rgb
+from anomaly_detector_ros.runtime.resources import share_dir
 
 
 def load(profile: str) -> Detector:

@@ -18,8 +18,8 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from ros_graph import Graph, image, picture, values, wait_until, with_stamp
 from sensor_msgs.msg import CameraInfo, CompressedImage
 
-from anomaly_detector_ros.ros.conversion import image_to_rgb
-from anomaly_detector_ros.ros.outputs import IMAGE_OUTPUTS
+from anomaly_detector_ros.imaging.messages import image_to_rgb
+from anomaly_detector_ros.imaging.rendering import IMAGE_OUTPUTS
 from anomaly_detector_ros.ros.vision import CLASSES
 
 

@@ -15,7 +15,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from ros_graph import Graph, image, wait_until
 from sensor_msgs.msg import Image
 
-from anomaly_detector_ros.devices import memory_bytes
+from anomaly_detector_ros.runtime.devices import memory_bytes
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,11 @@ pytest.importorskip("rclpy", reason="rclpy is not installed")
 from ros_graph import Graph, child_environment, picture, wait_until
 from rosbags.highlevel import AnyReader
 
-from anomaly_detector_ros.resources import share_dir
-from anomaly_detector_ros.ros.outputs import IMAGE_OUTPUTS
+from anomaly_detector_ros.imaging.rendering import IMAGE_OUTPUTS
+from anomaly_detector_ros.runtime.resources import share_dir
 
-PLAYER = [sys.executable, "-m", "anomaly_detector_ros.ros.player"]
-RECORDER = [sys.executable, "-m", "anomaly_detector_ros.ros.recorder"]
+PLAYER = [sys.executable, "-m", "anomaly_detector_ros.demo.player"]
+RECORDER = [sys.executable, "-m", "anomaly_detector_ros.demo.recorder"]
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_pictures_to_node_to_bag(node: Graph, pictures: Path, tmp_path: Path):
 
 
 def test_node_publishes_every_output_on_the_recorded_topics():
-    from anomaly_detector_ros.ros.recorder import camera_topics
+    from anomaly_detector_ros.demo.recorder import camera_topics
 
     topics = camera_topics("front", "/robot/anomaly_detector", "compressed")
     assert topics["/robot/front/image_raw/compressed"] == "sensor_msgs/msg/CompressedImage"

@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from anomaly_detector_ros.analysis.dinov2 import PATCH, DinoV2Features
-from anomaly_detector_ros.analysis.features import make_features
-from anomaly_detector_ros.analysis.mobile_sam import MobileSamPredictor
-from anomaly_detector_ros.analysis.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from anomaly_detector_ros.analysis.sam_prompted import PromptedSegmenter
-from anomaly_detector_ros.analysis.scoring import cosine_distance
-from anomaly_detector_ros.analysis.segmentation import make_segmenter
-from anomaly_detector_ros.analysis.upsampling import upsample_bilinear
+from anomaly_detector_ros.distances.base import cosine_distance
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.features.dinov2 import PATCH, DinoV2Features
+from anomaly_detector_ros.features.extractors import make_features
+from anomaly_detector_ros.features.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from anomaly_detector_ros.features.upsampling import upsample_bilinear
+from anomaly_detector_ros.segmentation.mobile_sam import MobileSamPredictor
+from anomaly_detector_ros.segmentation.prompted import PromptedSegmenter
+from anomaly_detector_ros.segmentation.segmenters import make_segmenter
 
 
 def _files(name: str) -> list[Path]:
-    from anomaly_detector_ros.models.registry import Registry
+    from anomaly_detector_ros.weights.registry import Registry
 
     registry = Registry.default()
     try:
@@ -43,7 +43,7 @@ def mobile_sam_files() -> list[Path]:
 
 @pytest.fixture(scope="module")
 def segmenter(mobile_sam_files: list[Path]) -> PromptedSegmenter:
-    from anomaly_detector_ros.models.registry import Registry
+    from anomaly_detector_ros.weights.registry import Registry
 
     made = make_segmenter("mobile_sam", {"name": "mobile_sam"}, Registry.default())
     assert isinstance(made, PromptedSegmenter)
@@ -103,7 +103,7 @@ def test_features_equal_the_graphs_own_tensors(focus_onnx: Path, size: tuple[int
 
 
 def test_make_features_reads_the_registrys_file(focus_onnx: Path) -> None:
-    from anomaly_detector_ros.models.registry import Registry
+    from anomaly_detector_ros.weights.registry import Registry
 
     settings = {"name": "dinov2_vits14_focus", "block": 3, "input_size": [70, 112]}
     made = make_features(settings["name"], settings, Registry.default(), "cpu")

@@ -33,7 +33,7 @@ from node_process import NodeProcess
 from process_usage import growth, resident_bytes, thread_seconds, used_between
 from sensor_msgs.msg import Image
 
-from anomaly_detector_ros.ros.processes import graph_environment
+from anomaly_detector_ros.demo.processes import graph_environment
 
 HERE = Path(__file__).resolve().parent
 CAMERAS = ("left", "right")

@@ -16,8 +16,8 @@ from rosbags.interfaces import (
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from anomaly_detector_ros.ros.conversion import image_fields
-from anomaly_detector_ros.ros.outputs import encode_jpeg
+from anomaly_detector_ros.imaging.messages import image_fields
+from anomaly_detector_ros.imaging.rendering import encode_jpeg
 
 STORE = get_typestore(Stores.ROS2_JAZZY)
 TYPES = STORE.types

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anomaly_detector_ros.analysis.distances import NominalDifferences, WhitenedDistance
-from anomaly_detector_ros.analysis.score_distribution import ScoreDistribution, ScorePool
+from anomaly_detector_ros.calibration.distribution import ScoreDistribution, ScorePool
+from anomaly_detector_ros.distances.base import NominalDifferences, WhitenedDistance
 
 CHANNELS, EDITS = 4, 3
 

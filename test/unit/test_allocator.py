@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # 48 MB blocks, written and freed again and again, in the main thread and in another.
 FAULTS = """
 import ctypes, resource, sys, threading
-from anomaly_detector_ros.allocator import tune
+from anomaly_detector_ros.runtime.allocator import tune
 if sys.argv[1] == "tuned":
     assert tune()
 libc = ctypes.CDLL(None)

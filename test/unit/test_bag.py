@@ -24,12 +24,12 @@ from rosbags.highlevel import AnyReader
 from rosbags.interfaces import QosReliability
 from rosbags.rosbag2 import Reader, StoragePlugin, Writer
 
-from anomaly_detector_ros.bag import OUTPUTS, output_topic, process_bag
-from anomaly_detector_ros.bag_frames import camera_name, image_topics, read_images
+from anomaly_detector_ros.bags.frames import camera_name, image_topics, read_images
+from anomaly_detector_ros.bags.processing import OUTPUTS, output_topic, process_bag
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.ros.conversion import compressed_to_rgb
-from anomaly_detector_ros.ros.outputs import encode_jpeg, render
+from anomaly_detector_ros.imaging.messages import compressed_to_rgb
+from anomaly_detector_ros.imaging.rendering import encode_jpeg, render
 
 
 @pytest.fixture(scope="session")

@@ -27,13 +27,13 @@ from bag_files import (
 from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import CompressionMode, Reader, StoragePlugin, Writer
 
-from anomaly_detector_ros import bag_reader
-from anomaly_detector_ros.bag import output_topic, process_bag
-from anomaly_detector_ros.bag_frames import image_topics, read_frames, read_images
-from anomaly_detector_ros.bag_reader import BagReader, unpack_zstd, zstd
+from anomaly_detector_ros.bags import reader as bag_reader
+from anomaly_detector_ros.bags.frames import image_topics, read_frames, read_images
+from anomaly_detector_ros.bags.processing import output_topic, process_bag
+from anomaly_detector_ros.bags.reader import BagReader, unpack_zstd, zstd
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.images import ImageError
+from anomaly_detector_ros.imaging.images import ImageError
 
 METADATA = "rosbag2_bagfile_information"
 

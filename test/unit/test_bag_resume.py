@@ -15,10 +15,11 @@ from bag_files import START, STORAGES, contents, image_bytes, pictures, write_ba
 from rosbags.rosbag2 import Reader, StoragePlugin
 from typer.testing import CliRunner
 
-from anomaly_detector_ros.bag import partial_path, process_bag
-from anomaly_detector_ros.bag_journal import BagJournal, FrameResult
+from anomaly_detector_ros.bags.journal import BagJournal, FrameResult
+from anomaly_detector_ros.bags.processing import partial_path, process_bag
 from anomaly_detector_ros.cli.main import app
-from anomaly_detector_ros.detector import Detection, Detector
+from anomaly_detector_ros.detection import Detection
+from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.errors import UserError
 
 FRAMES = 6

@@ -16,19 +16,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
-from anomaly_detector_ros.analysis.features import RgbFeatures
 from anomaly_detector_ros.baselines.base import KIND, Baseline
 from anomaly_detector_ros.baselines.gmm import GmmBaseline
 from anomaly_detector_ros.baselines.methods import BASELINES, load_baseline
 from anomaly_detector_ros.baselines.nearest import NearestBaseline
-from anomaly_detector_ros.baselines.sampling import sample_features
 from anomaly_detector_ros.baselines.scorer import BaselineScorer
 from anomaly_detector_ros.cli.fit import fit as fit_command
 from anomaly_detector_ros.cli.fit import parse_settings
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.fitted_file import header_key
-from anomaly_detector_ros.models.registry import Registry
-from anomaly_detector_ros.tensors import to_tensor
+from anomaly_detector_ros.features.extractors import RgbFeatures
+from anomaly_detector_ros.features.sampling import sample_features
+from anomaly_detector_ros.runtime.fitted_file import header_key
+from anomaly_detector_ros.runtime.tensors import to_tensor
+from anomaly_detector_ros.weights.registry import Registry
 
 
 @pytest.fixture(scope="module")

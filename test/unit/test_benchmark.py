@@ -27,15 +27,16 @@ from anomaly_detector_ros.benchmarking.timing import (
 )
 from anomaly_detector_ros.cli.main import app
 from anomaly_detector_ros.detector import Detector
-from anomaly_detector_ros.devices import memory_bytes
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.models.registry import Registry
 from anomaly_detector_ros.profiles import load_profile
-from anomaly_detector_ros.resources import share_dir
-from anomaly_detector_ros.synthesis.denoisers import UnetDenoiser, load_denoiser
-from anomaly_detector_ros.synthesis.lucidrains import LucidrainsConfig, LucidrainsUnet
-from anomaly_detector_ros.synthesis.onnx_export import export_denoiser
+from anomaly_detector_ros.runtime.devices import memory_bytes
+from anomaly_detector_ros.runtime.resources import share_dir
+from anomaly_detector_ros.synthesis.denoisers.loading import load_denoiser
+from anomaly_detector_ros.synthesis.denoisers.lucidrains import LucidrainsConfig, LucidrainsUnet
+from anomaly_detector_ros.synthesis.denoisers.onnx_export import export_denoiser
+from anomaly_detector_ros.synthesis.denoisers.unet import UnetDenoiser
 from anomaly_detector_ros.synthesis.schedule import Schedule
+from anomaly_detector_ros.weights.registry import Registry
 
 CPU = torch.device("cpu")
 PICTURE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from anomaly_detector_ros.analysis.calibration import load_calibration
+from anomaly_detector_ros.calibration.calibration import load_calibration
 from anomaly_detector_ros.cli.main import app
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.errors import UserError

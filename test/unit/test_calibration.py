@@ -15,17 +15,16 @@ import yaml
 from calibration_data import draw_pictures, gaussian_pairs, pooled, whitened
 from safetensors.numpy import save_file
 
-from anomaly_detector_ros.analysis.calibration import KIND, Calibration, load_calibration
-from anomaly_detector_ros.analysis.nominal_scores import DEFAULT_CAMERA, NominalScores
-from anomaly_detector_ros.analysis.novelty import NoveltyDistance
-from anomaly_detector_ros.analysis.score_distribution import ScoreDistribution
-from anomaly_detector_ros.calibrating import fit_calibration
+from anomaly_detector_ros.building import Parts, differences, fingerprint
+from anomaly_detector_ros.calibration.calibration import KIND, Calibration, load_calibration
+from anomaly_detector_ros.calibration.distribution import ScoreDistribution
+from anomaly_detector_ros.calibration.nominal import DEFAULT_CAMERA, NominalScores
 from anomaly_detector_ros.detector import Detector
+from anomaly_detector_ros.distances.novelty import NoveltyDistance
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.fingerprint import differences, fingerprint
-from anomaly_detector_ros.fitted_file import header_key
-from anomaly_detector_ros.parts import Parts
+from anomaly_detector_ros.fitting.calibration import fit_calibration
 from anomaly_detector_ros.profiles import load_profile
+from anomaly_detector_ros.runtime.fitted_file import header_key
 
 
 @pytest.fixture(scope="module")

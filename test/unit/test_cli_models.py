@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from anomaly_detector_ros.cli.models import app
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.models.registry import Registry
+from anomaly_detector_ros.weights.registry import Registry
 
 BODY = b"weights" * 1000
 runner = CliRunner()

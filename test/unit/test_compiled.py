@@ -12,9 +12,9 @@ import torch._inductor.config
 from torch import Tensor
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.synthesis.compiled import CudaGraphs, WithFallback, accelerate
-from anomaly_detector_ros.synthesis.denoisers import compiled, load_denoiser
-from anomaly_detector_ros.synthesis.onnx_export import export_denoiser
+from anomaly_detector_ros.synthesis.denoisers.compiled import CudaGraphs, WithFallback, accelerate
+from anomaly_detector_ros.synthesis.denoisers.loading import compiled, load_denoiser
+from anomaly_detector_ros.synthesis.denoisers.onnx_export import export_denoiser
 
 CPU = torch.device("cpu")
 X = torch.linspace(-1, 1, 2 * 3 * 16 * 24).reshape(2, 3, 16, 24)

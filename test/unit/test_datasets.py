@@ -4,7 +4,7 @@ from dataset_files import SIZE, blank, write
 from PIL import Image as PilImage
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.evaluation.datasets import DATASETS, nominal_images, open_dataset
+from anomaly_detector_ros.evaluation.datasets.opening import DATASETS, nominal_images, open_dataset
 
 
 @pytest.fixture

@@ -3,8 +3,12 @@ import pytest
 from dataset_files import SIZE, blank, stems, write
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.evaluation.datasets import nominal_images, open_dataset, open_nominal
-from anomaly_detector_ros.evaluation.rugd import SCENES
+from anomaly_detector_ros.evaluation.datasets.opening import (
+    nominal_images,
+    open_dataset,
+    open_nominal,
+)
+from anomaly_detector_ros.evaluation.datasets.rugd import SCENES
 
 COLORMAP = """\
 0 void 0 0 0

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anomaly_detector_ros.demo_scenes import HEIGHT, PLACEMENTS, WIDTH, place, sample_scenes
-from anomaly_detector_ros.drawing import OBJECTS
+from anomaly_detector_ros.demo.objects import OBJECTS
+from anomaly_detector_ros.demo.scenes import HEIGHT, PLACEMENTS, WIDTH, place, sample_scenes
 
 GREY = np.full((HEIGHT, WIDTH, 3), 120, np.uint8)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from anomaly_detector_ros.models.registry import cache_directory
-from anomaly_detector_ros.resources import share_dir
-from anomaly_detector_ros.ros.environment import ALLOCATOR
+from anomaly_detector_ros.runtime.environment import ALLOCATOR
+from anomaly_detector_ros.runtime.resources import share_dir
+from anomaly_detector_ros.weights.registry import cache_directory
 
 ROOT = Path(__file__).resolve().parents[2]
 UNIT = share_dir("config") / "anomaly_detector.service"

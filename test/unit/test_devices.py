@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from anomaly_detector_ros import devices
-from anomaly_detector_ros.devices import available_cores, choose_device, choose_dtype
-from anomaly_detector_ros.tensors import to_device
+from anomaly_detector_ros.runtime import devices
+from anomaly_detector_ros.runtime.devices import available_cores, choose_device, choose_dtype
+from anomaly_detector_ros.runtime.tensors import to_device
 
 CPU = torch.device("cpu")
 HERE = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

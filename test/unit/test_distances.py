@@ -6,19 +6,19 @@ import pytest
 import torch
 from calibration_data import CHANNELS, EDITS, gaussian_pairs, whitened
 
-from anomaly_detector_ros.analysis.distances import (
+from anomaly_detector_ros.distances.base import (
     CosineDistance,
     NominalDifferences,
+    cosine_distance,
     distance_settings,
 )
-from anomaly_detector_ros.analysis.featup import JbuStack
-from anomaly_detector_ros.analysis.scoring import cosine_distance
-from anomaly_detector_ros.analysis.upsampling import (
+from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.features.featup import JbuStack
+from anomaly_detector_ros.features.upsampling import (
     FeatUpUpsampler,
     GridUpsampler,
     upsample_bilinear,
 )
-from anomaly_detector_ros.errors import UserError
 
 
 def test_whitening_gives_gaussian_differences_unit_variance():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from anomaly_detector_ros.analysis.drift import (
+from anomaly_detector_ros.calibration.distribution import ScorePool
+from anomaly_detector_ros.calibration.drift import (
     LEVELS,
     MIN_FRAMES,
     DriftMonitor,
@@ -13,8 +14,7 @@ from anomaly_detector_ros.analysis.drift import (
     cumulative_shares,
     fit_nominal_frames,
 )
-from anomaly_detector_ros.analysis.nominal_scores import NominalScores
-from anomaly_detector_ros.analysis.score_distribution import ScorePool
+from anomaly_detector_ros.calibration.nominal import NominalScores
 
 SIZE = (48, 64)
 

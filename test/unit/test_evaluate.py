@@ -17,9 +17,9 @@ from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.evaluation.cache import Cache, settings_key
 from anomaly_detector_ros.evaluation.cached import CachedParts
-from anomaly_detector_ros.evaluation.datasets import open_dataset
-from anomaly_detector_ros.evaluation.rows import ROWS, TABLE1_ROWS, with_overrides
+from anomaly_detector_ros.evaluation.datasets.opening import open_dataset
 from anomaly_detector_ros.evaluation.run import Evaluation
+from anomaly_detector_ros.evaluation.table.rows import ROWS, TABLE1_ROWS, with_overrides
 from anomaly_detector_ros.profiles import Profile, load_profile
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -231,7 +231,7 @@ NOTING = """
 import sys
 from accelerate import PartialState
 from anomaly_detector_ros.cli.main import main
-from anomaly_detector_ros.evaluation.methods import Synthesis
+from anomaly_detector_ros.evaluation.table.methods import Synthesis
 
 log, *arguments = sys.argv[1:]
 alone = Synthesis.anomaly_map

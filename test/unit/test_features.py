@@ -10,24 +10,24 @@ import torch
 from onnx import helper, numpy_helper
 from safetensors.torch import save_file
 
-from anomaly_detector_ros.analysis.dinov2 import DinoV2Features
-from anomaly_detector_ros.analysis.dinov2_weights import load_dinov2_weights
-from anomaly_detector_ros.analysis.features import (
+from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.features.dinov2 import DinoV2Features
+from anomaly_detector_ros.features.dinov2_weights import load_dinov2_weights
+from anomaly_detector_ros.features.extractors import (
     RgbFeatures,
     feature_names,
     make_features,
     weights_needed,
 )
-from anomaly_detector_ros.analysis.networks import resample_position_embedding
-from anomaly_detector_ros.analysis.preprocessing import (
+from anomaly_detector_ros.features.networks import resample_position_embedding
+from anomaly_detector_ros.features.preprocessing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     network_size,
     normalise,
 )
-from anomaly_detector_ros.analysis.upsampling import upsample_bilinear
-from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.models.registry import Registry
+from anomaly_detector_ros.features.upsampling import upsample_bilinear
+from anomaly_detector_ros.weights.registry import Registry
 
 SIZE = (42, 70)  # a grid of 3 x 5
 SIDE = 4  # of the stored position grid

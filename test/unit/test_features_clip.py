@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from anomaly_detector_ros.analysis.clip_features import ClipFeatures, clip_hub_file
-from anomaly_detector_ros.analysis.preprocessing import IMAGENET_MEAN, normalise
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.features.clip import ClipFeatures, clip_hub_file
+from anomaly_detector_ros.features.preprocessing import IMAGENET_MEAN, normalise
 
 MODEL = "ViT-S-16-alt"  # no published weights: 256 channels, 10 blocks
 State = dict[str, Tensor]

@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from anomaly_detector_ros.analysis.features import RgbFeatures
-from anomaly_detector_ros.analysis.networks import NetworkFeatures
-from anomaly_detector_ros.analysis.preprocessing import resize
-from anomaly_detector_ros.analysis.tiling import TiledFeatures, tile_corners
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.features.extractors import RgbFeatures
+from anomaly_detector_ros.features.networks import NetworkFeatures
+from anomaly_detector_ros.features.preprocessing import resize
+from anomaly_detector_ros.features.tiling import TiledFeatures, tile_corners
 
 
 class PatchMeans(NetworkFeatures):

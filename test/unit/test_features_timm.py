@@ -7,9 +7,9 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from anomaly_detector_ros.analysis.preprocessing import IMAGENET_MEAN, IMAGENET_STD, normalise
-from anomaly_detector_ros.analysis.timm_features import TimmFeatures, timm_hub_file
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.features.preprocessing import IMAGENET_MEAN, IMAGENET_STD, normalise
+from anomaly_detector_ros.features.timm import TimmFeatures, timm_hub_file
 
 VIT = "test_vit.r160_in1k"  # 6 blocks of 64 channels, 160 x 160, trained with mean and std 0.5
 RESNET = "test_resnet.r160_in1k"

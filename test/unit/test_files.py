@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from anomaly_detector_ros.files import replace_file
+from anomaly_detector_ros.runtime.files import replace_file
 
 
 @pytest.mark.parametrize("exception", [OSError, KeyboardInterrupt])

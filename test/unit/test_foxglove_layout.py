@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from anomaly_detector_ros.resources import share_dir
+from anomaly_detector_ros.imaging.rendering import IMAGE_OUTPUTS
 from anomaly_detector_ros.ros.counters import CameraCounters
 from anomaly_detector_ros.ros.diagnostics import camera_status
-from anomaly_detector_ros.ros.outputs import IMAGE_OUTPUTS
+from anomaly_detector_ros.runtime.resources import share_dir
 
 CAMERA = "/anomaly_detector/camera/"
 OUTPUTS = {*IMAGE_OUTPUTS, "overlay/compressed", "camera_info", "obstacles"}

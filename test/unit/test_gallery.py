@@ -4,7 +4,7 @@ import pytest
 from PIL import Image as PilImage
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.evaluation.gallery import (
+from anomaly_detector_ros.evaluation.table.gallery import (
     ANOMALY,
     FALSE_ALARM,
     HIT,

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
-from anomaly_detector_ros.resources import share_dir
-from anomaly_detector_ros.ros import environment as image_environment
-from anomaly_detector_ros.ros.environment import ALLOCATOR, FASTDDS
 from anomaly_detector_ros.ros.parameters import BY_NAME, problem
+from anomaly_detector_ros.runtime import environment as image_environment
+from anomaly_detector_ros.runtime.environment import ALLOCATOR, FASTDDS
+from anomaly_detector_ros.runtime.resources import share_dir
 
 DETECTOR = "anomaly_detector.launch.py"
 NODE = "anomaly_detector_node"

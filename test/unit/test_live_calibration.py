@@ -8,16 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anomaly_detector_ros.analysis.calibration import load_calibration
-from anomaly_detector_ros.analysis.nominal_scores import DEFAULT_CAMERA
-from anomaly_detector_ros.detector import Detector
-from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.live_calibration import (
+from anomaly_detector_ros.building import fingerprint
+from anomaly_detector_ros.calibration.calibration import load_calibration
+from anomaly_detector_ros.calibration.live import (
     LiveCalibration,
     check_writable,
     default_file,
     save_calibration,
 )
+from anomaly_detector_ros.calibration.nominal import DEFAULT_CAMERA
+from anomaly_detector_ros.detector import Detector
+from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.weights.registry import Registry
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,9 @@ def test_a_running_detector_gets_the_scores_of_its_cameras(light_profile: str, t
     detector = Detector.from_profile(light_profile, device="cpu", offline=True)
     live = LiveCalibration(["front", "rear"], 12)
     assert collect(live, detector, {"front": 60, "rear": 180})
-    calibration = live.calibration(detector.calibration, detector.profile)
+    calibration = live.calibration(
+        detector.calibration, fingerprint(detector.profile, Registry.default())
+    )
     file = tmp_path / "new.safetensors"
     save_calibration(calibration, file)
     detector.recalibrate(calibration, file)
@@ -67,14 +71,16 @@ def test_a_running_detector_gets_the_scores_of_its_cameras(light_profile: str, t
 def test_what_a_file_holds_besides_stays(detector: Detector):
     live = LiveCalibration(["front"], 3)
     collect(live, detector, {"front": 60})
-    first = replace(live.calibration(None, detector.profile), seed=9)
+    of = fingerprint(detector.profile, Registry.default())
+    first = replace(live.calibration(None, of), seed=9)
     again = LiveCalibration(["rear"], 3)
     collect(again, detector, {"rear": 180})
-    second = again.calibration(first, detector.profile)
+    second = again.calibration(first, {})
     assert set(second.cameras) == {DEFAULT_CAMERA, "front", "rear"}
     assert second.cameras["front"] is first.cameras["front"]
     assert second.cameras[DEFAULT_CAMERA] is first.cameras[DEFAULT_CAMERA]
     assert second.seed == 9
+    assert second.fingerprint == of
 
 
 def test_a_camera_that_stopped_is_given_up():
@@ -96,13 +102,13 @@ def test_scores_that_tell_nothing_are_refused(detector: Detector):
     live.add("front", np.ones((4, 5)))
     assert live.add("front", np.ones((4, 5)))
     with pytest.raises(UserError, match="alike"):
-        live.calibration(None, detector.profile)
+        live.calibration(None, fingerprint(detector.profile, Registry.default()))
 
 
 def test_a_file_that_cannot_be_written_is_one_line(detector: Detector, tmp_path: Path):
     live = LiveCalibration(["front"], 2)
     collect(live, detector, {"front": 60})
-    calibration = live.calibration(None, detector.profile)
+    calibration = live.calibration(None, fingerprint(detector.profile, Registry.default()))
     nowhere = tmp_path / "absent" / "c.safetensors"
     with pytest.raises(UserError, match="calibration_output") as refused:
         save_calibration(calibration, nowhere)

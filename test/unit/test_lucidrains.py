@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_detector_ros.synthesis import samplers
-from anomaly_detector_ros.synthesis.denoisers import UnetDenoiser, load_denoiser
-from anomaly_detector_ros.synthesis.guidance import mismatched
-from anomaly_detector_ros.synthesis.lucidrains import LucidrainsUnet
-from anomaly_detector_ros.synthesis.lucidrains_checkpoint import (
+from anomaly_detector_ros.synthesis.denoisers.loading import load_denoiser
+from anomaly_detector_ros.synthesis.denoisers.lucidrains import LucidrainsUnet
+from anomaly_detector_ros.synthesis.denoisers.lucidrains_checkpoint import (
     infer_config,
     read_checkpoint,
     save_converted,
 )
+from anomaly_detector_ros.synthesis.denoisers.unet import UnetDenoiser
+from anomaly_detector_ros.synthesis.guidance import mismatched
 from anomaly_detector_ros.synthesis.similarity import GaussianSimilarity
 
 ddpm = pytest.importorskip(

@@ -16,11 +16,15 @@ from typer.testing import CliRunner
 
 from anomaly_detector_ros.cli.models import app
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.models.registry import Registry
-from anomaly_detector_ros.synthesis.denoisers import DiffusersDenoiser, load_denoiser
-from anomaly_detector_ros.synthesis.lucidrains import LucidrainsConfig, LucidrainsUnet
-from anomaly_detector_ros.synthesis.lucidrains_checkpoint import read_checkpoint, save_converted
+from anomaly_detector_ros.synthesis.denoisers.loading import load_denoiser
+from anomaly_detector_ros.synthesis.denoisers.lucidrains import LucidrainsConfig, LucidrainsUnet
+from anomaly_detector_ros.synthesis.denoisers.lucidrains_checkpoint import (
+    read_checkpoint,
+    save_converted,
+)
+from anomaly_detector_ros.synthesis.denoisers.unet import DiffusersDenoiser
 from anomaly_detector_ros.synthesis.schedule import make_betas
+from anomaly_detector_ros.weights.registry import Registry
 
 CONFIG = LucidrainsConfig(8, 8, (1, 2), (False, True), (4, 2), (32, 16))
 runner = CliRunner()

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from anomaly_detector_ros.evaluation import pixels
-from anomaly_detector_ros.evaluation.components import ComponentCounts
-from anomaly_detector_ros.evaluation.pixels import PixelCounts
-from anomaly_detector_ros.evaluation.weighting import WeightedComponents, pixel_weights
+from anomaly_detector_ros.evaluation.metrics import pixels
+from anomaly_detector_ros.evaluation.metrics.components import ComponentCounts
+from anomaly_detector_ros.evaluation.metrics.pixels import PixelCounts
+from anomaly_detector_ros.evaluation.metrics.weighting import WeightedComponents, pixel_weights
 
 
 def everything(shape):
@@ -205,7 +205,7 @@ def component_scores_by_definition(predicted, truth, weights):
 
 def test_component_scores_equal_their_definitions(monkeypatch):
     for name in ("MIN_PREDICTED", "MIN_TRUTH"):
-        monkeypatch.setattr(f"anomaly_detector_ros.evaluation.components.{name}", 1)
+        monkeypatch.setattr(f"anomaly_detector_ros.evaluation.metrics.components.{name}", 1)
     rng = np.random.default_rng(5)
     for _ in range(20):
         predicted, truth = rng.random((2, 25, 30)) < 0.25

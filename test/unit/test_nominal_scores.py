@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anomaly_detector_ros.analysis.calibration import Calibration, load_calibration
-from anomaly_detector_ros.analysis.nominal_scores import DEFAULT_CAMERA, NominalScores, pack, unpack
-from anomaly_detector_ros.analysis.score_distribution import ScorePool
+from anomaly_detector_ros.calibration.calibration import Calibration, load_calibration
+from anomaly_detector_ros.calibration.distribution import ScorePool
+from anomaly_detector_ros.calibration.nominal import DEFAULT_CAMERA, NominalScores, pack, unpack
 from anomaly_detector_ros.errors import UserError
 
 

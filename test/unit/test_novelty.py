@@ -7,8 +7,8 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from anomaly_detector_ros.analysis.distances import distance_settings
-from anomaly_detector_ros.analysis.novelty import NoveltyDistance
+from anomaly_detector_ros.distances.base import distance_settings
+from anomaly_detector_ros.distances.novelty import NoveltyDistance
 from anomaly_detector_ros.errors import UserError
 
 

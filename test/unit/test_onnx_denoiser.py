@@ -14,13 +14,17 @@ from typer.testing import CliRunner
 
 from anomaly_detector_ros.cli.models import app
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.models.landing import hash_file
-from anomaly_detector_ros.synthesis.denoisers import Denoiser, load_denoiser
+from anomaly_detector_ros.runtime.files import hash_file
+from anomaly_detector_ros.synthesis.denoisers.base import Denoiser
+from anomaly_detector_ros.synthesis.denoisers.loading import load_denoiser
+from anomaly_detector_ros.synthesis.denoisers.lucidrains import LucidrainsConfig, LucidrainsUnet
+from anomaly_detector_ros.synthesis.denoisers.lucidrains_checkpoint import (
+    LucidrainsModel,
+    save_converted,
+)
+from anomaly_detector_ros.synthesis.denoisers.onnx import CONFIG, NETWORK, OnnxDenoiser
+from anomaly_detector_ros.synthesis.denoisers.onnx_export import export_denoiser
 from anomaly_detector_ros.synthesis.editing import make_sampler
-from anomaly_detector_ros.synthesis.lucidrains import LucidrainsConfig, LucidrainsUnet
-from anomaly_detector_ros.synthesis.lucidrains_checkpoint import LucidrainsModel, save_converted
-from anomaly_detector_ros.synthesis.onnx_denoiser import CONFIG, NETWORK, OnnxDenoiser
-from anomaly_detector_ros.synthesis.onnx_export import export_denoiser
 from anomaly_detector_ros.synthesis.schedule import Schedule
 
 SIZE = (16, 24)

@@ -6,8 +6,11 @@ import torch
 
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.profiles import load_profile
-from anomaly_detector_ros.synthesis.lucidrains import LucidrainsConfig, LucidrainsUnet
-from anomaly_detector_ros.synthesis.lucidrains_checkpoint import read_checkpoint, save_converted
+from anomaly_detector_ros.synthesis.denoisers.lucidrains import LucidrainsConfig, LucidrainsUnet
+from anomaly_detector_ros.synthesis.denoisers.lucidrains_checkpoint import (
+    read_checkpoint,
+    save_converted,
+)
 from anomaly_detector_ros.synthesis.schedule import make_betas
 
 

@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from anomaly_detector_ros.profiles import profile_names
-from anomaly_detector_ros.resources import share_dir
 from anomaly_detector_ros.ros.detection_parameters import OVERRIDES
 from anomaly_detector_ros.ros.mapping_parameters import POSES
 from anomaly_detector_ros.ros.parameter_table import (
@@ -19,6 +18,7 @@ from anomaly_detector_ros.ros.parameter_table import (
     camera_parameter,
 )
 from anomaly_detector_ros.ros.parameters import descriptor, problem, refusal
+from anomaly_detector_ros.runtime.resources import share_dir
 
 DEFAULTS = {spec.name: spec.default for spec in SPECS}
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from anomaly_detector_ros.analysis.pixel_distance import rgb_distance, ssim_distance
+from anomaly_detector_ros.distances.pixel import rgb_distance, ssim_distance
 from anomaly_detector_ros.errors import UserError
 
 

@@ -15,13 +15,8 @@ import pytest
 from file_server import FileServer, Reply, wait_until
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.models.registry import (
-    FileEntry,
-    ModelEntry,
-    Registry,
-    cache_directory,
-)
-from anomaly_detector_ros.models.sources import LocalSource, Source, UrlSource
+from anomaly_detector_ros.weights.registry import FileEntry, ModelEntry, Registry, cache_directory
+from anomaly_detector_ros.weights.sources import LocalSource, Source, UrlSource
 
 BODY = b"weights" * 50_000
 
@@ -246,8 +241,8 @@ def test_full_disk_says_so_and_leaves_nothing(server: FileServer, tmp_path: Path
         "import resource, sys\n"
         "from pathlib import Path\n"
         "from anomaly_detector_ros.errors import UserError\n"
-        "from anomaly_detector_ros.models.registry import FileEntry, ModelEntry, Registry\n"
-        "from anomaly_detector_ros.models.sources import UrlSource\n"
+        "from anomaly_detector_ros.weights.registry import FileEntry, ModelEntry, Registry\n"
+        "from anomaly_detector_ros.weights.sources import UrlSource\n"
         "url, cache, size, sha256 = sys.argv[1:]\n"
         "file = FileEntry('w.onnx', int(size), sha256, (UrlSource(url),))\n"
         "entry = ModelEntry('net', 'A net', 'MIT', 'nowhere', (file,))\n"

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from anomaly_detector_ros.building import weights_sha256
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.fingerprint import weights_sha256
-from anomaly_detector_ros.models.entries import load_entries
-from anomaly_detector_ros.models.registry import Registry
-from anomaly_detector_ros.models.sources import HuggingFaceSource, LocalSource
+from anomaly_detector_ros.weights.entries import load_entries
+from anomaly_detector_ros.weights.registry import Registry
+from anomaly_detector_ros.weights.sources import HuggingFaceSource, LocalSource
 
 REGISTRY = Path(__file__).resolve().parents[2] / "models" / "registry.yaml"
 SHA256 = "0123456789abcdef" * 4

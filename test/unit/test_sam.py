@@ -21,13 +21,13 @@ from segment_anything.modeling import (
     TwoWayTransformer,
 )
 
-from anomaly_detector_ros.analysis.masks import RULES
-from anomaly_detector_ros.analysis.sam import SamPointPredictor, load_sam, sam_generator
-from anomaly_detector_ros.analysis.sam_automatic import AutomaticSegmenter
-from anomaly_detector_ros.analysis.sam_prompted import PromptedSegmenter
-from anomaly_detector_ros.analysis.segmentation import make_segmenter
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.models.registry import Registry
+from anomaly_detector_ros.segmentation.automatic import AutomaticSegmenter
+from anomaly_detector_ros.segmentation.masks import RULES
+from anomaly_detector_ros.segmentation.prompted import PromptedSegmenter
+from anomaly_detector_ros.segmentation.sam import SamPointPredictor, load_sam, sam_generator
+from anomaly_detector_ros.segmentation.segmenters import make_segmenter
+from anomaly_detector_ros.weights.registry import Registry
 
 # A random network rates its masks anyhow.
 EVERY_MASK = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}

@@ -6,12 +6,12 @@ import cv2
 import numpy as np
 import pytest
 
-from anomaly_detector_ros.analysis.masks import compare_rules
-from anomaly_detector_ros.analysis.mobile_sam import MobileSamPredictor, mobile_sam_generator
-from anomaly_detector_ros.analysis.sam_automatic import AutomaticSegmenter
-from anomaly_detector_ros.analysis.segmentation import make_segmenter
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.models.registry import Registry
+from anomaly_detector_ros.segmentation.automatic import AutomaticSegmenter
+from anomaly_detector_ros.segmentation.masks import compare_rules
+from anomaly_detector_ros.segmentation.mobile_sam import MobileSamPredictor, mobile_sam_generator
+from anomaly_detector_ros.segmentation.segmenters import make_segmenter
+from anomaly_detector_ros.weights.registry import Registry
 
 
 @pytest.fixture(scope="module")

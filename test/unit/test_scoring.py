@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from anomaly_detector_ros.analysis.scoring import cosine_distance, frame_score, segment_average
+from anomaly_detector_ros.detection import frame_score
+from anomaly_detector_ros.distances.base import cosine_distance
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.segmentation.averaging import segment_average
 
 
 def test_cosine_distance_of_known_angles() -> None:

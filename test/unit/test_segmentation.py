@@ -8,12 +8,12 @@ import onnx
 import pytest
 from onnx import helper
 
-from anomaly_detector_ros.analysis.mobile_sam import MobileSamPredictor, encoder_input
-from anomaly_detector_ros.analysis.prompts import anomaly_peaks
-from anomaly_detector_ros.analysis.segmentation import make_segmenter, weights_needed
-from anomaly_detector_ros.analysis.superpixels import SuperpixelSegmenter
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.models.registry import Registry
+from anomaly_detector_ros.segmentation.mobile_sam import MobileSamPredictor, encoder_input
+from anomaly_detector_ros.segmentation.prompts import anomaly_peaks
+from anomaly_detector_ros.segmentation.segmenters import make_segmenter, weights_needed
+from anomaly_detector_ros.segmentation.superpixels import SuperpixelSegmenter
+from anomaly_detector_ros.weights.registry import Registry
 
 
 def _hills(shape: tuple[int, int], hills: list[tuple[int, int, float]]) -> np.ndarray:

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from anomaly_detector_ros.analysis.masks import (
+from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.segmentation.masks import (
     RULES,
     MaskRule,
     RuleOutcome,
@@ -12,7 +13,6 @@ from anomaly_detector_ros.analysis.masks import (
     rule_by_name,
     smaller_wins,
 )
-from anomaly_detector_ros.errors import UserError
 
 SIZE = (20, 30)
 

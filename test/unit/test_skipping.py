@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from anomaly_detector_ros.skipping import FrameSkipper
+from anomaly_detector_ros.imaging.skipping import FrameSkipper
 
 HEIGHT, WIDTH = 360, 640
 

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.synthesis.denoisers import Denoiser, UnetDenoiser, load_denoiser
+from anomaly_detector_ros.synthesis.denoisers.base import Denoiser
+from anomaly_detector_ros.synthesis.denoisers.loading import load_denoiser
+from anomaly_detector_ros.synthesis.denoisers.lucidrains import LucidrainsConfig, LucidrainsUnet
+from anomaly_detector_ros.synthesis.denoisers.onnx_export import export_denoiser
+from anomaly_detector_ros.synthesis.denoisers.unet import UnetDenoiser
 from anomaly_detector_ros.synthesis.editing import make_sampler
 from anomaly_detector_ros.synthesis.gaussian import GaussianDenoiser
-from anomaly_detector_ros.synthesis.lucidrains import LucidrainsConfig, LucidrainsUnet
-from anomaly_detector_ros.synthesis.onnx_export import export_denoiser
 from anomaly_detector_ros.synthesis.schedule import Schedule, Timesteps
 from anomaly_detector_ros.synthesis.stream import StreamEditor
 

@@ -11,20 +11,20 @@ import pytest
 import torch
 import yaml
 
-from anomaly_detector_ros.analysis.distances import distance_settings
 from anomaly_detector_ros.benchmarking.counting import Passes, counting
 from anomaly_detector_ros.cli.main import main
 from anomaly_detector_ros.detector import Detector
+from anomaly_detector_ros.distances.base import distance_settings
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.evaluation import distance_fits
 from anomaly_detector_ros.evaluation.cache import Cache
 from anomaly_detector_ros.evaluation.cached import CachedParts
-from anomaly_detector_ros.evaluation.costs import cost_of, count_passes
-from anomaly_detector_ros.evaluation.datasets import open_dataset
+from anomaly_detector_ros.evaluation.datasets.opening import open_dataset
 from anomaly_detector_ros.evaluation.run import Evaluation
-from anomaly_detector_ros.evaluation.sweep import pareto_optimal, run_sweep
-from anomaly_detector_ros.evaluation.sweep_plots import pushed_apart
-from anomaly_detector_ros.evaluation.variants import UNCHANGED, load_variants
+from anomaly_detector_ros.evaluation.sweep import distance_fits
+from anomaly_detector_ros.evaluation.sweep.costs import cost_of, count_passes
+from anomaly_detector_ros.evaluation.sweep.plots import pushed_apart
+from anomaly_detector_ros.evaluation.sweep.run import pareto_optimal, run_sweep
+from anomaly_detector_ros.evaluation.sweep.variants import UNCHANGED, load_variants
 from anomaly_detector_ros.profiles import load_profile
 from anomaly_detector_ros.synthesis.editing import make_sampler
 

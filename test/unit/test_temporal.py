@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from anomaly_detector_ros.temporal import GAP, TemporalFilter
+from anomaly_detector_ros.imaging.temporal import GAP, TemporalFilter
 
 SECOND = 1_000_000_000
 

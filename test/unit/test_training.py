@@ -26,7 +26,7 @@ from training_runs import (
 )
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.synthesis.denoisers import load_denoiser
+from anomaly_detector_ros.synthesis.denoisers.loading import load_denoiser
 from anomaly_detector_ros.training import measures
 from anomaly_detector_ros.training.config import SIZE_PRESETS, TrainingConfig, build_unet
 from anomaly_detector_ros.training.journal import Journal, plot_losses

@@ -7,7 +7,7 @@ import pytest
 from training_runs import SIZE, scene, write_scenes
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.images import find_images
+from anomaly_detector_ros.imaging.images import find_images
 from anomaly_detector_ros.training.dataset import TrainingImages, crop_to_aspect
 from anomaly_detector_ros.training.frames import FrameFilter, sharpness
 from anomaly_detector_ros.training.measures import make_grid

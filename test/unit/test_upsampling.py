@@ -9,15 +9,16 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor
 
-from anomaly_detector_ros.analysis.featup import JbuStack, UpsampledFeatures
-from anomaly_detector_ros.analysis.preprocessing import (
+from anomaly_detector_ros.distances.base import cosine_distance
+from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.features.featup import JbuStack, UpsampledFeatures
+from anomaly_detector_ros.features.preprocessing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     normalise,
     resize,
 )
-from anomaly_detector_ros.analysis.scoring import cosine_distance
-from anomaly_detector_ros.analysis.upsampling import (
+from anomaly_detector_ros.features.upsampling import (
     FeatUpUpsampler,
     make_upsampler,
     upsample_bilinear,
@@ -25,8 +26,7 @@ from anomaly_detector_ros.analysis.upsampling import (
     upsampler_names,
     weights_needed,
 )
-from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.models.registry import Registry
+from anomaly_detector_ros.weights.registry import Registry
 
 CHANNELS = 6
 GRID = (3, 4)

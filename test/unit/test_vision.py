@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from anomaly_detector_ros.ros.outputs import render
+from anomaly_detector_ros.imaging.rendering import render
 from anomaly_detector_ros.ros.vision import (
     ANOMALY,
     CLASSES,

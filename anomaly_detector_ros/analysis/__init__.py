@@ -1,1 +1,0 @@
-"""Analysis: what an edit changed, in feature space, averaged over segments."""

@@ -1,0 +1,272 @@
+"""One pass over a bag: every message copied, the outputs of the detector behind each frame."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rosbags.interfaces import Connection
+from rosbags.rosbag2 import Writer
+
+from anomaly_detector_ros.bags.copies import add_copies
+from anomaly_detector_ros.bags.frames import (
+    BagReader,
+    camera_name,
+    deserialize,
+    message_to_rgb,
+    read_messages,
+    typestore,
+)
+from anomaly_detector_ros.bags.journal import BagJournal, FrameResult
+from anomaly_detector_ros.bags.outputs import (
+    CAMERA_INFO,
+    OUTPUTS,
+    frame_messages,
+    output_qos,
+    output_topic,
+)
+from anomaly_detector_ros.errors import UserError, one_line
+from anomaly_detector_ros.imaging.images import ImageError
+
+if TYPE_CHECKING:
+    from anomaly_detector_ros.detection import Detection
+    from anomaly_detector_ros.detector import Detector
+
+# Frames handed to the detector while the outputs of the one before them are made and written.
+_AHEAD = 1
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class CameraReport:
+    """What was done with the frames of one camera.
+
+    Attributes:
+        topic: its image topic.
+        camera: its name in the output topics.
+        frames: frames with outputs.
+        skipped: frames that could not be read or that the models failed on.
+        first_error: why the first skipped frame was skipped.
+    """
+
+    topic: str
+    camera: str
+    frames: int = 0
+    skipped: int = 0
+    first_error: str = ""
+
+
+@dataclass
+class BagReport:
+    """What was done with a bag.
+
+    Attributes:
+        cameras: what was done with the frames of each.
+        resumed: frames taken from an interrupted run, of all.
+        copied: messages of the input bag in the output bag.
+        replaced: topics of the input bag left out because outputs bear the same names.
+    """
+
+    cameras: list[CameraReport]
+    resumed: int = 0
+    copied: int = 0
+    replaced: list[str] = field(default_factory=list)
+
+    @property
+    def frames(self) -> int:
+        """Frames with outputs, of all cameras."""
+        return sum(camera.frames for camera in self.cameras)
+
+    @property
+    def skipped(self) -> int:
+        """Frames without, of all cameras."""
+        return sum(camera.skipped for camera in self.cameras)
+
+    @property
+    def first_error(self) -> str:
+        """Why a frame was skipped; "" if none was."""
+        return next((c.first_error for c in self.cameras if c.first_error), "")
+
+
+@dataclass
+class _Camera:
+    """One camera of the bag: its report, where its outputs go, and its latest CameraInfo."""
+
+    report: CameraReport
+    info_topic: str
+    info: Any
+    targets: dict[str, Connection]
+
+
+@dataclass
+class _Message:
+    """A message on its way through; `camera` is None unless it is a frame.
+
+    `found` is None unless the frame is with the detector: the journal has the other results.
+    """
+
+    connection: Connection
+    timestamp: int
+    raw: bytes
+    camera: _Camera | None = None
+    found: Future[tuple[Any, np.ndarray, Detection]] | None = None
+
+
+class BagPass:
+    """One pass over a bag.
+
+    Args:
+        reader: the open input.
+        writer: the open, empty output.
+        journal: has the results of frames that are finished already, and takes those of others.
+        topics: of the cameras, by :func:`frames.camera_name` of different ones.
+        outputs: names from :data:`OUTPUTS`.
+    """
+
+    def __init__(
+        self,
+        reader: BagReader,
+        writer: Writer,
+        journal: BagJournal,
+        topics: Sequence[str],
+        outputs: Sequence[str],
+    ) -> None:
+        self.reader, self.writer, self.journal = reader, writer, journal
+        cameras = [self._camera(topic) for topic in topics]
+        names = {
+            c.report.camera: [n for n in outputs if n != "camera_info" or c.info is not None]
+            for c in cameras
+        }
+        added = {output_topic(camera, name) for camera in names for name in names[camera]}
+        replaced = sorted({c.topic for c in reader.connections} & added)
+        self.copies = add_copies(reader, writer, leave_out=replaced)
+        for camera in cameras:
+            camera.targets = self._add_outputs(camera.report.camera, names[camera.report.camera])
+        self.cameras = {camera.report.topic: camera for camera in cameras}
+        self.report = BagReport([camera.report for camera in cameras], replaced=replaced)
+        self.total = sum(c.msgcount for c in reader.connections if c.topic in self.cameras)
+
+    def run(self, detector: Detector, skip_errors: bool, progress: Progress | None) -> BagReport:
+        """Copy all messages and add the outputs behind each frame.
+
+        Raises:
+            UserError: the input is damaged, or a frame is bad, unless `skip_errors`.
+            OSError: the disk is full.
+        """
+        waiting: deque[_Message] = deque()
+        frames_waiting = written = 0
+        # The detector works on the next frame while the outputs of one are made and written.
+        with ThreadPoolExecutor(1, "detector") as pool:
+            try:
+                for message in self._messages(pool, detector):
+                    if message is not None:
+                        waiting.append(message)
+                        frames_waiting += message.camera is not None
+                    ahead = _AHEAD if message is not None else 0
+                    while waiting and (frames_waiting == 0 or frames_waiting > ahead):
+                        current = waiting.popleft()
+                        self._copy(current)
+                        if current.camera is None:
+                            continue
+                        frames_waiting -= 1
+                        written += 1
+                        self._add_results(current, current.camera, written, skip_errors)
+                        if progress:
+                            progress(written, max(written, self.total))
+            finally:
+                pool.shutdown(cancel_futures=True)
+        return self.report
+
+    def _messages(self, pool: ThreadPoolExecutor, detector: Detector) -> Iterator[_Message | None]:
+        """The input's messages in their order, frames handed to the detector; None at the end."""
+        wanted = [c for c in self.reader.connections if c.id in self.copies]
+        frames = 0
+        for connection, timestamp, raw in read_messages(self.reader, self.reader.bag, wanted):
+            message = _Message(connection, timestamp, raw, self.cameras.get(connection.topic))
+            if message.camera is not None:
+                frames += 1
+                if frames > self.journal.left:
+                    message.found = pool.submit(_detect, detector, connection.msgtype, raw)
+            yield message
+        yield None
+
+    def _copy(self, message: _Message) -> None:
+        connection = message.connection
+        self.writer.write(self.copies[connection.id], message.timestamp, message.raw)
+        self.report.copied += 1
+        if connection.msgtype == CAMERA_INFO:
+            for camera in self.cameras.values():
+                if camera.info_topic == connection.topic:
+                    with suppress(ImageError):  # a damaged one: the last good one holds
+                        camera.info = deserialize(message.raw, CAMERA_INFO)
+
+    def _add_results(
+        self, message: _Message, camera: _Camera, number: int, skip_errors: bool
+    ) -> None:
+        """Write the outputs of frame `number`, the detector's or the journal's."""
+        report = camera.report
+        if message.found is None:
+            result = self.journal.next()
+            self.report.resumed += 1
+        else:
+            result = _result(camera, message.found)
+        if result.error and not skip_errors:
+            raise UserError(f"frame {number} of '{report.topic}': {result.error}")
+        if message.found is not None:
+            self.journal.append(result)
+        for name, data in result.messages.items():
+            self.writer.write(camera.targets[name], message.timestamp, data)
+        if result.error:
+            report.skipped += 1
+            report.first_error = report.first_error or result.error
+        else:
+            report.frames += 1
+
+    def _camera(self, topic: str) -> _Camera:
+        root = topic.removesuffix("/compressed").rpartition("/")[0]
+        info_topic = f"{root}/camera_info"
+        report = CameraReport(topic, camera_name(topic))
+        return _Camera(report, info_topic, self._first_camera_info(info_topic), {})
+
+    def _first_camera_info(self, topic: str) -> Any:
+        """So that frames before the first CameraInfo have one, too."""
+        connections = [
+            c for c in self.reader.connections if c.topic == topic and c.msgtype == CAMERA_INFO
+        ]
+        for _, _, raw in read_messages(self.reader, self.reader.bag, connections):
+            with suppress(ImageError):
+                return deserialize(raw, CAMERA_INFO)
+        return None
+
+    def _add_outputs(self, camera: str, names: list[str]) -> dict[str, Connection]:
+        return {
+            name: self.writer.add_connection(
+                output_topic(camera, name),
+                OUTPUTS[name],
+                typestore=typestore(),
+                offered_qos_profiles=[output_qos()],
+            )
+            for name in names
+        }
+
+
+def _detect(detector: Detector, msgtype: str, raw: bytes) -> tuple[Any, np.ndarray, Detection]:
+    """Header and picture of a frame, and what is found in it."""
+    message = deserialize(raw, msgtype)
+    image = message_to_rgb(message, msgtype)
+    return message.header, image, detector.detect(image)
+
+
+def _result(camera: _Camera, found: Future[tuple[Any, np.ndarray, Detection]]) -> FrameResult:
+    try:
+        header, image, detection = found.result()
+    except Exception as error:  # models and the libraries below them raise many kinds
+        return FrameResult(error=one_line(error))
+    names = list(camera.targets)
+    return FrameResult(dict(frame_messages(names, header, image, detection, camera.info)))

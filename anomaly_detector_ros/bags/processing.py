@@ -1,0 +1,158 @@
+"""A rosbag2 recording to a new one that also holds what the detector finds, without a ROS graph."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rosbags.rosbag2 import StoragePlugin, Writer
+
+from anomaly_detector_ros import __version__
+from anomaly_detector_ros.bags.frames import BagReader, camera_name, choose_topic
+from anomaly_detector_ros.bags.journal import BagJournal
+from anomaly_detector_ros.bags.outputs import OUTPUTS, output_topic
+from anomaly_detector_ros.bags.passes import BagPass, BagReport, CameraReport, Progress
+from anomaly_detector_ros.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    from anomaly_detector_ros.detector import Detector
+
+__all__ = [
+    "OUTPUTS",
+    "BagReport",
+    "CameraReport",
+    "choose_topics",
+    "output_topic",
+    "partial_path",
+    "process_bag",
+]
+
+# Humble reads metadata of version 8, not of 9; later releases read both.
+_METADATA_VERSION = 8
+
+
+def partial_path(output: Path) -> Path:
+    """Where an unfinished bag and the journal of its finished frames lie."""
+    return output.with_name(output.name + ".partial")
+
+
+def process_bag(
+    source: Path,
+    output: Path,
+    detector: Detector,
+    *,
+    topics: Sequence[str] = (),
+    outputs: Sequence[str] = tuple(OUTPUTS),
+    skip_errors: bool = True,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> BagReport:
+    """Write `output`: all topics of `source` as they are, and the detector's outputs.
+
+    Outputs carry the stamp and frame id of their frame and its bag timestamp; storage kind and QoS
+    profiles are those of the input. The bag appears under its name only when it is complete. Until
+    then it lies in `OUTPUT.partial`, with a journal of finished frames; that stays when a run is
+    interrupted that finished any.
+
+    Args:
+        source: bag directory, or one .mcap or .db3 file.
+        output: directory to make.
+        detector: runs on every frame of the topics.
+        topics: image topics, one for each camera; by default the only one there is.
+        outputs: names from :data:`OUTPUTS`.
+        skip_errors: skip and count frames that cannot be read, rather than stop.
+        resume: take the finished frames of an interrupted run with the same input and settings
+            from its journal; the messages of the bag are those of a run in one go.
+        progress: called with frames done and frames in all.
+
+    Raises:
+        UserError: missing, truncated or unreadable bag; no or several camera topics; unknown
+            output; `output` exists or cannot be written; a bad frame unless `skip_errors`; the
+            interrupted run had another input or other settings.
+    """
+    unknown = [name for name in outputs if name not in OUTPUTS]
+    if unknown:
+        raise UserError(f"unknown output '{unknown[0]}': choose from {', '.join(OUTPUTS)}")
+    if output.exists():
+        raise UserError(f"'{output}' exists already: remove it or give another output")
+    partial = partial_path(output)
+    with BagReader(source) as reader:
+        chosen = choose_topics(reader, source, topics)
+        job = _describe(source, reader, chosen, outputs, detector)
+        storage = _storage(source, output)
+        try:
+            partial.mkdir(parents=True, exist_ok=True)
+            with BagJournal(partial / "journal", job, resume=resume) as journal:
+                try:
+                    shutil.rmtree(partial / output.name, ignore_errors=True)
+                    # The storage file takes its directory's name: the final one, from the start.
+                    with Writer(
+                        partial / output.name, version=_METADATA_VERSION, storage_plugin=storage
+                    ) as writer:
+                        job_pass = BagPass(reader, writer, journal, chosen, outputs)
+                        report = job_pass.run(detector, skip_errors, progress)
+                    (partial / output.name).replace(output)
+                finally:
+                    keep = journal.finished and not output.exists()
+                    shutil.rmtree(partial / output.name if keep else partial, ignore_errors=True)
+        except (OSError, sqlite3.Error) as error:
+            with suppress(OSError):
+                partial.rmdir()  # where not even the journal could be made
+            raise UserError(
+                f"cannot write '{output}' ({one_line(error)}): make room or give another output"
+            ) from error
+    return report
+
+
+def choose_topics(reader: BagReader, bag: Path, topics: Sequence[str]) -> list[str]:
+    """The camera topics asked for, or the only one there is.
+
+    Raises:
+        UserError: no such topic, another type, no image topic or several; two of one camera.
+    """
+    cameras: dict[str, str] = {}
+    for topic in topics or [None]:
+        chosen = choose_topic(reader, bag, topic)
+        other = cameras.setdefault(camera_name(chosen), chosen)
+        if other != chosen:
+            raise UserError(
+                f"'{other}' and '{chosen}' are of one camera, '{camera_name(chosen)}': choose one"
+            )
+    return list(cameras.values())
+
+
+def _describe(
+    source: Path,
+    reader: BagReader,
+    topics: Sequence[str],
+    outputs: Sequence[str],
+    detector: Detector,
+) -> dict[str, Any]:
+    """What the outputs depend on, by the words in which an error names it."""
+    files = sorted(file for file in source.iterdir()) if source.is_dir() else [source]
+    return {
+        "version of this package": __version__,
+        "input": [
+            [[file.name, file.stat().st_size] for file in files],
+            [reader.message_count, reader.start_time, reader.end_time],
+        ],
+        "topic": list(topics),
+        "choice of outputs": list(outputs),
+        "profile": asdict(detector.profile),
+        "threshold": detector.threshold,
+    }
+
+
+def _storage(bag: Path, output: Path) -> StoragePlugin:
+    names = [bag.name] if bag.is_file() else [file.name for file in bag.iterdir()]
+    if any(".mcap" in name for name in names):
+        return StoragePlugin.MCAP
+    # rosbags gives the name to SQLite as an address, in which these have a meaning.
+    if any(mark in str(output) for mark in "?#%"):
+        raise UserError(f"'{output}': a name with ?, # or % is no place for a .db3 file: rename it")
+    return StoragePlugin.SQLITE3

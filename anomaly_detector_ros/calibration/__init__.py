@@ -1,0 +1,1 @@
+"""What scores mean: their distribution on nominal images, files of it, live, and drift."""

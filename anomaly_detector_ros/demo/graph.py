@@ -1,0 +1,268 @@
+"""The demo's graph: player, node and recorder processes, and a monitor in this one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anomaly_detector_ros.bags.frames import COMPRESSED, BagReader, choose_topic
+from anomaly_detector_ros.demo.processes import ProcessGroup, graph_environment, wait_until
+from anomaly_detector_ros.errors import UserError
+
+CAMERA = "camera"
+HEATMAP = f"/anomaly_detector/{CAMERA}/heatmap"
+LOAD_TIMEOUT = 600.0
+"""Seconds for the node to load its models."""
+DISCOVERY_TIMEOUT = 60.0
+"""Seconds for the recorder to find the node's topics."""
+FRAME_TIMEOUT = 120.0
+"""Seconds without any progress, after which the demo gives up."""
+_NODE, _CAMERA_STATUS = "anomaly_detector: node", f"anomaly_detector: {CAMERA}"
+
+
+@dataclass(frozen=True)
+class Playback:
+    """What the player plays.
+
+    Attributes:
+        path: folder of pictures, or a bag.
+        rate: pictures per second.
+        count: how many, over and over; None: each once.
+        topic: of a bag.
+        transport: raw or compressed.
+    """
+
+    path: Path
+    rate: float
+    count: int | None = None
+    topic: str | None = None
+    transport: str = "raw"
+
+    @classmethod
+    def of_bag(cls, bag: Path, rate: float, count: int | None, topic: str | None) -> Playback:
+        """A bag's camera topic; UserError where the bag is unreadable or the topic is unclear."""
+        with BagReader(bag) as reader:
+            chosen = choose_topic(reader, bag, topic)
+            kinds = {c.msgtype for c in reader.connections if c.topic == chosen}
+        transport = "compressed" if kinds == {COMPRESSED} else "raw"
+        return cls(bag, rate, count, chosen, transport)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The node's own counts of one camera, from /diagnostics."""
+
+    state: str = ""
+    fault: str = ""
+    received: int = 0
+    processed: int = 0
+    dropped: int = 0
+    pending: int = 0
+    drop_reasons: tuple[tuple[str, int], ...] = ()
+
+
+class Monitor:
+    """Reads /diagnostics in a thread of this process."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        # rclpy reads them at init; this process needs no large shared-memory segment of its own.
+        for name in ("ROS_AUTOMATIC_DISCOVERY_RANGE", "ROS_LOCALHOST_ONLY", "ROS_LOG_DIR"):
+            if name in environment:
+                os.environ[name] = environment[name]
+        import rclpy
+        from diagnostic_msgs.msg import DiagnosticArray
+        from rclpy.context import Context
+        from rclpy.executors import SingleThreadedExecutor
+        from rclpy.node import Node
+
+        self.counts = Counts()
+        self._context = Context()
+        rclpy.init(args=[], context=self._context, domain_id=int(environment["ROS_DOMAIN_ID"]))
+        self._node = Node("demo_monitor", context=self._context)
+        self._node.create_subscription(DiagnosticArray, "/diagnostics", self._on_message, 10)
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self._node)
+        self._thread = threading.Thread(target=self._spin, daemon=True)
+        self._thread.start()
+
+    def _spin(self) -> None:
+        while self._context.ok():
+            try:
+                self._executor.spin_once(timeout_sec=0.2)
+            except Exception:  # the context ends while it waits
+                if self._context.ok():
+                    raise
+                return
+
+    def _on_message(self, message: Any) -> None:
+        found = {s.name: (s, {p.key: p.value for p in s.values}) for s in message.status}
+        status, values = found.get(_NODE, (None, {}))
+        fault = status.message if status is not None and status.level == b"\x02" else ""
+        camera = found.get(_CAMERA_STATUS, (None, {}))[1]
+        reasons = tuple(
+            (key.removeprefix("dropped: "), int(value))
+            for key, value in camera.items()
+            if key.startswith("dropped: ") and int(value)
+        )
+        numbers = [int(camera.get(k, 0)) for k in ("received", "processed", "dropped", "pending")]
+        self.counts = Counts(values.get("state", ""), fault, *numbers, reasons)
+
+    def close(self) -> None:
+        """End the thread and leave the graph."""
+        self._context.try_shutdown()
+        self._thread.join(2.0)
+
+
+def run_graph(
+    playback: Playback,
+    output: Path,
+    profile: str,
+    device: str,
+    *,
+    threshold: float,
+    offline: bool,
+    report: Callable[[str, Counts], None],
+) -> dict[str, Any]:
+    """Play pictures through the node into the bag `output`/bag; returns a summary.
+
+    Args:
+        playback: what to play.
+        output: directory that exists; logs go into `output`/logs.
+        profile, device, threshold, offline: for the node.
+        report: called again and again with what is going on and the node's counts.
+
+    Returns:
+        The recorder's summary (see `demo.recorder`) with `played` and the node's `counts` added.
+
+    Raises:
+        UserError: a process failed, the node could not load its models, or nothing moves any more.
+    """
+    logs = output / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    environment = graph_environment(logs)
+    monitor = Monitor(environment)
+    try:
+        with ProcessGroup(environment, logs) as processes:
+            _start_node(processes, playback, profile, device, threshold, offline)
+            _wait_active(processes, monitor, report)
+            _start_recorder(processes, playback, output)
+            _start_player(processes, playback)
+            _wait_played(processes, monitor, report)
+            _wait_processed(processes, monitor, report)
+            report("writing the bag", monitor.counts)
+            if processes.stop("recorder") != 0:
+                raise UserError(f"recorder failed: {processes.last_line('recorder')}")
+            played = re.search(r"^played (\d+) images", processes.output("player"), re.MULTILINE)
+    finally:
+        monitor.close()
+    summary = json.loads((output / "summary.json").read_text())
+    return {**summary, "played": int(played[1]) if played else 0, "counts": monitor.counts}
+
+
+def _start_node(
+    processes: ProcessGroup,
+    playback: Playback,
+    profile: str,
+    device: str,
+    threshold: float,
+    offline: bool,
+) -> None:
+    parameters = {
+        "cameras": f"['{CAMERA}']",
+        "image_transport": playback.transport,
+        "profile": _yaml_text(profile),
+        "device": _yaml_text(device),
+        "threshold": str(float(threshold)),
+        "offline": str(offline).lower(),
+    }
+    arguments = [part for k, v in parameters.items() for part in ("-p", f"{k}:={v}")]
+    processes.start("node", "anomaly_detector_ros.ros.main", "--ros-args", *arguments)
+
+
+def _start_recorder(processes: ProcessGroup, playback: Playback, output: Path) -> None:
+    processes.start(
+        "recorder",
+        "anomaly_detector_ros.demo.recorder",
+        str(output / "bag"),
+        *("--summary", str(output / "summary.json")),
+        *("--camera", CAMERA, "--transport", playback.transport),
+        *("--wait", str(DISCOVERY_TIMEOUT)),
+    )
+
+    def recording() -> bool:
+        processes.check("recorder")
+        return "recording" in processes.output("recorder").split()
+
+    if not wait_until(recording, 2 * DISCOVERY_TIMEOUT):
+        raise UserError(f"the recorder does not start: {processes.last_line('recorder')}")
+
+
+def _start_player(processes: ProcessGroup, playback: Playback) -> None:
+    options = ["--camera", CAMERA, "--rate", str(playback.rate), "--subscribers", "2"]
+    if playback.count is not None:
+        options += ["--count", str(playback.count)]
+    if playback.topic is not None:
+        options += ["--topic", playback.topic]
+    processes.start("player", "anomaly_detector_ros.demo.player", str(playback.path), *options)
+
+
+def _wait_active(
+    processes: ProcessGroup, monitor: Monitor, report: Callable[[str, Counts], None]
+) -> None:
+    def active() -> bool:
+        processes.check("node")
+        if monitor.counts.fault:
+            raise UserError(f"the node cannot start: {monitor.counts.fault}")
+        report("the node loads its models", monitor.counts)
+        return monitor.counts.state == "active"
+
+    if not wait_until(active, LOAD_TIMEOUT):
+        raise UserError(
+            f"the node is not active after {LOAD_TIMEOUT:.0f} s: {processes.last_line('node')}"
+        )
+
+
+def _wait_played(
+    processes: ProcessGroup, monitor: Monitor, report: Callable[[str, Counts], None]
+) -> None:
+    while processes.running("player"):
+        processes.check("node")
+        processes.check("recorder")
+        report("playing", monitor.counts)
+        time.sleep(0.1)
+    processes.check("player", may_end=True)
+
+
+def _wait_processed(
+    processes: ProcessGroup, monitor: Monitor, report: Callable[[str, Counts], None]
+) -> None:
+    """Wait until the node has done what it received; diagnostics come once a second."""
+    settled_since, last, moved = 0.0, monitor.counts, time.monotonic()
+    while True:
+        processes.check("node")
+        counts, now = monitor.counts, time.monotonic()
+        report("the node finishes", counts)
+        if counts != last:
+            last, moved, settled_since = counts, now, 0.0
+        if counts.pending == 0:
+            settled_since = settled_since or now
+            if now - settled_since > 2.5:
+                return
+        if now - moved > FRAME_TIMEOUT:
+            raise UserError(
+                f"the node made no progress for {FRAME_TIMEOUT:.0f} s with {counts.pending} "
+                f"pictures to go: {processes.last_line('node')}"
+            )
+        time.sleep(0.1)
+
+
+def _yaml_text(value: str) -> str:
+    """Text for a parameter on the command line, which ROS reads as YAML."""
+    return json.dumps(value)

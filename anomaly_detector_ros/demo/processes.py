@@ -1,0 +1,151 @@
+"""Child processes of a small ROS graph of their own, ended with their parent in every case."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+
+from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.runtime.environment import ALLOCATOR, fastdds_environment, fastdds_profile
+
+_PR_SET_PDEATHSIG = 1
+_PATIENCE = {signal.SIGINT: 10.0, signal.SIGTERM: 5.0, signal.SIGKILL: 5.0}
+
+
+def graph_environment(logs: Path, domain: int | None = None) -> dict[str, str]:
+    """Environment of processes that see each other and nothing beyond this machine.
+
+    Args:
+        logs: directory for ROS logs.
+        domain: ROS domain; by default one that follows from the process id.
+    """
+    # What the user set goes before.
+    environment = {**ALLOCATOR, **fastdds_environment(fastdds_profile()), **os.environ}
+    domain = 10 + os.getpid() % 90 if domain is None else domain
+    environment |= {
+        "ROS_DOMAIN_ID": str(domain),
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+        "ROS_LOG_DIR": str(logs),
+        "PYTHONUNBUFFERED": "1",
+    }
+    if environment.get("ROS_DISTRO", "") in ("humble", "galactic", "foxy"):
+        # Later releases warn of it and go by the discovery range.
+        environment["ROS_LOCALHOST_ONLY"] = "1"
+    # A child has to find this package when it runs from a source checkout, too.
+    root = str(Path(__file__).resolve().parents[2])
+    paths = [root, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+    environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    return environment
+
+
+class ProcessGroup:
+    """Processes that end, in reverse order of their start, when the with block does.
+
+    Args:
+        environment: theirs.
+        logs: directory for their output, NAME.log each.
+    """
+
+    def __init__(self, environment: Mapping[str, str], logs: Path) -> None:
+        self._environment, self._logs = environment, logs
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> ProcessGroup:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for name in reversed(list(self._processes)):
+            self.stop(name)
+
+    def start(self, name: str, module: str, *arguments: str) -> None:
+        """Run `python -m module arguments` in the background."""
+        command = [sys.executable, "-m", module, *arguments]
+        with self._log(name).open("wb") as log:
+            self._processes[name] = subprocess.Popen(
+                command,
+                env=dict(self._environment),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C in the terminal goes to the parent alone, which ends them in order.
+                start_new_session=True,
+                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            )
+
+    def running(self, name: str) -> bool:
+        """Whether the process still runs."""
+        return self._processes[name].poll() is None
+
+    def check(self, name: str, *, may_end: bool = False) -> None:
+        """Raise UserError, with the last line of its output, if a process failed or is gone."""
+        code = self._processes[name].poll()
+        if code is None or (may_end and code == 0):
+            return
+        raise UserError(f"{name} ended with code {code}: {self.last_line(name)}")
+
+    def last_line(self, name: str) -> str:
+        """Last line that a process wrote, or where to look."""
+        lines = [line.strip() for line in self.output(name).splitlines()]
+        return next((line for line in reversed(lines) if line), f"see '{self._log(name)}'")
+
+    def output(self, name: str) -> str:
+        """All that a process wrote so far."""
+        return self._log(name).read_text(errors="replace")
+
+    def _log(self, name: str) -> Path:
+        return self._logs / f"{name}.log"
+
+    def stop(self, name: str) -> int:
+        """End a process with SIGINT, then less kindly; returns its exit code."""
+        process = self._processes[name]
+        for number, patience in _PATIENCE.items():
+            if process.poll() is not None:
+                break
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(patience)
+        return process.returncode
+
+
+@contextlib.contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Within the block SIGTERM raises SystemExit(143), so that with blocks clean up."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def wait_until(condition: Callable[[], bool], timeout: float, interval: float = 0.1) -> bool:
+    """Poll a condition; False if it did not come true within `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(interval)
+    return True
+
+
+def _end_with_parent() -> None:
+    """In the child: SIGTERM when the parent dies, even of SIGKILL."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)

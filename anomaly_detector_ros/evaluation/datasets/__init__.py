@@ -1,0 +1,1 @@
+"""Labelled data sets: RUGD, RELLIS-3D, YCOR and folders of images and masks."""

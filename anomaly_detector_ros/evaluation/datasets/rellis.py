@@ -1,0 +1,94 @@
+"""RELLIS-3D (Jiang et al. 2021): camera frames with id labels, by sequence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.evaluation.datasets.classes import Classes
+from anomaly_detector_ros.evaluation.datasets.labelled import (
+    Dataset,
+    Progress,
+    pairs_below,
+    unknown_split,
+)
+from anomaly_detector_ros.evaluation.datasets.labels import read_ids
+
+IMAGES, LABELS = "pylon_camera_node", "pylon_camera_node_label_id"
+SPLITS = ("all", "train", "ood")
+MIN_OOD_SHARE = 0.00025
+"""From this share of anomalous pixels on an image counts as out of distribution."""
+
+CLASSES = Classes.named(
+    {
+        0: "void",
+        1: "dirt",
+        3: "grass",
+        4: "tree",
+        5: "pole",
+        6: "water",
+        7: "sky",
+        8: "vehicle",
+        9: "object",
+        10: "asphalt",
+        12: "building",
+        15: "log",
+        17: "person",
+        18: "fence",
+        19: "bush",
+        23: "concrete",
+        27: "barrier",
+        31: "puddle",
+        33: "mud",
+        34: "rubble",
+    },
+    anomalous=("vehicle", "person", "barrier", "rubble"),
+)
+# Ids without a name of their own, which the data set's benchmark code counts as grass and water.
+_SYNONYMS = {29: 3, 30: 3, 32: 6}
+
+
+def load_rellis(root: Path, split: str | None = None, progress: Progress | None = None) -> Dataset:
+    """``<sequence>/pylon_camera_node/*.jpg`` with ``<sequence>/pylon_camera_node_label_id/*.png``.
+
+    Args:
+        root: the folder of the sequences, the one above it (the download's ``Rellis-3D`` is then
+            its only level), or a single sequence.
+        split: all (the default), train (what does not count as out of distribution) or ood (what
+            does). The lists of files that come with the data set are not read.
+        progress: called while labels are read to tell train from ood.
+
+    Raises:
+        UserError: an unknown or empty split, no sequence, a missing or unreadable label.
+    """
+    split = split or "all"
+    if split not in SPLITS:
+        raise unknown_split("rellis", split, SPLITS)
+    pairs = [
+        pair
+        for sequence in _sequences(root)
+        for pair in pairs_below(sequence / IMAGES, sequence / LABELS)
+    ]
+    dataset = Dataset("rellis", root, CLASSES, pairs, _read, _counts_as_ood)
+    return dataset if split == "all" else dataset.select(ood=split == "ood", progress=progress)
+
+
+def _sequences(root: Path) -> list[Path]:
+    for pattern in (IMAGES, f"*/{IMAGES}", f"Rellis-3D/*/{IMAGES}"):
+        found = sorted(folder.parent for folder in root.glob(pattern) if folder.is_dir())
+        if found:
+            return found
+    raise UserError(f"no '<sequence>/{IMAGES}' in '{root}': give the folder of the sequences")
+
+
+def _read(file: Path) -> np.ndarray:
+    labels = read_ids(file)
+    for id_, same in _SYNONYMS.items():
+        labels[labels == id_] = same
+    return labels
+
+
+def _counts_as_ood(anomaly: np.ndarray) -> bool:
+    return anomaly.mean() >= MIN_OOD_SHARE

@@ -1,0 +1,1 @@
+"""Metrics over the pixels and components of a data set, with intervals."""

@@ -1,0 +1,267 @@
+"""All metrics of one method on one data set, from two passes over its anomaly maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+
+from anomaly_detector_ros.evaluation.metrics import bootstrap
+from anomaly_detector_ros.evaluation.metrics.bootstrap import ImageCurves
+from anomaly_detector_ros.evaluation.metrics.components import ComponentCounts
+from anomaly_detector_ros.evaluation.metrics.pixels import Curve, PixelCounts, as_scores
+from anomaly_detector_ros.evaluation.metrics.weighting import WeightedComponents, pixel_weights
+from anomaly_detector_ros.runtime import statistics
+from anomaly_detector_ros.runtime.statistics import Interval
+
+
+class Truth(Protocol):
+    """What an image is labelled with; `datasets.LabelledImage` is one."""
+
+    @property
+    def anomaly(self) -> np.ndarray:
+        """Bool (H, W), what is out of distribution."""
+
+    @property
+    def valid(self) -> np.ndarray:
+        """Bool (H, W), False where the truth is void."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Integer (H, W), class ids >= 0."""
+
+
+@dataclass(frozen=True)
+class ClassShare:
+    """How much of one class is flagged: its recall if it is anomalous, else its false alarms.
+
+    Attributes:
+        anomalous: whether the class is out of distribution.
+        pixels: how many it has.
+        flagged: the share of them at or above the threshold.
+    """
+
+    anomalous: bool
+    pixels: int
+    flagged: float
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Metrics of one method; NaN where they are not defined or were not asked for.
+
+    Attributes:
+        auc_pr: average precision of pixels.
+        auroc: area under the ROC curve of pixels.
+        fpr95: false-positive rate at 95% true-positive rate.
+        f1_star: component F1* at ``threshold``.
+        paper_auc_pr: AUC-PR in the paper's weighting, see `weighting`.
+        paper_f1_star: component F1* in the paper's weighting, at the best of its thresholds.
+        threshold: the score with the best pixel F1 ...
+        best_f1: ... and that F1.
+        intervals: 95% bootstrap intervals over images, by the names above.
+        per_class: shares flagged at ``threshold``, by the name of the class.
+        anomaly_share: anomalous pixels over all that count; the AUC-PR of a random score.
+        images: how many were measured.
+    """
+
+    auc_pr: float
+    auroc: float
+    fpr95: float
+    f1_star: float
+    paper_auc_pr: float
+    paper_f1_star: float
+    threshold: float
+    best_f1: float
+    intervals: dict[str, Interval]
+    per_class: dict[str, ClassShare]
+    anomaly_share: float
+    images: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, which knows no NaN: None takes its place."""
+        return _plain(asdict(self))
+
+
+class Measurement:
+    """Takes every image twice: `add` all of them, then `add_components` all, in the same order.
+
+    The threshold of the components is known only when all pixels are counted. Memory does not grow
+    with the number of pixels; each image leaves 24 kB for the intervals.
+
+    Args:
+        class_names: by class id, for shares per class; without it there are none.
+        class_frequencies: share of training images that hold a class, by class id, for the
+            paper's weighting; without it there is none.
+        resamples: of the bootstrap.
+        seed: of the bootstrap: methods measured on the same images with the same seed see the
+            same resamples.
+    """
+
+    def __init__(
+        self,
+        *,
+        class_names: Mapping[int, str] | None = None,
+        class_frequencies: Mapping[int, float] | None = None,
+        resamples: int = 1000,
+        seed: int = 0,
+    ) -> None:
+        self.class_names, self.class_frequencies = class_names, class_frequencies
+        self.resamples, self.seed = resamples, seed
+        self.pixels, self.weighted_pixels = PixelCounts(), PixelCounts()
+        self.images = 0
+        self._second: _SecondPass | None = None
+
+    def add(self, scores: np.ndarray, truth: Truth) -> None:
+        """Counts the pixels of one image.
+
+        Args:
+            scores: float (H, W), finite, higher is more anomalous.
+
+        Raises:
+            ValueError: a score is not finite, or sizes differ.
+        """
+        if self._second:
+            raise ValueError("add() after add_components(): the threshold is already fixed")
+        self.pixels.add(scores, truth.anomaly, truth.valid)
+        if self.class_frequencies is not None:
+            weights = pixel_weights(truth.labels, truth.anomaly, self.class_frequencies)
+            self.weighted_pixels.add(scores, truth.anomaly, truth.valid, weights)
+        self.images += 1
+
+    def add_components(self, scores: np.ndarray, truth: Truth) -> None:
+        """Counts the components and classes of one image, once `add` has had all images.
+
+        Raises:
+            ValueError: as `add`, or `add` had fewer images.
+        """
+        if not self._second:
+            self._second = _SecondPass(self.pixels)
+        if self._second.images() == self.images:
+            raise ValueError(f"add() had {self.images} images, add_components() has one more")
+        weights = None
+        if self.class_frequencies is not None:
+            weights = pixel_weights(truth.labels, truth.anomaly, self.class_frequencies)
+        labels = None if self.class_names is None else truth.labels
+        scores = as_scores(scores, truth.anomaly, truth.valid)
+        self._second.add(scores, truth.anomaly, truth.valid, labels, weights)
+
+    def curve(self) -> Curve:
+        """For `plots.plot_curves`."""
+        return self.pixels.curve()
+
+    @cached_property
+    def resampled(self) -> dict[str, np.ndarray]:
+        """Each metric's values on the resamples, (resamples,).
+
+        Empty without the second pass, for less than two images, or if a class is missing.
+
+        Raises:
+            ValueError: the second pass is not complete, or its scores or truths are others.
+        """
+        if not self._second or self.images < 2 or not self.curve().complete():
+            return {}
+        if self._second.images() < self.images:
+            done = self._second.images()
+            raise ValueError(f"add() had {self.images} images, add_components() only {done}")
+        draws = statistics.draw(self.images, self.resamples, self.seed)
+        return self._second.resampled(draws)
+
+    def result(self) -> Metrics:
+        """The metrics of everything added; what needs the second pass is NaN without it."""
+        pixels, second = self.pixels.result(), self._second
+        weighted = self.class_frequencies is not None
+        return Metrics(
+            auc_pr=pixels.auc_pr,
+            auroc=pixels.auroc,
+            fpr95=pixels.fpr95,
+            f1_star=second.components.f1_star() if second else np.nan,
+            paper_auc_pr=self.weighted_pixels.result().auc_pr,
+            paper_f1_star=second.weighted.best().f1_star() if second and weighted else np.nan,
+            threshold=pixels.best_threshold,
+            best_f1=pixels.best_f1,
+            intervals={name: statistics.interval(of) for name, of in self.resampled.items()},
+            per_class=second.per_class(self.class_names or {}) if second else {},
+            anomaly_share=pixels.anomaly_share,
+            images=self.images,
+        )
+
+
+def differences(a: Measurement, b: Measurement) -> dict[str, Interval]:
+    """95% intervals of each metric of ``a`` minus that of ``b``, on the same resamples.
+
+    An interval that leaves out 0 means that the images at hand suffice to tell the two apart.
+
+    Raises:
+        ValueError: they were not measured on the same number of images with the same seed.
+    """
+    for name in ("images", "resamples", "seed"):
+        if getattr(a, name) != getattr(b, name):
+            raise ValueError(f"paired resamples need the same {name} on both sides")
+    shared = a.resampled.keys() & b.resampled.keys()
+    return {
+        name: statistics.interval(of - b.resampled[name])
+        for name, of in a.resampled.items()
+        if name in shared
+    }
+
+
+class _SecondPass:
+    """What can be counted only when the pixels' curve is known."""
+
+    def __init__(self, pixels: PixelCounts) -> None:
+        self.threshold = np.float32(pixels.result().best_threshold)
+        self.components = ComponentCounts()
+        self.weighted = WeightedComponents(pixels.highest)
+        self.curves = ImageCurves(pixels.curve())
+        self.classes = np.zeros((3, 0), np.int64)  # pixels, anomalous, flagged; by class id
+
+    def add(
+        self,
+        scores: np.ndarray,
+        anomaly: np.ndarray,
+        valid: np.ndarray,
+        labels: np.ndarray | None,
+        weights: np.ndarray | None,
+    ) -> None:
+        self.curves.add(scores, anomaly, valid, weights)
+        flagged = scores >= self.threshold
+        self.components.add(flagged, anomaly, valid)
+        if weights is not None:
+            self.weighted.add(scores, anomaly, valid, weights)
+        if labels is not None:
+            chosen = (valid, valid & anomaly, valid & flagged)
+            size = max(self.classes.shape[1], int(labels.max(initial=0)) + 1)
+            counts = np.stack([np.bincount(labels[mask], minlength=size) for mask in chosen])
+            counts[:, : self.classes.shape[1]] += self.classes
+            self.classes = counts
+
+    def images(self) -> int:
+        return len(self.components.images)
+
+    def resampled(self, draws: np.ndarray) -> dict[str, np.ndarray]:
+        samples = self.curves.resampled(draws)
+        samples["f1_star"] = bootstrap.resampled_f1_star(self.components.images, draws)
+        if paper := self.weighted.best().images:
+            samples["paper_f1_star"] = bootstrap.resampled_f1_star(paper, draws)
+        return samples
+
+    def per_class(self, names: Mapping[int, str]) -> dict[str, ClassShare]:
+        shares = {}
+        for label in np.flatnonzero(self.classes[0]).tolist():
+            pixels, anomalous, flagged = self.classes[:, label].tolist()
+            name = names.get(label, str(label))
+            shares[name] = ClassShare(anomalous > 0, pixels, flagged / pixels)
+        return shares
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,180 @@
+"""Pixel metrics over a data set of any size: average precision, AUROC, FPR at 95% TPR, best F1.
+
+Scores are counted by their float32 bit patterns, mapped to integers of the same order. Up to
+`MAX_BINS` different scores the metrics are exact; beyond that the last bits are dropped, one by
+one, until so many bins suffice. So memory is bounded (about 15 MiB), scores may have any sign
+and range, and bins are finest where the scores are: 2^-14 of the value for scores that spread
+evenly over 32 powers of two, finer for fewer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from anomaly_detector_ros.evaluation.metrics import curves
+
+MAX_BINS = 1 << 19
+_SIGN = np.uint32(1 << 31)
+
+
+class Curve(NamedTuple):
+    """Cumulative counts: what `curves` works on.
+
+    Attributes:
+        thresholds: float32 (T,), falling; a pixel reaches one when its score is not lower.
+        anomalous: float64 (T,), how many anomalous pixels (or how much weight) reach each.
+        nominal: float64 (T,), the same of nominal pixels.
+    """
+
+    thresholds: np.ndarray
+    anomalous: np.ndarray
+    nominal: np.ndarray
+
+    def complete(self) -> bool:
+        """Whether there are anomalous and nominal pixels; without either no metric is defined."""
+        return bool(len(self.thresholds) and self.anomalous[-1] > 0 and self.nominal[-1] > 0)
+
+
+@dataclass(frozen=True)
+class PixelResult:
+    """Metrics of pooled pixels; NaN where a class is missing.
+
+    Attributes:
+        auc_pr: average precision, sum of (R_i - R_{i-1}) P_i over thresholds.
+        auroc: area under the ROC curve.
+        fpr95: false-positive rate at the first threshold with a true-positive rate of 95%.
+        best_threshold: the score threshold with the highest pixel F1 ...
+        best_f1: ... and that F1.
+        anomaly_share: anomalous pixels over all that count; the AUC-PR of a random score.
+    """
+
+    auc_pr: float
+    auroc: float
+    fpr95: float
+    best_threshold: float
+    best_f1: float
+    anomaly_share: float
+
+
+class PixelCounts:
+    """Counts of scores of anomalous and nominal pixels, added image by image.
+
+    Attributes:
+        highest: the highest score that counts, -inf before the first.
+    """
+
+    def __init__(self) -> None:
+        self.highest = -np.inf
+        self._dropped_bits = 0
+        # Keys (N,) with their counts (2, N) of nominal and of anomalous pixels: rising ones of what
+        # is merged, then those of single images, merged when there are many: sorting all keys for
+        # each image would take most of the time.
+        self._parts = [(np.zeros(0, np.uint32), np.zeros((2, 0)))]
+
+    def add(
+        self,
+        scores: np.ndarray,
+        anomaly: np.ndarray,
+        valid: np.ndarray,
+        weights: np.ndarray | None = None,
+    ) -> None:
+        """Adds one image.
+
+        Args:
+            scores: float (H, W), finite as float32, higher is more anomalous.
+            anomaly: bool (H, W), the truth.
+            valid: bool (H, W), False where the truth is void.
+            weights: float (H, W), finite and >= 0, how much each pixel counts; 1 if absent.
+
+        Raises:
+            ValueError: a score is not finite, a weight is negative or not finite, or sizes differ.
+        """
+        scores = as_scores(scores, anomaly, valid)
+        if weights is not None:
+            if weights.shape != scores.shape:
+                raise ValueError(f"weights are {weights.shape}, the scores {scores.shape}")
+            weights = weights[valid]
+            if not (np.isfinite(weights) & (weights >= 0)).all():
+                raise ValueError("weights must be finite and not negative")
+        if not valid.any():
+            return
+        scores = scores[valid]
+        self.highest = max(self.highest, float(scores.max()))
+        keys = _ordered_integers(scores) >> np.uint32(self._dropped_bits)
+        keys, bins = np.unique(keys, return_inverse=True)
+        bins[anomaly[valid]] += len(keys)
+        counts = np.bincount(bins, weights, minlength=2 * len(keys)).reshape(2, -1)
+        self._parts.append((keys, counts))
+        if sum(len(keys) for keys, _ in self._parts[1:]) > MAX_BINS // 2:
+            self._merge()
+
+    def curve(self) -> Curve:
+        """Thresholds and what reaches each."""
+        keys, counts = self._merge()
+        nominal, anomalous = counts[:, ::-1].cumsum(1)
+        thresholds = _floats(keys[::-1] << np.uint32(self._dropped_bits))
+        return Curve(thresholds, anomalous, nominal)
+
+    def result(self) -> PixelResult:
+        """The metrics of everything added so far."""
+        curve = self.curve()
+        thresholds, true, false = curve
+        if not curve.complete():
+            share = true[-1] / (true[-1] + false[-1]) if len(true) else np.nan
+            return PixelResult(np.nan, np.nan, np.nan, np.nan, np.nan, float(share))
+        f1 = curves.f1(true, false)
+        best = int(f1.argmax())
+        return PixelResult(
+            auc_pr=float(curves.average_precision(true, false)),
+            auroc=float(curves.auroc(true, false)),
+            fpr95=float(curves.fpr_at_tpr(true, false)),
+            best_threshold=float(thresholds[best]),
+            best_f1=float(f1[best]),
+            anomaly_share=float(true[-1] / (true[-1] + false[-1])),
+        )
+
+    def _merge(self) -> tuple[np.ndarray, np.ndarray]:
+        keys, counts = (np.concatenate(arrays, -1) for arrays in zip(*self._parts, strict=True))
+        keys, counts = _sum_by_key(keys, counts)
+        while len(keys) > MAX_BINS:
+            self._dropped_bits += 1
+            keys, counts = _sum_by_key(keys >> np.uint32(1), counts)
+        self._parts = [(keys, counts)]
+        return keys, counts
+
+
+def as_scores(scores: np.ndarray, anomaly: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Scores as contiguous float32 in which -0.0 is 0.0, checked against the truth.
+
+    Raises:
+        ValueError: a score is not finite, or sizes differ.
+    """
+    if not scores.shape == anomaly.shape == valid.shape:
+        raise ValueError(f"scores are {scores.shape}, the truth {anomaly.shape} and {valid.shape}")
+    with np.errstate(over="ignore"):
+        scores = np.ascontiguousarray(scores, np.float32) + np.float32(0)
+    if not np.isfinite(scores).all():
+        raise ValueError("scores must be finite: there is a NaN or an infinite one")
+    return scores
+
+
+def _sum_by_key(keys: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rising distinct keys (T,) of (N,), and the sums (2, T) of their columns in (2, N)."""
+    order = np.argsort(keys)
+    keys = keys[order]
+    starts = np.flatnonzero(np.diff(keys, prepend=~keys[:1]))
+    return keys[starts], np.add.reduceat(counts[:, order], starts, axis=1)
+
+
+def _ordered_integers(scores: np.ndarray) -> np.ndarray:
+    """float32 to uint32, order-preserving: negative patterns reversed, below the others."""
+    bits = scores.view(np.uint32)
+    return np.where(bits & _SIGN, ~bits, bits | _SIGN)
+
+
+def _floats(keys: np.ndarray) -> np.ndarray:
+    """The inverse of `_ordered_integers`."""
+    return np.where(keys & _SIGN, keys & ~_SIGN, ~keys).view(np.float32)

@@ -1,0 +1,1 @@
+"""Variants of a profile measured beside each other: quality against cost."""

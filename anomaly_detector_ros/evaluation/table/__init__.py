@@ -1,0 +1,1 @@
+"""The rows of the paper's table: methods, their fits, and the report with pictures."""

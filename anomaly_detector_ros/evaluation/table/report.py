@@ -1,0 +1,111 @@
+"""The results of an evaluation as Markdown and as JSON."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from anomaly_detector_ros import __version__
+from anomaly_detector_ros.evaluation.metrics.measures import Metrics
+from anomaly_detector_ros.evaluation.table.rows import ROWS
+
+_LIBRARIES = ("torch", "diffusers", "timm", "open_clip_torch", "scikit-learn", "numpy")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an evaluation found.
+
+    Attributes:
+        dataset: name of the data set.
+        profile: name of the profile the rows are built around.
+        seed: of baselines, edits and resampling.
+        metrics: by row.
+        not_run: why, by row.
+        train_images: how many nominal images the baselines were fitted on.
+        dataset_images: how many images the data set has, of which some may have been left out.
+    """
+
+    dataset: str
+    profile: str
+    seed: int
+    metrics: Mapping[str, Metrics]
+    not_run: Mapping[str, str]
+    train_images: int = 0
+    dataset_images: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "dataset": self.dataset,
+            "profile": self.profile,
+            "seed": self.seed,
+            "train_images": self.train_images,
+            "dataset_images": self.dataset_images,
+            "versions": versions(),
+            "rows": [
+                {"name": name, "title": ROWS[name].title, **metrics.to_dict()}
+                for name, metrics in self.metrics.items()
+            ],
+            "not_run": dict(self.not_run),
+        }
+
+    def to_markdown(self) -> str:
+        """A table with the published numbers beside ours where the paper has them."""
+        published = self.dataset if self.dataset in ("rugd", "rellis") else None
+        head = ["", "AUC-PR", "95% interval", "AUROC", "FPR95", "F1*", "weighted AUC-PR",
+                "weighted F1*"]  # fmt: skip
+        if published:
+            head += ["published AUC-PR", "published F1*"]
+        lines = [line(head), line(["---"] * len(head))]
+        for name in ROWS:
+            if name in self.metrics:
+                lines.append(line(self._cells(name, published)))
+        lines += [f"\nNot run: {ROWS[name].title}: {why}." for name, why in self.not_run.items()]
+        lines += subset_note(self.metrics.values(), self.dataset_images)
+        return "\n".join(lines) + "\n"
+
+    def _cells(self, name: str, published: str | None) -> list[str]:
+        m, row = self.metrics[name], ROWS[name]
+        low, high = m.intervals.get("auc_pr", (math.nan, math.nan))
+        cells = [
+            row.title, number(m.auc_pr), f"{number(low)} to {number(high)}", number(m.auroc),
+            number(m.fpr95), number(m.f1_star), number(m.paper_auc_pr), number(m.paper_f1_star),
+        ]  # fmt: skip
+        if published:
+            pair = getattr(row.published, published, None)
+            cells += [number(value) for value in pair] if pair else ["", ""]
+        return cells
+
+
+def number(value: float | None) -> str:
+    """Three decimals, or n/a where there is no value."""
+    return "n/a" if value is None or value != value else f"{value:.3f}"
+
+
+def subset_note(measured: Iterable[Metrics], dataset_images: int) -> list[str]:
+    """A line that says so where only a part of the data set was measured."""
+    images = max((metrics.images for metrics in measured), default=dataset_images)
+    if images >= dataset_images:
+        return []
+    return [f"\nMeasured on {images} of the data set's {dataset_images} images, evenly spread."]
+
+
+def versions() -> dict[str, str]:
+    """Of this package, Python and the libraries that the numbers depend on."""
+    found = {"anomaly_detector_ros": __version__, "python": platform.python_version()}
+    for library in _LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def line(cells: Sequence[str]) -> str:
+    """A row of a Markdown table."""
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,1 @@
+"""Feature spaces in which image and edits are compared, tiled and upsampled."""

@@ -1,0 +1,96 @@
+"""Patch features of an intermediate block of DINOv2 ViT-S/14 (timm's implementation)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from anomaly_detector_ros.errors import UserError, one_line
+from anomaly_detector_ros.features.dinov2_weights import load_dinov2_weights
+from anomaly_detector_ros.features.networks import NetworkFeatures, resample_position_embedding
+from anomaly_detector_ros.features.preprocessing import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    check_input_size,
+)
+
+PATCH = 14
+BLOCKS = 12
+
+
+class DinoV2Features(NetworkFeatures):
+    """Patch tokens of DINOv2 ViT-S/14 after a chosen block.
+
+    Only the blocks that are needed are built, read from the file and run.
+
+    Args:
+        weights: an ``.onnx`` or ``.safetensors`` file (see ``dinov2_weights``), or None for
+            random weights.
+        block: how many of the 12 blocks run, 1 to 12. The last blocks mix the whole image, so
+            that a small change shows everywhere; an intermediate one localises it.
+        input_size: (height, width) in pixels at which the network sees the images; both are
+            multiples of 14.
+        device: where the network runs.
+        dtype: see `NetworkFeatures`.
+        norm: apply the backbone's final norm to the tokens.
+
+    Raises:
+        UserError: a setting out of range, or weights that don't fit.
+    """
+
+    def __init__(
+        self,
+        weights: Path | None,
+        *,
+        block: int = 9,
+        input_size: tuple[int, int] = (266, 504),
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        norm: bool = False,
+    ) -> None:
+        if not 1 <= block <= BLOCKS:
+            raise UserError(f"block {block}: DINOv2 ViT-S/14 has blocks 1 to {BLOCKS}")
+        if isinstance(input_size, int):
+            raise UserError(f"input_size {input_size}: give [height, width]")
+        check_input_size(input_size, PATCH)
+        super().__init__(
+            _build(weights, block, input_size, norm),
+            channels=384,
+            stride=PATCH,
+            input_size=input_size,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            device=device,
+            dtype=dtype,
+        )
+
+    def _maps(self, pixels: Tensor) -> Tensor:
+        patches = self._network.forward_features(pixels)[:, self._network.num_prefix_tokens :]
+        grid = (pixels.shape[-2] // PATCH, pixels.shape[-1] // PATCH)
+        return patches.transpose(1, 2).unflatten(2, grid)
+
+
+def _build(weights: Path | None, block: int, input_size: tuple[int, int], norm: bool) -> nn.Module:
+    import timm  # slow to import, so only where a network is built
+
+    model = timm.create_model(
+        "vit_small_patch14_dinov2",
+        pretrained=False,
+        num_classes=0,
+        depth=block,
+        img_size=input_size,
+    )
+    if weights is not None:
+        state = load_dinov2_weights(weights, block)
+        grid = (input_size[0] // PATCH, input_size[1] // PATCH)
+        state["pos_embed"] = resample_position_embedding(state["pos_embed"], grid)
+        try:
+            model.load_state_dict(state, assign=True)
+        except RuntimeError as error:
+            detail = one_line(error, 200)
+            raise UserError(f"{weights}: not DINOv2 ViT-S/14 weights: {detail}") from None
+    if not norm:
+        model.norm = nn.Identity()
+    return model

@@ -1,0 +1,88 @@
+"""Features of an image in square tiles, each at the size that the network was trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.features.networks import FeatureExtractor
+from anomaly_detector_ros.features.preprocessing import check_input_size, network_size, resize
+
+
+class TiledFeatures:
+    """One feature map put together from square tiles.
+
+    The image is resized so that its sides are whole numbers of cells, the aspect ratio kept to
+    half a cell. Square tiles of ``tile_size`` pixels, evenly spaced, cover it: the fewest that
+    do. A tile starts at a whole cell, so the tiles' maps fit into one grid without resampling,
+    and where tiles overlap their features are averaged, which softens the seams. A plain
+    partition into tiles would either leave a rest or squeeze the image by up to a third.
+
+    The paper's tiles are also squares brought to 224 x 224; how many is not published.
+
+    Args:
+        extractor: sees ``tile_size`` x ``tile_size`` pixels at a time.
+        tile_size: side of a tile in pixels, a multiple of the extractor's stride.
+        input_size: (height, width) to which the image is brought before it is cut, or its
+            shorter side alone; multiples of the stride, at least ``tile_size``. The shorter side
+            at ``tile_size`` gives one row (or column) of the largest possible tiles, at twice
+            that tiles show the image twice as large, four times as many.
+
+    Raises:
+        UserError: sizes that don't fit together.
+    """
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        *,
+        tile_size: int = 224,
+        input_size: int | tuple[int, int] | None = None,
+    ) -> None:
+        self.channels, self.stride = extractor.channels, extractor.stride
+        if tile_size < self.stride or tile_size % self.stride:
+            raise UserError(f"tile_size {tile_size}: take a multiple of {self.stride} pixels")
+        self.tile_size = tile_size
+        self.input_size = tile_size if input_size is None else input_size
+        check_input_size(self.input_size, self.stride)
+        sides = (self.input_size,) if isinstance(self.input_size, int) else self.input_size
+        if min(sides) < tile_size:
+            raise UserError(f"input_size {min(sides)}: take at least the tile_size {tile_size}")
+        self._extractor = extractor
+
+    def extract(self, images: Tensor) -> Tensor:
+        """Features of images (B, 3, H, W) in [-1, 1], of any size: (B, channels, h, w) float32."""
+        size = network_size((images.shape[-2], images.shape[-1]), self.input_size, self.stride)
+        images = resize(images, size)
+        grid = (size[0] // self.stride, size[1] // self.stride)
+        cells = self.tile_size // self.stride
+        total = count = None
+        for top, left in tile_corners(grid, cells):
+            y, x = top * self.stride, left * self.stride
+            tile = images[..., y : y + self.tile_size, x : x + self.tile_size]
+            maps = self._extractor.extract(tile)
+            if total is None:
+                total = maps.new_zeros((*maps.shape[:2], *grid))
+                count = maps.new_zeros(grid)
+            total[..., top : top + cells, left : left + cells] += maps
+            count[top : top + cells, left : left + cells] += 1
+        return total / count
+
+
+def tile_corners(grid: tuple[int, int], tile: int) -> Iterator[tuple[int, int]]:
+    """Top left corners (row, column) of the fewest squares of side ``tile`` that cover a grid.
+
+    Rows first; the spacing is even to one cell. All in cells; no side is shorter than ``tile``.
+    """
+    for top in _starts(grid[0], tile):
+        for left in _starts(grid[1], tile):
+            yield top, left
+
+
+def _starts(length: int, tile: int) -> list[int]:
+    gaps = -(-length // tile) - 1
+    return (
+        [(i * (length - tile) * 2 + gaps) // (2 * gaps) for i in range(gaps + 1)] if gaps else [0]
+    )

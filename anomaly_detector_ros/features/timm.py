@@ -1,0 +1,157 @@
+"""Feature maps of any model of timm: vision transformers and convolutional networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anomaly_detector_ros.errors import UserError, one_line
+from anomaly_detector_ros.features.networks import NetworkFeatures
+from anomaly_detector_ros.features.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from anomaly_detector_ros.weights.published import hub_file, read_state
+
+
+class TimmFeatures(NetworkFeatures):
+    """Feature maps of a timm model after a chosen block.
+
+    Of a vision transformer the patch tokens; its position embedding is resampled to the input's
+    grid (bicubic, antialiased: timm's ``dynamic_img_size``). Of a convolutional network the
+    output of a stage. What is not needed for the block is dropped.
+
+    Args:
+        model: timm's name, with the tag of its weights: ``vit_small_patch16_224.dino``.
+        weights: a .safetensors or .pth file, or None for random weights.
+        block: how many blocks (of a transformer) or stages (of a convolutional network, its
+            stem counting as one) run; all by default.
+        norm: apply the network's final norm, where it has one.
+        input_size: see `NetworkFeatures`.
+        imagenet_pixels: normalise by ImageNet's mean and deviation, as FeatUp does with every
+            network, rather than by those that the model was trained with.
+        device: where the network runs.
+        dtype: see `NetworkFeatures`.
+
+    Raises:
+        UserError: unknown model, setting out of range, or weights that don't fit.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        weights: Path | None,
+        *,
+        block: int | None = None,
+        norm: bool = True,
+        input_size: int | tuple[int, int] = 224,
+        imagenet_pixels: bool = False,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        network = _build(model, weights)
+        levels = network.feature_info
+        if block is None:
+            block = len(levels)
+        if not 1 <= block <= len(levels):
+            raise UserError(f"block {block}: {model} has blocks 1 to {len(levels)}")
+        self.block, self.norm = block, norm
+        network.prune_intermediate_layers([block - 1], prune_norm=not norm, prune_head=True)
+        config = network.pretrained_cfg
+        super().__init__(
+            network,
+            channels=levels[block - 1]["num_chs"],
+            stride=levels[block - 1]["reduction"],
+            input_size=input_size,
+            mean=IMAGENET_MEAN if imagenet_pixels else tuple(config["mean"]),
+            std=IMAGENET_STD if imagenet_pixels else tuple(config["std"]),
+            device=device,
+            dtype=dtype,
+        )
+        self.model = model
+
+    def _maps(self, pixels: Tensor) -> Tensor:
+        try:
+            (maps,) = self._network.forward_intermediates(
+                pixels,
+                indices=[self.block - 1],
+                norm=self.norm,
+                stop_early=True,
+                output_fmt="NCHW",
+                intermediates_only=True,
+            )
+        except AssertionError as error:
+            side = self._network.pretrained_cfg["input_size"][-1]
+            raise UserError(
+                f"features {self.model}: {one_line(error, 120)}: set input_size, or mode tiles "
+                f"with tile_size {side}"
+            ) from None
+        return maps
+
+
+def timm_hub_file(model: str, *, offline: bool) -> Path:
+    """The weights that timm names for ``model``, from Hugging Face.
+
+    Raises:
+        UserError: unknown model, one without weights there, or weights that cannot be had.
+    """
+    import timm
+
+    _check_known(model)
+    config = timm.get_pretrained_cfg(model)
+    if config is None or not config.hf_hub_id:
+        raise UserError(f"features {model}: no weights on Hugging Face: give a file as `weights`")
+    name = config.hf_hub_filename or "model.safetensors"
+    if not name.endswith(".safetensors"):
+        raise UserError(f"features {model}: no safetensors weights: give a file as `weights`")
+    return hub_file(model, config.hf_hub_id, name, offline=offline)
+
+
+def _check_known(model: str) -> None:
+    import timm
+
+    # is_model refuses addresses (hf-hub:..., local-dir:...) too, which would be fetched unasked,
+    # but does not look at the tag.
+    tagged = "." in model
+    if not timm.is_model(model) or (tagged and not timm.is_model_pretrained(model)):
+        near = timm.list_pretrained(f"*{model.partition('.')[0]}*")[:3]
+        known = f"such as {', '.join(near)}" if near else "see timm.list_pretrained()"
+        raise UserError(f"features timm: unknown model {model!r}: take one of timm's, {known}")
+
+
+def _build(model: str, weights: Path | None) -> nn.Module:
+    import timm  # slow to import, so only where a network is built
+
+    _check_known(model)
+    options: dict[str, Any] = {"num_classes": 0}
+    if weights is not None:
+        options |= {"pretrained": True, "pretrained_cfg_overlay": _overlay(model, weights)}
+    try:
+        try:
+            network = timm.create_model(model, dynamic_img_size=True, **options)
+        except TypeError:  # only vision transformers know it; a convolution takes any size
+            network = timm.create_model(model, **options)
+    except RuntimeError as error:
+        detail = one_line(error, 200)
+        raise UserError(f"{weights}: not weights of {model}: {detail}") from None
+    network.pretrained_cfg.pop("state_dict", None)  # timm would hold a second copy there
+    if not hasattr(network, "forward_intermediates"):
+        raise UserError(f"features {model}: gives no intermediate features: take another model")
+    return network
+
+
+def _overlay(model: str, weights: Path) -> dict[str, Any]:
+    """What makes timm load these weights, under the publishers' own names too, and all of them.
+
+    timm drops a classifier that the network lacks, but then also accepts a file in which other
+    weights are missing; hence it is dropped here, and timm told that there never was one.
+    """
+    import timm
+
+    state = read_state(weights)
+    config = timm.get_pretrained_cfg(model)
+    names = (config and config.classifier) or ()
+    for name in (names,) if isinstance(names, str) else names:
+        state.pop(f"{name}.weight", None)
+        state.pop(f"{name}.bias", None)
+    return {"state_dict": state, "num_classes": 0, "label_offset": 0}

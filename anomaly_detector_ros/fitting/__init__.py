@@ -1,0 +1,1 @@
+"""Fitting to nominal images what needs a whole detector: distances and calibrations."""

@@ -1,0 +1,162 @@
+"""The images that stand for one frame's detection; the node and the bag tool publish the same.
+
+No rclpy: arrays in, arrays out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from anomaly_detector_ros.detection import Detection
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """One image topic of a camera: its encoding and what it shows."""
+
+    encoding: str
+    """`sensor_msgs/Image.encoding`"""
+    description: str
+
+
+IMAGE_OUTPUTS: dict[str, OutputSpec] = {
+    "heatmap": OutputSpec("32FC1", "anomaly per pixel, 0 to 1"),
+    "mask": OutputSpec("mono8", "0 nominal, 255 anomaly"),
+    "confidence": OutputSpec("mono8", "the heatmap as 0 to 255"),
+    "uncertainty": OutputSpec("32FC1", "standard deviation of the edits' raw distances, from 0"),
+    "segments": OutputSpec("16UC1", "segment ids, 0 none"),
+    "edited": OutputSpec("rgb8", "the image as the model finds it likely"),
+    "overlay": OutputSpec("rgb8", "heatmap and outline of the mask over the image"),
+}
+
+JPEG_QUALITY = 90
+JPEG_FORMAT = "rgb8; jpeg compressed bgr8"
+"""`sensor_msgs/CompressedImage.format` of :func:`encode_jpeg`, as image_transport writes it."""
+
+_VISIBLE_FROM = 0.25
+_OPACITY = 0.65
+_OUTLINE = (255, 255, 255)
+_OUTLINE_SHADOW = (150, 0, 0)
+
+
+def render(name: str, image: np.ndarray, detection: Detection) -> np.ndarray:
+    """The output `name` of one frame as an array of that output's encoding, (H, W) or (H, W, 3).
+
+    Args:
+        name: a key of :data:`IMAGE_OUTPUTS`.
+        image: the camera's picture, uint8 RGB (H, W, 3).
+        detection: what the detector found in it.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    try:
+        renderer = _RENDERERS[name]
+    except KeyError:
+        raise ValueError(f"output {name!r} is none of {', '.join(_RENDERERS)}") from None
+    return renderer(image, detection)
+
+
+def confidence(heatmap: np.ndarray) -> np.ndarray:
+    """A float heatmap in [0, 1] as uint8 0..255, rounded; NaN counts as 0."""
+    return np.rint(np.clip(np.nan_to_num(heatmap), 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
+def segments_16_bit(segments: np.ndarray) -> np.ndarray:
+    """Segment ids int32 (H, W) as uint16, 0 for none.
+
+    Ids beyond 65535 or below 0 do not fit: then the ids are numbered anew from 1, which keeps the
+    segments apart; what is beyond the 65535th segment becomes 0.
+    """
+    if segments.size and (segments.max() > 65535 or segments.min() < 0):
+        ids, inverse = np.unique(segments, return_inverse=True)
+        numbers = np.zeros(len(ids), np.int64)
+        positive = np.flatnonzero(ids > 0)
+        numbers[positive] = np.arange(1, len(positive) + 1)
+        numbers[numbers > 65535] = 0
+        segments = numbers[inverse].reshape(segments.shape)
+    return segments.astype(np.uint16)
+
+
+def overlay(image: np.ndarray, detection: Detection) -> np.ndarray:
+    """Heat colours over the picture where the heatmap is high, with the mask outlined.
+
+    uint8 RGB (H, W, 3). Opacity grows with the value, so nominal ground stays as the camera saw it.
+    """
+    heat = confidence(_visible_heat(detection))
+    opacity = _opacity_table()[heat][..., None]
+    colours = _colour_table()[heat].astype(np.float32)
+    blended = image.astype(np.float32)
+    blended += (colours - blended) * opacity
+    result = np.rint(blended).astype(np.uint8)
+    _draw_outline(result, detection.mask)
+    return result
+
+
+def encode_jpeg(rgb: np.ndarray, quality: int = JPEG_QUALITY) -> bytes:
+    """JPEG file of an RGB picture, uint8 (H, W, 3); quality 1 to 100."""
+    bgr = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
+    return _encode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
+
+
+def encode_png(array: np.ndarray) -> bytes:
+    """PNG file of an RGB picture, uint8 (H, W, 3), or of one channel, uint8 or uint16 (H, W)."""
+    if array.ndim == 3:
+        array = cv2.cvtColor(array, cv2.COLOR_RGB2BGR)
+    return _encode(".png", array, [])
+
+
+def _encode(suffix: str, array: np.ndarray, options: list[int]) -> bytes:
+    done, data = cv2.imencode(suffix, array, options)
+    if not done:
+        raise ValueError(f"cannot encode {array.dtype} of shape {array.shape} as {suffix}")
+    return data.tobytes()
+
+
+def _visible_heat(detection: Detection) -> np.ndarray:
+    """What the colours show, (H, W) in [0, 1].
+
+    Half of all nominal pixels are above 0.5 once calibrated, so then it is the order of magnitude
+    of the share of nominal pixels above: 0.25 for a tenth, 1 for a ten-thousandth.
+    """
+    if not detection.calibrated:
+        return detection.heatmap
+    return -np.log10(np.clip(1 - detection.heatmap, 1e-4, 1)) / 4
+
+
+def _opacity_table() -> np.ndarray:
+    """Opacity of the heat colours for each of 256 values."""
+    value = np.arange(256, dtype=np.float32) / 255.0
+    ramp = np.clip((value - _VISIBLE_FROM) / (1.0 - _VISIBLE_FROM), 0.0, 1.0)
+    return (_OPACITY * ramp**1.5).astype(np.float32)
+
+
+def _colour_table() -> np.ndarray:
+    """Heat colour, RGB, for each of 256 values: yellow to red, rare in foliage and soil."""
+    stops = np.array([0.0, _VISIBLE_FROM, 0.6, 0.85, 1.0])
+    colours = np.array([(255, 230, 60), (255, 230, 60), (255, 150, 0), (240, 40, 20), (225, 0, 90)])
+    value = np.arange(256) / 255.0
+    return np.stack([np.interp(value, stops, colours[:, c]) for c in range(3)], axis=1)
+
+
+def _draw_outline(picture: np.ndarray, mask: np.ndarray) -> None:
+    """Draw the mask's outline, white on a dark rim so that it shows on any ground."""
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    width = max(1, round(min(mask.shape) / 300))
+    cv2.drawContours(picture, contours, -1, _OUTLINE_SHADOW, width + 2)
+    cv2.drawContours(picture, contours, -1, _OUTLINE, width)
+
+
+_RENDERERS: dict[str, Callable[[np.ndarray, Detection], np.ndarray]] = {
+    "heatmap": lambda _, found: np.ascontiguousarray(found.heatmap, np.float32),
+    "mask": lambda _, found: found.mask.astype(np.uint8) * 255,
+    "confidence": lambda _, found: confidence(found.heatmap),
+    "uncertainty": lambda _, found: np.ascontiguousarray(found.uncertainty, np.float32),
+    "segments": lambda _, found: segments_16_bit(found.segments),
+    "edited": lambda _, found: found.edited,
+    "overlay": overlay,
+}

@@ -1,1 +1,0 @@
-"""The models: registry, cache, and the sources their files come from."""

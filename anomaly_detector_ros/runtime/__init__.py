@@ -1,0 +1,1 @@
+"""The machine underneath: devices, memory, clocks, files, sessions of ONNX Runtime."""

@@ -1,0 +1,38 @@
+"""Files that appear under their name only when they are whole, and the hash of their content."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Calls ``write`` with a path beside ``path`` and moves what it wrote into place.
+
+    Raises:
+        OSError: it cannot be written. Nothing is left behind, whatever the exception.
+    """
+    # A name of its own: another process may be writing the same file.
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    except BaseException:  # Ctrl-C too
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def hash_file(path: Path, report: Callable[[int], None] | None = None) -> str:
+    """Hex sha256 of a file's content; `report` is given the bytes hashed so far."""
+    digest = hashlib.sha256()
+    done = 0
+    with open(path, "rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+            done += len(chunk)
+            if report:
+                report(done)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Segments, over which an anomaly map is averaged: superpixels, SAM, MobileSAM."""

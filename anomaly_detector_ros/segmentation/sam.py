@@ -1,0 +1,120 @@
+"""Segment Anything (ViT-H, ViT-L, ViT-B) through the official package."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from anomaly_detector_ros.errors import UserError, one_line
+from anomaly_detector_ros.runtime.devices import choose_dtype
+from anomaly_detector_ros.segmentation.automatic import make_generator
+from anomaly_detector_ros.segmentation.prompted import PointMasks
+
+if TYPE_CHECKING:
+    from segment_anything import SamAutomaticMaskGenerator
+    from segment_anything.modeling import Sam
+
+SAM_MODELS = ("vit_h", "vit_l", "vit_b")
+# Prompts decoded at once, each into three masks of logits: the official number keeps a GPU busy; a
+# CPU is no faster with many, and they take its memory.
+_BATCH, _BATCH_ON_CPU = 64, 4
+
+
+def load_sam(model: str, weights: Path, *, device: torch.device | str = "cpu") -> Sam:
+    """A Segment Anything network with published weights.
+
+    Args:
+        model: one of ``SAM_MODELS``.
+        weights: a ``.pth`` file of this model's parameters, as Segment Anything publishes them.
+        device: where it runs.
+
+    Raises:
+        UserError: a file that is missing, damaged or another model's.
+    """
+    sam = _build(model)
+    try:
+        # Never the package's own loading: it would execute a pickle.
+        sam.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    except FileNotFoundError:
+        raise UserError(f"{weights}: no such file: name a .pth file of SAM {model}") from None
+    except (OSError, EOFError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
+        detail = one_line(error, 200)
+        raise UserError(
+            f"{weights}: not the weights of SAM {model}: fetch them again ({detail})"
+        ) from None
+    return sam.to(device)
+
+
+def random_sam(model: str, seed: int = 0, *, device: torch.device | str = "cpu") -> Sam:
+    """The same network with random weights, for timing and tests."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _build(model).to(device)
+
+
+def _build(model: str) -> Sam:
+    from segment_anything import sam_model_registry
+
+    return sam_model_registry[model](checkpoint=None)
+
+
+def sam_generator(sam: Sam, **settings: float) -> SamAutomaticMaskGenerator:
+    """Segment Anything's own mask generator; settings as ``make_generator`` has them."""
+    batch = _BATCH_ON_CPU if sam.device.type == "cpu" else _BATCH
+    return make_generator(sam, points_per_batch=batch, **settings)
+
+
+class SamPointPredictor:
+    """Masks for points of one image: ``set_image`` encodes it, ``predict_points`` decodes masks."""
+
+    def __init__(self, sam: Sam) -> None:
+        from segment_anything import SamPredictor
+
+        self._predictor = SamPredictor(sam)
+        self._batch = _BATCH_ON_CPU if sam.device.type == "cpu" else _BATCH
+        self._dtype = choose_dtype("auto", sam.device)
+
+    def set_image(self, image: np.ndarray) -> None:
+        """Encode an image, uint8 RGB (H, W, 3); later points refer to it."""
+        device = self._predictor.device
+        with torch.autocast(device.type, self._dtype, enabled=device.type == "cuda"):
+            self._predictor.set_image(image)
+        self._predictor.features = self._predictor.features.float()
+
+    def predict_points(self, points: np.ndarray) -> PointMasks:
+        """The best rated of SAM's three masks for each point, (N, 2) x, y in pixels.
+
+        Raises:
+            RuntimeError: no image was set.
+        """
+        if not self._predictor.is_image_set:
+            raise RuntimeError("set_image comes first")
+        size = self._predictor.original_size
+        coordinates = self._predictor.transform.apply_coords(np.array(points, np.float32), size)
+        found = [
+            self._decode(coordinates[start : start + self._batch])
+            for start in range(0, len(points), self._batch)
+        ]
+        if not found:
+            empty = np.zeros(0, np.float32)
+            return PointMasks(np.zeros((0, *size), bool), empty, empty)
+        return PointMasks(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+
+    @torch.inference_mode()
+    def _decode(self, coordinates: np.ndarray) -> PointMasks:
+        """Masks for points (N, 2) in the network's pixels, all in one batch."""
+        device = self._predictor.device
+        points = torch.as_tensor(coordinates, dtype=torch.float32, device=device)[:, None]
+        labels = torch.ones(points.shape[:2], dtype=torch.int, device=device)
+        logits, quality, _ = self._predictor.predict_torch(
+            points, labels, multimask_output=True, return_logits=True
+        )
+        quality, best = quality.max(1)
+        chosen = logits[torch.arange(len(best), device=device), best]
+        inner, outer = ((chosen > level).flatten(1).sum(1) for level in (1.0, -1.0))
+        stable = inner / outer.clamp_min(1)
+        return PointMasks(*(each.cpu().numpy() for each in (chosen > 0.0, quality, stable)))

@@ -1,0 +1,1 @@
+"""Denoisers: diffusers' U-Nets, published checkpoints, exports to ONNX, compiled."""

@@ -1,0 +1,107 @@
+"""U-Nets as denoisers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+from torch import Tensor, nn
+
+from anomaly_detector_ros.errors import UserError, one_line
+from anomaly_detector_ros.synthesis.denoisers.compiled import accelerate
+from anomaly_detector_ros.synthesis.denoisers.lucidrains import LucidrainsUnet
+from anomaly_detector_ros.synthesis.schedule import Schedule, Timesteps, timesteps_of
+
+
+class UnetDenoiser:
+    """A U-Net with the schedule it was trained on.
+
+    Args:
+        unet: already on the device it runs on; images may come from elsewhere and go back there.
+        schedule: its noise schedule and prediction type.
+        dtype: precision of the network's convolutions and products (autocast); the conversion to
+            x0_hat stays in the images' precision.
+        compile: how the network is called; see `compiled.accelerate`.
+
+    Raises:
+        UserError: unknown ``compile``.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DModel | LucidrainsUnet,
+        schedule: Schedule,
+        dtype: torch.dtype = torch.float32,
+        compile: str = "none",
+    ) -> None:
+        self.unet, self.schedule, self.dtype = unet, schedule, dtype
+        self._network = accelerate(self._predict, compile, self.device)
+        self._forms: dict[str, UnetDenoiser] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.unet.parameters()).device
+
+    def __call__(self, x: Tensor, t: Timesteps) -> Tensor:
+        """x0_hat(x), not clipped; differentiable in ``x``. See `Denoiser`."""
+        images = x.to(self.device, torch.float32, memory_format=torch.channels_last)
+        output = self._network(images, timesteps_of(t, images))
+        return self.schedule.predict_x0(x, output.to(x), t)
+
+    def compiled(self, mode: str) -> UnetDenoiser:
+        """A denoiser with the same network, called in the way that ``mode`` names.
+
+        The same one for the same mode: what is recorded or compiled is shared.
+        """
+        if mode not in self._forms:
+            self._forms[mode] = UnetDenoiser(self.unet, self.schedule, self.dtype, mode)
+        return self._forms[mode]
+
+    def _predict(self, images: Tensor, timesteps: Tensor) -> Tensor:
+        mixed = self.dtype != torch.float32
+        with torch.autocast(images.device.type, self.dtype, enabled=mixed):
+            return self.unet(images, timesteps).sample
+
+
+class DiffusersDenoiser(UnetDenoiser):
+    """A `UNet2DModel` of a diffusers model directory."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directory: Path,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> DiffusersDenoiser:
+        """Reads ``unet/`` and ``scheduler/`` as `DDPMPipeline.save_pretrained` writes them.
+
+        Raises:
+            UserError: the directory is missing or is not a model of that kind.
+        """
+        try:
+            unet = UNet2DModel.from_pretrained(
+                directory, subfolder="unet", use_safetensors=True, local_files_only=True
+            )
+            scheduler = DDPMScheduler.from_pretrained(
+                directory, subfolder="scheduler", local_files_only=True
+            )
+            return cls(ready(unet, device, dtype), Schedule.from_diffusers(scheduler), dtype)
+        except Exception as error:  # diffusers raises many kinds, all meaning the same to a user
+            raise UserError(
+                f"cannot load denoiser '{directory}' ({one_line(error, 200)}): "
+                "give a diffusers model directory with unet/ and scheduler/"
+            ) from error
+
+
+def ready(unet: nn.Module, device: torch.device | str, dtype: torch.dtype) -> nn.Module:
+    """For inference: no gradients of the weights, the faster memory layout, and precision."""
+    unet = unet.float().eval().requires_grad_(False)
+    if dtype != torch.float32:
+        # Autocast would convert the weights anew in every pass.
+        for module in unet.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                module.to(dtype)
+    return unet.to(device, memory_format=torch.channels_last)

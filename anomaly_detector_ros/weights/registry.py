@@ -1,0 +1,263 @@
+"""The models by name: where their files are, whether they are intact, and fetching them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.runtime.resources import share_dir
+from anomaly_detector_ros.weights.entries import FileEntry, ModelEntry, load_entries
+from anomaly_detector_ros.weights.landing import Landing, Progress, SourceError
+from anomaly_detector_ros.weights.ledger import Ledger
+from anomaly_detector_ros.weights.sources import Source
+from anomaly_detector_ros.weights.workspace import Workspace
+
+__all__ = ["FileEntry", "FileStatus", "ModelEntry", "Registry", "cache_directory"]
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@dataclass(frozen=True)
+class FileStatus:
+    """One file as found: `state` is "ok", "missing" or "altered"; None where not looked at."""
+
+    name: str
+    path: Path
+    state: str
+    bytes: int | None = None
+    sha256: str | None = None
+
+
+def cache_directory() -> Path:
+    """Where fetched models are kept: ANOMALY_DETECTOR_CACHE, else the user's cache directory."""
+    own = os.environ.get("ANOMALY_DETECTOR_CACHE")
+    if own:
+        return Path(own).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "anomaly_detector_ros"
+    except RuntimeError as error:
+        raise UserError("no home directory: set ANOMALY_DETECTOR_CACHE to a directory") from error
+
+
+class Registry:
+    """Models by name. Shipped ones lie under `root`, the others are fetched into `cache`."""
+
+    def __init__(self, entries: dict[str, ModelEntry], root: Path, cache: Path) -> None:
+        """Use these entries; neither directory need exist."""
+        self._entries = dict(entries)
+        self._root = root
+        self._cache = cache
+
+    @classmethod
+    def default(cls) -> Registry:
+        """The package's own registry and the user's cache."""
+        try:
+            folder = share_dir("models")
+        except FileNotFoundError as error:
+            raise UserError(str(error)) from error
+        return cls.from_file(folder / "registry.yaml")
+
+    @classmethod
+    def from_file(cls, path: Path, cache: Path | None = None) -> Registry:
+        """The registry file `path`, with `cache` (default: the user's)."""
+        return cls(load_entries(path), path.parent, cache or cache_directory())
+
+    def names(self) -> list[str]:
+        """All model names, in the registry's order."""
+        return list(self._entries)
+
+    def entry(self, name: str) -> ModelEntry:
+        """What the registry says about `name`; UserError if it does not know it."""
+        try:
+            return self._entries[name]
+        except KeyError:
+            known = ", ".join(self._entries)
+            raise UserError(
+                f"model {name!r} is not in the registry: choose one of {known}"
+            ) from None
+
+    def directory(self, name: str) -> Path:
+        """Where the model's files are or would be."""
+        entry = self.entry(name)
+        return self._root / entry.shipped if entry.shipped else self._cache / name
+
+    def path(self, name: str, *, verify: bool = False) -> Path:
+        """The directory that holds all of the model's files, present and of the right size.
+
+        With `verify` also of the right sha256; a file that did not change since it was last
+        hashed is not hashed again.
+
+        Raises:
+            UserError: a file is missing or altered; names the command that mends it.
+        """
+        entry = self.entry(name)
+        for file in entry.files:
+            status = self._known(entry, file) if verify else self._glance(entry, file)
+            if status.state != "ok":
+                raise UserError(f"model {name!r}: {_complaint(entry, status)}")
+        return self.directory(name)
+
+    def verify(self, name: str, *, progress: Progress | None = None) -> list[FileStatus]:
+        """The state of every file of the model, hashed anew whatever is remembered of it."""
+        entry = self.entry(name)
+        return [self._hashed(entry, file, progress) for file in entry.files]
+
+    def fetch(self, name: str, *, offline: bool = False, progress: Progress | None = None) -> Path:
+        """Bring what is missing or altered from its sources, and return the model's directory.
+
+        With `offline` neither the network nor another program is used. `progress(name, bytes
+        done, bytes total)` names the file, or the package that it comes in.
+
+        Raises:
+            UserError: no source gave a file, or the disk is full or read-only.
+        """
+        entry = self.entry(name)
+        wanted = [file for file in entry.files if self._known(entry, file).state != "ok"]
+        if wanted and not entry.shipped and not entry.by_hand:
+            directory = self.directory(name)
+            with (
+                _disk_errors(name, directory),
+                _locked(directory),
+                Workspace(directory, progress) as workspace,
+            ):
+                for file in wanted:
+                    self._bring(entry, file, offline, workspace, progress)
+        return self.path(name, verify=True)
+
+    def _bring(
+        self,
+        entry: ModelEntry,
+        file: FileEntry,
+        offline: bool,
+        workspace: Workspace,
+        progress: Progress | None,
+    ) -> None:
+        """One file from the first source that gives it."""
+        if self._known(entry, file).state == "ok":
+            return  # another process brought it while this one waited for the lock
+        assert file.bytes is not None
+        assert file.sha256 is not None
+        path = self.directory(entry.name) / file.name
+        landing = Landing(path, file.name, file.bytes, file.sha256, progress)
+        answers, remedies = [], []
+        for source in file.sources:
+            try:
+                if _deliver(source, landing, offline, workspace):
+                    self._ledger(entry.name).remember(path, file.sha256)
+                    return
+                answers.append(f"{source.describe()}: needs the network")
+                remedies.append(f"run `anomaly-detector models fetch {entry.name}` while online")
+            except SourceError as error:
+                answers.append(f"{source.describe()}: {error}")
+                if error.remedy:
+                    remedies.append(error.remedy)
+        remedy = " or ".join(dict.fromkeys(remedies)) or (
+            f"check the connection and run `anomaly-detector models fetch {entry.name}` again"
+        )
+        found = "" if self._glance(entry, file).state == "missing" else "is altered and "
+        what = found + ("cannot be had offline" if offline else "could not be fetched")
+        raise UserError(
+            f"model {entry.name!r}: {file.name} {what} ({'; '.join(answers)}): {remedy}"
+        )
+
+    def _ledger(self, name: str) -> Ledger:
+        return Ledger(self._cache / name / ".verified.json")
+
+    def _glance(self, entry: ModelEntry, file: FileEntry) -> FileStatus:
+        """Existence and size only."""
+        path = self.directory(entry.name) / file.name
+        if not path.is_file():
+            return FileStatus(file.name, path, "missing")
+        size = path.stat().st_size
+        same = file.bytes in (None, size)
+        return FileStatus(file.name, path, "ok" if same else "altered", size)
+
+    def _known(self, entry: ModelEntry, file: FileEntry) -> FileStatus:
+        """The file's state, hashed only if it changed since it last was."""
+        status = self._glance(entry, file)
+        if status.state != "ok":
+            return status
+        with _readable(status.path):
+            return _compared(status, file, self._ledger(entry.name).sha256(status.path))
+
+    def _hashed(self, entry: ModelEntry, file: FileEntry, progress: Progress | None) -> FileStatus:
+        """The file's state, hashed now."""
+        status = self._glance(entry, file)
+        if status.state == "missing":
+            return status
+        size = status.bytes or 0
+
+        def report(done: int) -> None:
+            if progress:
+                progress(file.name, done, size)
+
+        with _readable(status.path):
+            sha256 = self._ledger(entry.name).sha256(status.path, anew=True, report=report)
+        return _compared(status, file, sha256)
+
+
+def _compared(status: FileStatus, file: FileEntry, sha256: str) -> FileStatus:
+    same = status.state == "ok" and file.sha256 in (None, sha256)
+    return replace(status, state="ok" if same else "altered", sha256=sha256)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}: make it readable") from error
+
+
+def _deliver(source: Source, landing: Landing, offline: bool, workspace: Workspace) -> bool:
+    if offline:
+        return source.offline_copy(landing)
+    source.deliver(landing, workspace)
+    return True
+
+
+def _complaint(entry: ModelEntry, status: FileStatus) -> str:
+    if entry.by_hand:
+        return f"{status.path} is {status.state}: {entry.by_hand}"
+    if status.state == "missing":
+        if not entry.shipped:
+            return f"{status.path} is missing: run `anomaly-detector models fetch {entry.name}`"
+        return f"{status.path} is missing, it ships with this package: install the package again"
+    found = f"sha256 {status.sha256}" if status.sha256 else f"{status.bytes} bytes"
+    if not entry.shipped:
+        remedy = f"run `anomaly-detector models fetch {entry.name}` to replace it"
+        return f"{status.path} is altered ({found}): {remedy}"
+    return f"{status.path} is altered ({found}): install the package again"
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Hold the model's directory, waiting for another process that fetches into it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _disk_errors(name: str, directory: Path) -> Iterator[None]:
+    """A disk that is full, read-only or not ours becomes a UserError with the way out."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _DISK_FULL:
+            raise UserError(
+                f"model {name!r}: no space left in {directory}: "
+                "free some, or set ANOMALY_DETECTOR_CACHE to a directory on another disk"
+            ) from error
+        raise UserError(
+            f"model {name!r}: cannot write in {directory} ({error.strerror or error}): "
+            "set ANOMALY_DETECTOR_CACHE to a directory that is yours"
+        ) from error
