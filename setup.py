@@ -45,6 +45,7 @@ setup(
         "opencv-python-headless>=4.8,<6",
         "pillow>=10.1,<14",
         "psutil>=5.9,<8",
+        "pydantic>=2.6,<3",
         "PyYAML>=6,<7",
         "rich>=13,<17",
         "rosbags>=0.11.9,<0.12",
