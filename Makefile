@@ -34,7 +34,7 @@ lint: $(READY)
 models: $(READY)
 	$(BIN)/anomaly-detector models fetch
 
-$(READY): setup.py
+$(READY): pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
 	  || { echo "Python $(VERSION) is not supported: give one of 3.10 to 3.13, make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV_ARGS) $(VENV)

@@ -81,7 +81,7 @@ def test_the_image_gets_every_file_that_setup_installs():
     setup = (ROOT / "setup.py").read_text()
     folders = re.search(r"files_under\((.+?)\)", setup[setup.index("data_files=[") :])[1]
     needed = {*re.findall(r'"(\w+)"', folders), "anomaly_detector_ros", "resource", "scripts"}
-    assert {*needed, "docker", "setup.py", "setup.cfg", "package.xml", "README.md"} <= sent
+    assert {*needed, "docker", "setup.py", "pyproject.toml", "package.xml", "README.md"} <= sent
     assert all((ROOT / name).exists() for name in sent)
 
 
