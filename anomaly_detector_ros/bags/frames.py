@@ -12,7 +12,7 @@ import numpy as np
 from rosbags.typesys import Stores, get_typestore
 from rosbags.typesys.store import Typestore
 
-from anomaly_detector_ros.bags.reader import BagReader, read_messages
+from anomaly_detector_ros.bags.reader import BagReader
 from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.imaging.images import ImageError
 from anomaly_detector_ros.imaging.messages import compressed_to_rgb, image_to_rgb
@@ -38,16 +38,6 @@ def camera_name(topic: str) -> str:
     return "/".join(parts) or "camera"
 
 
-def image_topics(bag: Path) -> list[str]:
-    """Topics of a bag that carry camera images; the detector's own outputs are left out.
-
-    Raises:
-        UserError: there is no such bag, or it cannot be read.
-    """
-    with BagReader(bag) as reader:
-        return _image_topics(reader)
-
-
 def read_images(bag: Path, topic: str | None = None) -> Iterator[tuple[int, np.ndarray]]:
     """Bag timestamp in ns and RGB picture of each frame of a camera topic, in the bag's order.
 
@@ -69,10 +59,10 @@ def read_frames(
         UserError: the bag or the topic is missing or unreadable.
     """
     with BagReader(bag) as reader:
-        topic = choose_topic(reader, bag, topic)
-        connections = [c for c in reader.connections if c.topic == topic]
-        messages = read_messages(reader, bag, connections)
+        chosen = choose_topic(reader, topic)
+        messages = reader.messages([c for c in reader.connections if c.topic == chosen])
         for connection, timestamp, raw in islice(messages, 0, None, stride):
+            picture: np.ndarray | ImageError
             try:
                 message = deserialize(raw, connection.msgtype)
                 picture = message_to_rgb(message, connection.msgtype)
@@ -81,19 +71,15 @@ def read_frames(
             yield timestamp, picture
 
 
-def _image_topics(reader: BagReader) -> list[str]:
-    own = f"/{NODE_NAME}/"
-    topics = {c.topic for c in reader.connections if c.msgtype in (IMAGE, COMPRESSED)}
-    return sorted(topic for topic in topics if not topic.startswith(own))
-
-
-def choose_topic(reader: BagReader, bag: Path, topic: str | None) -> str:
-    """The camera topic asked for, or the only one there is.
+def choose_topic(reader: BagReader, topic: str | None) -> str:
+    """The camera topic asked for, or the only one there is besides the detector's own outputs.
 
     Raises:
         UserError: no such topic, another type, no image topic or several; lists the candidates.
     """
-    candidates = _image_topics(reader)
+    images = {c.topic for c in reader.connections if c.msgtype in (IMAGE, COMPRESSED)}
+    candidates = sorted(name for name in images if f"/{NODE_NAME}/" not in name)
+    bag = reader.bag
     listing = ", ".join(candidates) or "none"
     if topic is None:
         if not candidates:

@@ -81,7 +81,8 @@ class BagJournal:
         if content is None:
             raise OSError("the journal changed while it was read")
         head, data = content
-        messages, start = {}, 0
+        messages: dict[str, bytes | memoryview] = {}
+        start = 0
         for name, size in head["messages"]:
             messages[name] = data[start : start + size]
             start += size

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rosbags.interfaces import Connection
+from rosbags.interfaces import Connection, ConnectionExtRosbag2
 from rosbags.rosbag2 import Writer
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
-from anomaly_detector_ros.bags.copies import add_copies
 from anomaly_detector_ros.bags.frames import (
-    BagReader,
     camera_name,
     deserialize,
     message_to_rgb,
-    read_messages,
     typestore,
 )
 from anomaly_detector_ros.bags.journal import BagJournal, FrameResult
@@ -30,8 +28,10 @@ from anomaly_detector_ros.bags.outputs import (
     output_qos,
     output_topic,
 )
+from anomaly_detector_ros.bags.reader import BagReader
 from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.imaging.images import ImageError
+from anomaly_detector_ros.runtime.progress import Progress
 
 if TYPE_CHECKING:
     from anomaly_detector_ros.detection import Detection
@@ -39,8 +39,7 @@ if TYPE_CHECKING:
 
 # Frames handed to the detector while the outputs of the one before them are made and written.
 _AHEAD = 1
-
-Progress = Callable[[int, int], None]
+_NO_HASH = "RIHS01_" + "0" * 64
 
 
 @dataclass
@@ -145,14 +144,14 @@ class BagPass:
         }
         added = {output_topic(camera, name) for camera in names for name in names[camera]}
         replaced = sorted({c.topic for c in reader.connections} & added)
-        self.copies = add_copies(reader, writer, leave_out=replaced)
+        self.copies = _add_copies(reader, writer, leave_out=replaced)
         for camera in cameras:
             camera.targets = self._add_outputs(camera.report.camera, names[camera.report.camera])
         self.cameras = {camera.report.topic: camera for camera in cameras}
         self.report = BagReport([camera.report for camera in cameras], replaced=replaced)
         self.total = sum(c.msgcount for c in reader.connections if c.topic in self.cameras)
 
-    def run(self, detector: Detector, skip_errors: bool, progress: Progress | None) -> BagReport:
+    def run(self, detector: Detector, skip_errors: bool, progress: Progress) -> BagReport:
         """Copy all messages and add the outputs behind each frame.
 
         Raises:
@@ -177,8 +176,7 @@ class BagPass:
                         frames_waiting -= 1
                         written += 1
                         self._add_results(current, current.camera, written, skip_errors)
-                        if progress:
-                            progress(written, max(written, self.total))
+                        progress(written, max(written, self.total))
             finally:
                 pool.shutdown(cancel_futures=True)
         return self.report
@@ -187,7 +185,7 @@ class BagPass:
         """The input's messages in their order, frames handed to the detector; None at the end."""
         wanted = [c for c in self.reader.connections if c.id in self.copies]
         frames = 0
-        for connection, timestamp, raw in read_messages(self.reader, self.reader.bag, wanted):
+        for connection, timestamp, raw in self.reader.messages(wanted):
             message = _Message(connection, timestamp, raw, self.cameras.get(connection.topic))
             if message.camera is not None:
                 frames += 1
@@ -239,7 +237,8 @@ class BagPass:
         connections = [
             c for c in self.reader.connections if c.topic == topic and c.msgtype == CAMERA_INFO
         ]
-        for _, _, raw in read_messages(self.reader, self.reader.bag, connections):
+        # Asked for the messages of no connection, a reader gives those of all.
+        for _, _, raw in self.reader.messages(connections) if connections else ():
             with suppress(ImageError):
                 return deserialize(raw, CAMERA_INFO)
         return None
@@ -270,3 +269,52 @@ def _result(camera: _Camera, found: Future[tuple[Any, np.ndarray, Detection]]) -
         return FrameResult(error=one_line(error))
     names = list(camera.targets)
     return FrameResult(dict(frame_messages(names, header, image, detection, camera.info)))
+
+
+def _add_copies(
+    reader: BagReader, writer: Writer, *, leave_out: Collection[str]
+) -> dict[int, Connection]:
+    """Output connections by the id of the input connection that they copy.
+
+    Args:
+        reader: the open input.
+        writer: the open output.
+        leave_out: topics that are not copied.
+    """
+    copies: dict[int, Connection] = {}
+    added: list[tuple[str, str, Any, Connection]] = []
+    for connection in reader.connections:
+        topic, msgtype, ext = connection.topic, connection.msgtype, connection.ext
+        assert isinstance(ext, ConnectionExtRosbag2)
+        if topic in leave_out:
+            continue
+        # rosbags refuses a second connection that differs in nothing.
+        twin = next((c for t, m, e, c in added if (t, m, e) == (topic, msgtype, ext)), None)
+        if twin is None:
+            msgdef, digest = _definition(connection)
+            twin = writer.add_connection(
+                topic,
+                msgtype,
+                msgdef=msgdef,
+                rihs01=digest,
+                serialization_format=ext.serialization_format,
+                offered_qos_profiles=ext.offered_qos_profiles,
+            )
+            added.append((topic, msgtype, ext, twin))
+        copies[connection.id] = twin
+    return copies
+
+
+def _definition(connection: Connection) -> tuple[str, str]:
+    """Message definition and type hash of a connection, found again where the bag lacks them."""
+    text, digest = connection.msgdef.data, connection.digest
+    if text and digest:
+        return text, digest
+    with suppress(Exception):
+        store = get_typestore(Stores.ROS2_JAZZY)
+        if connection.msgtype not in store.types and text:
+            store.register(get_types_from_msg(text, connection.msgtype))
+        generated, _ = store.generate_msgdef(connection.msgtype, ros_version=2)
+        return text or generated, digest or store.hash_rihs01(connection.msgtype)
+    # A type that nothing describes; old releases recorded none and play it back all the same.
+    return text, digest or _NO_HASH

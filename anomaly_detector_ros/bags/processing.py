@@ -8,32 +8,24 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rosbags.rosbag2 import StoragePlugin, Writer
 
 from anomaly_detector_ros import __version__
-from anomaly_detector_ros.bags.frames import BagReader, camera_name, choose_topic
+from anomaly_detector_ros.bags.frames import camera_name, choose_topic
 from anomaly_detector_ros.bags.journal import BagJournal
-from anomaly_detector_ros.bags.outputs import OUTPUTS, output_topic
-from anomaly_detector_ros.bags.passes import BagPass, BagReport, CameraReport, Progress
+from anomaly_detector_ros.bags.outputs import OUTPUTS
+from anomaly_detector_ros.bags.passes import BagPass, BagReport
+from anomaly_detector_ros.bags.reader import BagReader
 from anomaly_detector_ros.errors import UserError, one_line
+from anomaly_detector_ros.runtime.progress import Progress, silent
 
 if TYPE_CHECKING:
     from anomaly_detector_ros.detector import Detector
 
-__all__ = [
-    "OUTPUTS",
-    "BagReport",
-    "CameraReport",
-    "choose_topics",
-    "output_topic",
-    "partial_path",
-    "process_bag",
-]
-
 # Humble reads metadata of version 8, not of 9; later releases read both.
-_METADATA_VERSION = 8
+_METADATA_VERSION: Literal[8] = 8
 
 
 def partial_path(output: Path) -> Path:
@@ -50,7 +42,7 @@ def process_bag(
     outputs: Sequence[str] = tuple(OUTPUTS),
     skip_errors: bool = True,
     resume: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> BagReport:
     """Write `output`: all topics of `source` as they are, and the detector's outputs.
 
@@ -82,7 +74,7 @@ def process_bag(
         raise UserError(f"'{output}' exists already: remove it or give another output")
     partial = partial_path(output)
     with BagReader(source) as reader:
-        chosen = choose_topics(reader, source, topics)
+        chosen = choose_topics(reader, topics)
         job = _describe(source, reader, chosen, outputs, detector)
         storage = _storage(source, output)
         try:
@@ -109,15 +101,15 @@ def process_bag(
     return report
 
 
-def choose_topics(reader: BagReader, bag: Path, topics: Sequence[str]) -> list[str]:
+def choose_topics(reader: BagReader, topics: Sequence[str]) -> list[str]:
     """The camera topics asked for, or the only one there is.
 
     Raises:
         UserError: no such topic, another type, no image topic or several; two of one camera.
     """
     cameras: dict[str, str] = {}
-    for topic in topics or [None]:
-        chosen = choose_topic(reader, bag, topic)
+    for topic in topics or (None,):
+        chosen = choose_topic(reader, topic)
         other = cameras.setdefault(camera_name(chosen), chosen)
         if other != chosen:
             raise UserError(

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from types import ModuleType
 from typing import Any
 
 import yaml
+from backports import zstd
 from lz4.frame import LZ4FrameDecompressor
 from rosbags.interfaces import Connection
-from rosbags.rosbag2 import Reader, storage_mcap
+from rosbags.rosbag2 import Reader, reader, storage_mcap
 
 from anomaly_detector_ros.errors import UserError, one_line
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
 
 MAX_MESSAGE_BYTES = 1 << 30
 """Compressed messages and chunks that unpack to more are refused."""
@@ -29,6 +27,55 @@ MAX_MESSAGE_BYTES = 1 << 30
 _FILE_FACTOR = 200
 _FILE_SLACK_BYTES = 64 << 20
 _METADATA = "metadata.yaml"
+
+
+def unpack_zstd(data: bytes, limit: int) -> bytes:
+    """One zstd frame's content.
+
+    Raises:
+        ValueError: it is cut off, or has more than `limit` bytes, of which no more are made.
+        ZstdError: it is no zstd frame.
+    """
+    return _unpack(zstd.ZstdDecompressor(), data, limit)
+
+
+def _unpack(decompressor: Any, data: bytes, limit: int) -> bytes:
+    content = decompressor.decompress(data, max_length=limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"compressed data unpacks to more than {limit} bytes")
+    if not decompressor.eof:
+        raise ValueError("compressed data is cut off")
+    return bytes(content)
+
+
+def _bounded(decompressor: Callable[[], Any]) -> Callable[[bytes, int], bytes]:
+    return lambda data, declared: _unpack(decompressor(), data, min(declared, MAX_MESSAGE_BYTES))
+
+
+def _bounded_storage_mcap() -> ModuleType:
+    """A copy of rosbags' MCAP module that unpacks chunks within bounds.
+
+    rosbags unpacks a chunk to whatever size it has and then compares with the declared one. Its
+    table of decompressors is the module's, so a change there would hold for every user of rosbags
+    in the process.
+    """
+    name = f"{storage_mcap.__name__}_bounded"
+    spec = importlib.util.spec_from_file_location(name, storage_mcap.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their annotations up there
+    spec.loader.exec_module(module)
+    bounded = {"zstd": zstd.ZstdDecompressor, "lz4": LZ4FrameDecompressor}
+    module.DECOMPRESSORS.update({kind: _bounded(made) for kind, made in bounded.items()})
+    return module
+
+
+_MCAP = _bounded_storage_mcap().McapReader
+
+
+class _DirectoryReader(reader.DirectoryReader):
+    STORAGE_PLUGINS = {**reader.DirectoryReader.STORAGE_PLUGINS, "mcap": _MCAP}  # noqa: RUF012
 
 
 class BagReader(Reader):
@@ -44,6 +91,12 @@ class BagReader(Reader):
         UserError: missing, truncated, damaged, or no rosbag2 recording; its metadata names files
             outside its directory; it unpacks to an unreasonable size.
     """
+
+    STORAGE_PLUGINS = {  # noqa: RUF012
+        **Reader.STORAGE_PLUGINS,
+        "dir": _DirectoryReader,
+        ".mcap": _MCAP,
+    }
 
     def __init__(self, bag: Path) -> None:
         if not bag.exists():
@@ -91,11 +144,23 @@ class BagReader(Reader):
         connections: Collection[Connection] = (),
         start: int | None = None,
         stop: int | None = None,
-    ) -> Iterator[tuple[Connection, int, bytes]]:
-        """As rosbags' own, with compressed messages unpacked."""
-        for connection, timestamp, raw in super().messages(connections, start, stop):
-            data = unpack_zstd(raw, MAX_MESSAGE_BYTES) if self._message_compression else raw
-            yield connection, timestamp, data
+    ) -> Generator[tuple[Connection, int, bytes], None, None]:
+        """As rosbags' own: connection, timestamp in ns and content of each message, unpacked.
+
+        Raises:
+            UserError: the storage is damaged.
+        """
+        try:
+            for connection, timestamp, raw in super().messages(connections, start, stop):
+                # SQLite's columns hold values of any type.
+                if type(timestamp) is not int or not 0 <= timestamp < 1 << 63:
+                    raise ValueError("a message's time is none")
+                if type(raw) is not bytes:
+                    raise ValueError("a message is none")
+                data = unpack_zstd(raw, MAX_MESSAGE_BYTES) if self._message_compression else raw
+                yield connection, timestamp, data
+        except Exception as error:  # rosbags raises many kinds on bytes that are not what they seem
+            raise damaged(self.bag, error) from error
 
     def _prepare(self, metadata: dict[str, Any]) -> None:
         """Let rosbags open a copy that is described as not compressed, where the bag is.
@@ -135,65 +200,13 @@ def damaged(bag: Any, error: Exception) -> UserError:
     )
 
 
-def read_messages(
-    reader: BagReader, bag: Path, connections: Sequence[Connection]
-) -> Iterator[tuple[Connection, int, bytes]]:
-    """The reader's messages; whatever it raises on damaged storage becomes a UserError."""
-    if not connections:
-        return
-    messages = reader.messages(connections)
-    while True:
-        try:
-            item = next(messages)
-        except StopIteration:
-            return
-        except Exception as error:  # rosbags raises many kinds on bytes that are not what they seem
-            raise damaged(bag, error) from error
-        _, timestamp, raw = item
-        # SQLite's columns hold values of any type.
-        if type(timestamp) is not int or not 0 <= timestamp < 1 << 63 or type(raw) is not bytes:
-            raise damaged(bag, ValueError("a message is none"))
-        yield item
-
-
-def unpack_zstd(data: bytes, limit: int) -> bytes:
-    """One zstd frame's content.
-
-    Raises:
-        ValueError: it is cut off, or has more than `limit` bytes, of which no more are made.
-        ZstdError: it is no zstd frame.
-    """
-    return _unpack(zstd.ZstdDecompressor(), data, limit)
-
-
-def _unpack_lz4(data: bytes, limit: int) -> bytes:
-    return _unpack(LZ4FrameDecompressor(), data, limit)
-
-
-def _unpack(decompressor: Any, data: bytes, limit: int) -> bytes:
-    content = decompressor.decompress(data, max_length=limit + 1)
-    if len(content) > limit:
-        raise ValueError(f"compressed data unpacks to more than {limit} bytes")
-    if not decompressor.eof:
-        raise ValueError("compressed data is cut off")
-    return bytes(content)
-
-
-def _bounded(unpack: Callable[[bytes, int], bytes]) -> Callable[[bytes, int], bytes]:
-    return lambda data, declared: unpack(data, min(declared, MAX_MESSAGE_BYTES))
-
-
-# rosbags would unpack an MCAP chunk to whatever size it has and then compare with the declared one.
-storage_mcap.DECOMPRESSORS.update(zstd=_bounded(unpack_zstd), lz4=_bounded(_unpack_lz4))
-
-
 def _read_metadata(bag: Path) -> dict[str, Any]:
     """What metadata.yaml says, its file names checked.
 
     rosbags strips folders off the names; a bag that has such names is not to be trusted.
     """
     content = yaml.safe_load((bag / _METADATA).read_text("utf-8"))
-    metadata = content["rosbag2_bagfile_information"]
+    metadata: dict[str, Any] = content["rosbag2_bagfile_information"]
     for name in metadata["relative_file_paths"]:
         path = PurePosixPath(str(name))
         if path.is_absolute() or ".." in path.parts or "\\" in str(name):

@@ -26,7 +26,7 @@ from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE
 
 if TYPE_CHECKING:
-    from anomaly_detector_ros.bags.processing import BagReport
+    from anomaly_detector_ros.bags.passes import BagReport
 
 
 def bag(
@@ -65,15 +65,16 @@ def bag(
 
     Example: anomaly-detector bag drive_01 --output drive_01_anomalies --topic /camera/image_raw
     """
-    from anomaly_detector_ros.bags.frames import BagReader
-    from anomaly_detector_ros.bags.processing import OUTPUTS, choose_topics, process_bag
+    from anomaly_detector_ros.bags.outputs import OUTPUTS
+    from anomaly_detector_ros.bags.processing import choose_topics, process_bag
+    from anomaly_detector_ros.bags.reader import BagReader
 
     named = [name.strip() for name in outputs.split(",") if name.strip()]
     names = list(OUTPUTS) if outputs == "all" else named
     if output.exists():
         raise UserError(f"'{output}' exists already: remove it or give another output")
     with BagReader(source) as reader:  # a wrong topic is told before models load
-        topics = choose_topics(reader, source, topic or ())
+        topics = choose_topics(reader, topic or ())
     detector = load_detector(profile, device, threshold=threshold, offline=offline)
     with _hint(output), progress_bar(f"frames of {', '.join(topics)}") as advance:
         report = process_bag(

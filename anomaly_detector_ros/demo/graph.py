@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anomaly_detector_ros.bags.frames import COMPRESSED, BagReader, choose_topic
+from anomaly_detector_ros.bags.frames import COMPRESSED, choose_topic
+from anomaly_detector_ros.bags.reader import BagReader
 from anomaly_detector_ros.demo.processes import ProcessGroup, graph_environment, wait_until
 from anomaly_detector_ros.errors import UserError
 
@@ -49,7 +50,7 @@ class Playback:
     def of_bag(cls, bag: Path, rate: float, count: int | None, topic: str | None) -> Playback:
         """A bag's camera topic; UserError where the bag is unreadable or the topic is unclear."""
         with BagReader(bag) as reader:
-            chosen = choose_topic(reader, bag, topic)
+            chosen = choose_topic(reader, topic)
             kinds = {c.msgtype for c in reader.connections if c.topic == chosen}
         transport = "compressed" if kinds == {COMPRESSED} else "raw"
         return cls(bag, rate, count, chosen, transport)

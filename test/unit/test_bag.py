@@ -24,8 +24,9 @@ from rosbags.highlevel import AnyReader
 from rosbags.interfaces import QosReliability
 from rosbags.rosbag2 import Reader, StoragePlugin, Writer
 
-from anomaly_detector_ros.bags.frames import camera_name, image_topics, read_images
-from anomaly_detector_ros.bags.processing import OUTPUTS, output_topic, process_bag
+from anomaly_detector_ros.bags.frames import camera_name, read_images
+from anomaly_detector_ros.bags.outputs import OUTPUTS, output_topic
+from anomaly_detector_ros.bags.processing import process_bag
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.imaging.messages import compressed_to_rgb
@@ -171,7 +172,6 @@ def test_several_image_topics_need_a_choice(
 ) -> None:
     frames = [image_bytes(picture, i) for i, picture in enumerate(pictures())]
     source = write_bag(tmp_path / "in", storage, frames, ["/left/image_raw", "/right/image_raw"])
-    assert image_topics(source) == ["/left/image_raw", "/right/image_raw"]
     with pytest.raises(UserError, match=r"--topic /left/image_raw, /right/image_raw"):
         process_bag(source, tmp_path / "out", detector)
     report = process_bag(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +30,9 @@ from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import CompressionMode, Reader, StoragePlugin, Writer
 
 from anomaly_detector_ros.bags import reader as bag_reader
-from anomaly_detector_ros.bags.frames import image_topics, read_frames, read_images
-from anomaly_detector_ros.bags.processing import output_topic, process_bag
+from anomaly_detector_ros.bags.frames import choose_topic, read_frames, read_images
+from anomaly_detector_ros.bags.outputs import output_topic
+from anomaly_detector_ros.bags.processing import process_bag
 from anomaly_detector_ros.bags.reader import BagReader, unpack_zstd, zstd
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.errors import UserError
@@ -199,7 +202,7 @@ def test_files_outside_the_bag_are_refused(
     source = write_bag(tmp_path / "in", storage, raw_frames(), ["/camera/image_raw"])
     edit_metadata(source, relative_file_paths=[name])
     with pytest.raises(UserError, match="outside its directory"):
-        image_topics(source)
+        list(read_images(source))
 
 
 def test_file_that_unpacks_to_an_unreasonable_size(
@@ -218,7 +221,7 @@ def test_file_that_unpacks_to_an_unreasonable_size(
         out.write(bomb.flush())
     assert file.stat().st_size < 1 << 16
     with pytest.raises(UserError, match="unpacks to more than"):
-        image_topics(source)
+        list(read_images(source))
     assert not list(tmp_path.glob("anomaly-detector-bag-*"))
 
 
@@ -233,6 +236,28 @@ def test_messages_and_chunks_that_unpack_to_an_unreasonable_size(
         )
         with pytest.raises(UserError, match="unpacks to more than 5000 bytes"):
             list(read_images(source))
+
+
+def test_other_users_of_rosbags_in_the_process_see_no_change(tmp_path: Path) -> None:
+    pristine = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from rosbags.rosbag2 import storage_mcap as s; before = dict(s.DECOMPRESSORS)\n"
+            "import anomaly_detector_ros.bags.reader\n"
+            "assert s.DECOMPRESSORS == before",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert pristine.returncode == 0, pristine.stderr
+
+
+def test_the_detectors_outputs_of_any_namespace_are_no_cameras(tmp_path: Path) -> None:
+    topics = ["/r1/camera/image_raw", "/r1/anomaly_detector/camera/overlay"]
+    source = write_bag(tmp_path / "in", StoragePlugin.MCAP, raw_frames(), topics)
+    with BagReader(source) as reader:
+        assert choose_topic(reader, None) == topics[0]
 
 
 def test_zstd_is_bounded_and_whole() -> None:
@@ -251,7 +276,7 @@ def test_odd_metadata(tmp_path: Path, storage: StoragePlugin, text: str) -> None
     source = write_bag(tmp_path / "in", storage, raw_frames(), ["/camera/image_raw"])
     (source / "metadata.yaml").write_text(text)
     with pytest.raises(UserError, match="cannot read bag") as caught:
-        image_topics(source)
+        list(read_images(source))
     assert "\n" not in str(caught.value)
 
 
@@ -259,7 +284,7 @@ def test_unknown_compression(tmp_path: Path, storage: StoragePlugin) -> None:
     source = write_bag(tmp_path / "in", storage, raw_frames(), ["/camera/image_raw"])
     edit_metadata(source, compression_mode="FILE", compression_format="lz4")
     with pytest.raises(UserError, match="compressed as 'lz4': convert it"):
-        image_topics(source)
+        list(read_images(source))
 
 
 def test_no_temporary_folder_stays(
