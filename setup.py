@@ -30,6 +30,7 @@ UNREAD = {
 setuptools.setup(
     **(UNREAD if int(setuptools.__version__.split(".")[0]) < 61 else {}),
     license="Apache-2.0",
+    python_requires=">=3.10,<3.14",
     packages=setuptools.find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
     package_data={PACKAGE: ["py.typed"]},
     data_files=[
