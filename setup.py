@@ -1,9 +1,9 @@
-"""What ament and old releases of setuptools need; all else stands in pyproject.toml."""
+"""What colcon needs, which may not read pyproject.toml; all else stands there."""
 
 import re
 from pathlib import Path
 
-import setuptools
+from setuptools import find_packages, setup
 
 PACKAGE = "anomaly_detector_ros"
 SHARE = f"share/{PACKAGE}"
@@ -20,18 +20,12 @@ def files_under(*folders: str) -> list[tuple[str, list[str]]]:
     return list(found.items())
 
 
-# Humble's setuptools (59) reads no [project] table. It gets what colcon needs; pip brings its own.
-UNREAD = {
-    "name": PACKAGE,
-    "version": VERSION,
-    "entry_points": {"console_scripts": [f"anomaly-detector = {PACKAGE}.cli.main:main"]},
-}
-
-setuptools.setup(
-    **(UNREAD if int(setuptools.__version__.split(".")[0]) < 61 else {}),
+setup(
+    name=PACKAGE,
+    version=VERSION,
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
-    packages=setuptools.find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
+    packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
     package_data={PACKAGE: ["py.typed"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
@@ -40,5 +34,6 @@ setuptools.setup(
         (f"lib/{PACKAGE}", ["scripts/anomaly_detector_node"]),
         *files_under("launch", "config", "models", "demo"),
     ],
+    entry_points={"console_scripts": [f"anomaly-detector = {PACKAGE}.cli.main:main"]},
     zip_safe=False,
 )
