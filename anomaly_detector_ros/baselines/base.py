@@ -1,9 +1,10 @@
-"""What all baselines share: checks, batches, and the file they are saved in."""
+"""What all baselines share: their settings, what they learned, and the file it is saved in."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.runtime.fitted_file import save_fitted
+from anomaly_detector_ros.runtime.fitted_file import open_fitted, save_fitted
+from anomaly_detector_ros.runtime.parts import PartRegistry
 
 KIND = "baseline"
 
@@ -26,66 +28,84 @@ _BATCH_FLOATS = 2**20
 _LARGEST = 1e30
 
 
+def _ignore(done: int, total: int, what: str) -> None:
+    del done, total, what
+
+
+@dataclass(frozen=True)
 class Baseline(ABC):
     """Learns the nominal feature vectors and scores others by how little they resemble them.
 
-    Runs on the CPU in float32, whatever device the features are on.
+    The fields are the settings. Runs on the CPU in float32, whatever device the features are on.
 
     Attributes:
-        name: the method's.
+        name: as it is registered.
         libraries: the distributions it is fitted with; their versions are saved.
-        settings: the constructor's arguments.
-        channels: C of the features it was fitted on, 0 before.
-        features: the features it was fitted on, ``name`` and settings as in a profile, for
-            whoever scores images with it; the one who fits sets it.
-        state: all that is learned, by name; what a file holds.
     """
 
     name: ClassVar[str]
-    libraries: ClassVar[tuple[str, ...]]
-
-    def __init__(self, **settings: Any) -> None:
-        self.settings = settings
-        self.channels = 0
-        self.features: dict[str, Any] = {}
-        self.state: State = {}
+    libraries: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
-    def _learn(self, vectors: Tensor, seed: int, progress: Progress) -> State:
-        """Vectors (N, C) float32 -> all that `_score_vectors` needs."""
+    def learn(self, vectors: Tensor, seed: int, progress: Progress) -> State:
+        """Vectors (N, C) float32 -> all that `scorer` needs, by name; what a file holds."""
 
     @abstractmethod
-    def _restore(self, state: State) -> None:
-        """Readies `_score_vectors`; a KeyError, RuntimeError or ValueError means a bad state."""
+    def scorer(self, state: State) -> Callable[[Tensor], Tensor]:
+        """What `learn` returned -> a function of vectors (N, C) float32 to scores (N,).
 
-    @abstractmethod
-    def _score_vectors(self, vectors: Tensor) -> Tensor:
-        """Vectors (N, C) float32 -> (N,) scores."""
+        Raises:
+            KeyError, RuntimeError, ValueError: a bad state.
+        """
 
-    def fit(self, features: Tensor, seed: int = 0, progress: Progress | None = None) -> None:
+    def fit(
+        self,
+        vectors: Tensor,
+        seed: int = 0,
+        progress: Progress = _ignore,
+        features: Mapping[str, Any] | None = None,
+    ) -> FittedBaseline:
         """Learns nominal feature vectors; the same seed gives the same result.
 
         Args:
-            features: (N, C) float32, as `sampling.sample_features` draws them.
+            vectors: (N, C) float32, as `sampling.sample_features` draws them.
             seed: of all random choices.
             progress: called with the work done, the total, and its name.
+            features: what the vectors are, ``name`` and settings as in a profile, for whoever
+                scores images with the result.
 
         Raises:
             UserError: no matrix, values that are not finite, or too few vectors.
         """
-        if features.ndim != 2 or not features.numel():
+        if vectors.ndim != 2 or not vectors.numel():
             raise UserError(
-                f"{self.name}: features of shape {tuple(features.shape)}: give vectors (N, C)"
+                f"{self.name}: features of shape {tuple(vectors.shape)}: give vectors (N, C)"
             )
-        if not torch.isfinite(features).all():
+        if not torch.isfinite(vectors).all():
             raise UserError(f"{self.name}: features that are not finite: check the extractor")
-        vectors = features.detach().cpu().float()
-        self.load_state(self._learn(vectors, seed, progress or _ignore), vectors.shape[1])
+        state = self.learn(vectors.detach().cpu().float(), seed, progress)
+        return FittedBaseline(self, state, vectors.shape[1], features or {})
 
-    def load_state(self, state: State, channels: int) -> None:
-        """Takes over what another baseline of the same settings learned."""
-        self._restore(state)
-        self.state, self.channels = state, channels
+
+BASELINES = PartRegistry[Baseline]("baseline", __package__)
+
+
+class FittedBaseline:
+    """A baseline with what it learned.
+
+    Args:
+        method: the baseline.
+        state: as its `learn` returned.
+        channels: C of the features it was fitted on.
+        features: see `Baseline.fit`.
+    """
+
+    def __init__(
+        self, method: Baseline, state: State, channels: int, features: Mapping[str, Any]
+    ) -> None:
+        self.method, self.state, self.channels = method, state, channels
+        self.features = dict(features)
+        self._score_vectors = method.scorer(state)
 
     @torch.no_grad()
     def score(self, features: Tensor) -> Tensor:
@@ -94,13 +114,11 @@ class Baseline(ABC):
         Any finite value; in batches, so that temporary memory stays at some hundred megabytes.
 
         Raises:
-            UserError: not fitted yet, or fitted on features of another width.
+            UserError: fitted on features of another width.
         """
-        if not self.channels:
-            raise UserError(f"{self.name}: not fitted yet: call fit or load a fitted one")
         if features.ndim != 4 or features.shape[1] != self.channels:
             raise UserError(
-                f"{self.name}: features of shape {tuple(features.shape)}: "
+                f"{self.method.name}: features of shape {tuple(features.shape)}: "
                 f"it was fitted on (B, {self.channels}, h, w)"
             )
         count, _, height, width = features.shape
@@ -111,36 +129,26 @@ class Baseline(ABC):
         return scores.reshape(count, height, width).to(features.device)
 
     def save(self, path: Path) -> None:
-        """Writes one safetensors file, whole or not at all; `methods.load_baseline` reads it.
+        """Writes one safetensors file, whole or not at all.
 
         Raises:
-            UserError: not fitted yet.
             OSError: the file cannot be written.
         """
-        if not self.channels:
-            raise UserError(f"{self.name}: not fitted yet: fit it before saving")
         header = {
-            "baseline": self.name,
-            "settings": self.settings,
+            "baseline": self.method.name,
+            "settings": asdict(self.method),
             "features": self.features,
             "channels": self.channels,
         }
-        save_fitted(path, KIND, header, self.state, ("torch", *self.libraries))
+        save_fitted(path, KIND, header, self.state, ("torch", *self.method.libraries))
 
+    @classmethod
+    def load(cls, path: Path) -> FittedBaseline:
+        """A fitted baseline as `save` wrote it, with the same scores.
 
-def whole_number(baseline: str, setting: str, value: Any, minimum: int = 1) -> int:
-    """``value`` if it is a whole number of at least ``minimum``; else a UserError."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise UserError(f"{baseline}: {setting} {value!r}: take a whole number from {minimum}")
-    return value
-
-
-def one_of(baseline: str, setting: str, value: Any, choices: tuple[str, ...]) -> str:
-    """``value`` if it is among ``choices``; else a UserError."""
-    if value not in choices:
-        raise UserError(f"{baseline}: {setting} {value!r}: take {' or '.join(choices)}")
-    return value
-
-
-def _ignore(done: int, total: int, what: str) -> None:
-    del done, total, what
+        Raises:
+            UserError: missing, truncated or altered, or a file of another kind.
+        """
+        with open_fitted(path, KIND, "fit") as (header, state):
+            method = BASELINES.read({**header["settings"], "name": header["baseline"]})
+            return cls(method, state, int(header["channels"]), header["features"])

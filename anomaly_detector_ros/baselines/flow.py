@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor
 
-from anomaly_detector_ros.baselines.base import Baseline, Progress, State, whole_number
-from anomaly_detector_ros.baselines.gmm import check_count
-from anomaly_detector_ros.baselines.mixture import VARIANCE_FLOOR, fit_mixture, make_mixture
-from anomaly_detector_ros.baselines.whitening import Whitening
+from anomaly_detector_ros.baselines.base import BASELINES, Baseline, Progress, State
+from anomaly_detector_ros.baselines.gmm import (
+    VARIANCE_FLOOR,
+    Whitening,
+    check_count,
+    fit_mixture,
+    make_mixture,
+)
 from anomaly_detector_ros.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +29,9 @@ _CLIP_NORM = 10.0
 _TRANSFORM = "transform."
 
 
-class FlowBaseline(Baseline):
+@BASELINES.register("flow")
+@dataclass(frozen=True)
+class Flow(Baseline):
     """Negative log-likelihood under a RealNVP flow whose base is a fitted Gaussian mixture.
 
     score(x) = -log p_mixture(f(z)) - log |df/dz| - log N(r; 0, I) - log |dz dr / dx|, z the leading
@@ -44,36 +53,15 @@ class FlowBaseline(Baseline):
     name = "flow"
     libraries = ("scikit-learn", "zuko")
 
-    def __init__(
-        self,
-        *,
-        components: int = 20,
-        pca_dims: int | None = 64,
-        transforms: int = 6,
-        hidden_features: int = 128,
-        epochs: int = 10,
-        learning_rate: float = 1e-3,
-    ) -> None:
-        self.components = whole_number(self.name, "components", components)
-        if pca_dims is not None:
-            whole_number(self.name, "pca_dims", pca_dims, minimum=2)
-        self.pca_dims = pca_dims
-        self.transforms = whole_number(self.name, "transforms", transforms)
-        self.hidden_features = whole_number(self.name, "hidden_features", hidden_features)
-        self.epochs = whole_number(self.name, "epochs", epochs)
-        if not isinstance(learning_rate, (int, float)) or not learning_rate > 0:
-            raise UserError(f"flow: learning_rate {learning_rate!r}: take a number over 0")
-        self.learning_rate = learning_rate
-        super().__init__(
-            components=components,
-            pca_dims=pca_dims,
-            transforms=transforms,
-            hidden_features=hidden_features,
-            epochs=epochs,
-            learning_rate=learning_rate,
-        )
+    components: Annotated[int, Ge(1)] = 20
+    pca_dims: Annotated[int, Ge(2)] | None = 64
+    transforms: Annotated[int, Ge(1)] = 6
+    hidden_features: Annotated[int, Ge(1)] = 128
+    epochs: Annotated[int, Ge(1)] = 10
+    learning_rate: Annotated[float, Gt(0)] = 1e-3
 
-    def _learn(self, vectors: Tensor, seed: int, progress: Progress) -> State:
+    def learn(self, vectors: Tensor, seed: int, progress: Progress) -> State:
+        """See `Baseline`."""
         check_count(self.name, vectors, self.components)
         if vectors.shape[1] < 2:
             raise UserError("flow: features of 1 channel: a coupling layer needs at least 2")
@@ -86,23 +74,27 @@ class FlowBaseline(Baseline):
         whole = {"mean": whitening.mean, "projection": whitening.projection}
         return {**whole, **mixture, **learned}
 
-    def _restore(self, state: State) -> None:
-        self._mixture = make_mixture(state["weights"], state["means"], state["scales"])
+    def scorer(self, state: State) -> Callable[[Tensor], Tensor]:
+        """See `Baseline`."""
+        mixture = make_mixture(state["weights"], state["means"], state["scales"])
         dims = state["means"].shape[1]
-        self._whitening = Whitening(state["mean"], state["projection"], dims)
-        self._transform = self._make_transform(dims, seed=0)
-        learned = {
-            name.removeprefix(_TRANSFORM): value
-            for name, value in state.items()
-            if name.startswith(_TRANSFORM)
-        }
-        self._transform.load_state_dict(learned)
-        self._transform.requires_grad_(False)
+        whitening = Whitening(state["mean"], state["projection"], dims)
+        transform = self._make_transform(dims, seed=0)
+        transform.load_state_dict(
+            {
+                name.removeprefix(_TRANSFORM): value
+                for name, value in state.items()
+                if name.startswith(_TRANSFORM)
+            }
+        )
+        transform.requires_grad_(False)
 
-    def _score_vectors(self, vectors: Tensor) -> Tensor:
-        leading, rest = self._whitening(vectors)
-        z, log_det = self._transform().call_and_ladj(leading)
-        return -(self._mixture.log_prob(z) + log_det + rest)
+        def score(vectors: Tensor) -> Tensor:
+            leading, rest = whitening(vectors)
+            z, log_det = transform().call_and_ladj(leading)
+            return -(mixture.log_prob(z) + log_det + rest)
+
+        return score
 
     def _make_transform(self, dims: int, seed: int) -> LazyTransform:
         """Coupling layers over alternating halves of the dimensions; together the identity."""

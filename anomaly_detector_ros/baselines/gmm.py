@@ -1,16 +1,43 @@
-"""Gaussian mixture of the nominal features."""
+"""Gaussian mixture of the nominal features: fitted by scikit-learn's EM, evaluated by torch."""
 
 from __future__ import annotations
 
-from torch import Tensor
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from anomaly_detector_ros.baselines.base import Baseline, Progress, State, one_of, whole_number
-from anomaly_detector_ros.baselines.mixture import COVARIANCE_TYPES, fit_mixture, make_mixture
-from anomaly_detector_ros.baselines.whitening import Whitening
+import torch
+from annotated_types import Ge
+from torch import Tensor
+from torch.distributions import (
+    Categorical,
+    Distribution,
+    Independent,
+    MixtureSameFamily,
+    MultivariateNormal,
+    Normal,
+)
+
+from anomaly_detector_ros.baselines.base import BASELINES, Baseline, Progress, State
 from anomaly_detector_ros.errors import UserError
 
+VARIANCE_FLOOR = 1e-4
+"""Added to each variance, of whitened vectors: a cluster of equal vectors is no infinite peak."""
 
-class GmmBaseline(Baseline):
+_MAX_ITERATIONS = 100
+# Of the mean log-likelihood of a vector, whose scale is tens to hundreds.
+_TOLERANCE = 1e-2
+# scikit-learn has no callback, and each restart of EM costs half an iteration.
+_ITERATIONS_A_REPORT = 5
+# Variance, relative to the largest, below which a direction counts as having none.
+_SMALLEST_VARIANCE = 1e-6
+
+
+@BASELINES.register("gmm")
+@dataclass(frozen=True)
+class Gmm(Baseline):
     """Negative log-likelihood under a mixture of Gaussians.
 
     score(x) = -log sum_k w_k N(z; mu_k, Sigma_k) - log N(r; 0, I) - log |dz dr / dx|, z the leading
@@ -18,7 +45,7 @@ class GmmBaseline(Baseline):
 
     Args:
         components: Gaussians in the mixture; 20 in the paper.
-        covariance_type: full or diag.
+        covariance_type: full, or diag for diagonal covariances.
         pca_dims: principal components that the mixture describes; one Gaussian describes the
             rest. None: all of them, for which EM takes, with full covariances, time in the square
             of the channels.
@@ -27,33 +54,28 @@ class GmmBaseline(Baseline):
     name = "gmm"
     libraries = ("scikit-learn",)
 
-    def __init__(
-        self, *, components: int = 20, covariance_type: str = "full", pca_dims: int | None = 64
-    ) -> None:
-        self.components = whole_number(self.name, "components", components)
-        self.covariance_type = one_of(
-            self.name, "covariance_type", covariance_type, COVARIANCE_TYPES
-        )
-        if pca_dims is not None:
-            whole_number(self.name, "pca_dims", pca_dims)
-        self.pca_dims = pca_dims
-        super().__init__(components=components, covariance_type=covariance_type, pca_dims=pca_dims)
+    components: Annotated[int, Ge(1)] = 20
+    covariance_type: Literal["full", "diag"] = "full"
+    pca_dims: Annotated[int, Ge(1)] | None = 64
 
-    def _learn(self, vectors: Tensor, seed: int, progress: Progress) -> State:
+    def learn(self, vectors: Tensor, seed: int, progress: Progress) -> State:
+        """See `Baseline`."""
         check_count(self.name, vectors, self.components)
         whitening = Whitening.fit(vectors, self.pca_dims)
         leading, _ = whitening(vectors)
         mixture = fit_mixture(leading, self.components, self.covariance_type, seed, progress)
         return {"mean": whitening.mean, "projection": whitening.projection, **mixture}
 
-    def _restore(self, state: State) -> None:
-        self._mixture = make_mixture(state["weights"], state["means"], state["scales"])
-        dims = state["means"].shape[1]
-        self._whitening = Whitening(state["mean"], state["projection"], dims)
+    def scorer(self, state: State) -> Callable[[Tensor], Tensor]:
+        """See `Baseline`."""
+        mixture = make_mixture(state["weights"], state["means"], state["scales"])
+        whitening = Whitening(state["mean"], state["projection"], state["means"].shape[1])
 
-    def _score_vectors(self, vectors: Tensor) -> Tensor:
-        leading, rest = self._whitening(vectors)
-        return -(self._mixture.log_prob(leading) + rest)
+        def score(vectors: Tensor) -> Tensor:
+            leading, rest = whitening(vectors)
+            return -(mixture.log_prob(leading) + rest)
+
+        return score
 
 
 def check_count(name: str, vectors: Tensor, components: int) -> None:
@@ -62,3 +84,100 @@ def check_count(name: str, vectors: Tensor, components: int) -> None:
         raise UserError(
             f"{name}: {len(vectors)} feature vectors for {components} components: give more images"
         )
+
+
+class Whitening:
+    """z = (x - mean) projection: principal components, each divided by its standard deviation.
+
+    The leading components are left to a density model. The rest count as independent Gaussians:
+    dropping them would lose what leaves the nominal subspace, which is what anomalies do.
+
+    Args:
+        mean: (C,).
+        projection: (C, C), eigenvectors of the covariance by falling eigenvalue, each over the
+            square root of it.
+        dims: how many components lead, at most C.
+    """
+
+    def __init__(self, mean: Tensor, projection: Tensor, dims: int) -> None:
+        self.mean, self.projection, self.dims = mean, projection, dims
+        rest = len(mean) - dims
+        # The columns are orthogonal: their lengths multiply to the change of volume.
+        log_volume = projection.double().norm(dim=0).log().sum()
+        self._log_constant = float(log_volume) - rest / 2 * math.log(2 * math.pi)
+
+    @classmethod
+    def fit(cls, vectors: Tensor, dims: int | None) -> Whitening:
+        """The principal components of vectors (N, C); all of them lead if ``dims`` is None."""
+        vectors = vectors.double()
+        mean = vectors.mean(0)
+        centred = vectors - mean
+        variances, directions = torch.linalg.eigh(centred.T @ centred / len(vectors))
+        variances, directions = variances.flip(0), directions.flip(1)
+        floor = max(float(variances[0]) * _SMALLEST_VARIANCE, 1e-30)
+        projection = directions / variances.clamp(min=floor).sqrt()
+        channels = len(mean)
+        return cls(mean.float(), projection.float().contiguous(), min(dims or channels, channels))
+
+    def __call__(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors x (N, C) -> leading components z (N, dims) and log p(x) - log p(z), (N,)."""
+        whitened = (vectors - self.mean) @ self.projection
+        rest = whitened[:, self.dims :].square().sum(1) / 2
+        return whitened[:, : self.dims], self._log_constant - rest
+
+
+def fit_mixture(
+    vectors: Tensor, components: int, covariance_type: str, seed: int, progress: Progress
+) -> dict[str, Tensor]:
+    """Maximum likelihood by expectation maximisation, begun with k-means.
+
+    Args:
+        vectors: (N, D), whitened; N at least ``components``.
+        components: K.
+        covariance_type: full, or diag for diagonal covariances.
+        seed: of k-means.
+        progress: see `Progress`.
+
+    Returns:
+        ``weights`` (K,), ``means`` (K, D) and ``scales``: lower Cholesky factors (K, D, D) of the
+        covariances, or standard deviations (K, D); float32.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
+    model = GaussianMixture(
+        components,
+        covariance_type=covariance_type,
+        reg_covar=VARIANCE_FLOOR,
+        max_iter=_ITERATIONS_A_REPORT,
+        tol=_TOLERANCE,
+        warm_start=True,
+        random_state=seed,
+    )
+    data = vectors.double().numpy()
+    progress(0, _MAX_ITERATIONS, "mixture")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for done in range(_ITERATIONS_A_REPORT, _MAX_ITERATIONS + 1, _ITERATIONS_A_REPORT):
+            model.fit(data)
+            progress(done, _MAX_ITERATIONS, f"mixture, log-likelihood {model.lower_bound_:.2f}")
+            if model.converged_:
+                break
+    progress(_MAX_ITERATIONS, _MAX_ITERATIONS, "mixture")
+    covariances = torch.from_numpy(model.covariances_)
+    full = covariance_type == "full"
+    scales = torch.linalg.cholesky(covariances) if full else covariances.sqrt()
+    return {
+        "weights": torch.from_numpy(model.weights_).float(),
+        "means": torch.from_numpy(model.means_).float(),
+        "scales": scales.float().contiguous(),
+    }
+
+
+def make_mixture(weights: Tensor, means: Tensor, scales: Tensor) -> Distribution:
+    """The distribution of parameters as `fit_mixture` returns them."""
+    if scales.ndim == 3:
+        parts = MultivariateNormal(means, scale_tril=scales, validate_args=False)
+    else:
+        parts = Independent(Normal(means, scales, validate_args=False), 1, validate_args=False)
+    return MixtureSameFamily(Categorical(weights), parts, validate_args=False)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge
 from torch import Tensor
 
-from anomaly_detector_ros.baselines.base import Baseline, Progress, State, one_of, whole_number
+from anomaly_detector_ros.baselines.base import BASELINES, Baseline, Progress, State
 from anomaly_detector_ros.errors import UserError
 
 
-class NearestBaseline(Baseline):
+@BASELINES.register("nearest")
+@dataclass(frozen=True)
+class Nearest(Baseline):
     """Mean distance to the k nearest of the nominal feature vectors, searched exactly.
 
     Keeps all vectors it is fitted on, 50,000 in the paper.
@@ -24,28 +31,31 @@ class NearestBaseline(Baseline):
     name = "nearest"
     libraries = ("faiss-cpu",)
 
-    def __init__(self, *, metric: str = "cosine", k: int = 1) -> None:
-        self.metric = one_of(self.name, "metric", metric, ("cosine", "l2"))
-        self.k = whole_number(self.name, "k", k)
-        super().__init__(metric=metric, k=k)
+    metric: Literal["cosine", "l2"] = "cosine"
+    k: Annotated[int, Ge(1)] = 1
 
-    def _learn(self, vectors: Tensor, seed: int, progress: Progress) -> State:
+    def learn(self, vectors: Tensor, seed: int, progress: Progress) -> State:
+        """See `Baseline`."""
         if len(vectors) < self.k:
             raise UserError(f"nearest: {len(vectors)} feature vectors for k = {self.k}: give more")
         bank = F.normalize(vectors, dim=1) if self.metric == "cosine" else vectors.clone()
         progress(1, 1, "bank")
         return {"bank": bank.contiguous()}
 
-    def _restore(self, state: State) -> None:
-        self._bank = state["bank"].numpy()
-
-    def _score_vectors(self, vectors: Tensor) -> Tensor:
+    def scorer(self, state: State) -> Callable[[Tensor], Tensor]:
+        """See `Baseline`."""
         import faiss
 
+        bank = state["bank"].numpy()
+
         # Rounding makes a vector more than equal to itself: a cosine over 1, a square under 0.
-        if self.metric == "cosine":
+        def cosine(vectors: Tensor) -> Tensor:
             queries = F.normalize(vectors, dim=1).numpy()
-            cosines, _ = faiss.knn(queries, self._bank, self.k, faiss.METRIC_INNER_PRODUCT)
+            cosines, _ = faiss.knn(queries, bank, self.k, faiss.METRIC_INNER_PRODUCT)
             return (1 - torch.from_numpy(cosines)).clamp(0, 2).mean(1)
-        squares, _ = faiss.knn(vectors.contiguous().numpy(), self._bank, self.k, faiss.METRIC_L2)
-        return torch.from_numpy(squares).clamp(min=0).sqrt().mean(1)
+
+        def euclidean(vectors: Tensor) -> Tensor:
+            squares, _ = faiss.knn(vectors.contiguous().numpy(), bank, self.k, faiss.METRIC_L2)
+            return torch.from_numpy(squares).clamp(min=0).sqrt().mean(1)
+
+        return cosine if self.metric == "cosine" else euclidean

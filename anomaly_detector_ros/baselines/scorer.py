@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from anomaly_detector_ros.baselines.base import Baseline
-from anomaly_detector_ros.baselines.methods import load_baseline
+from anomaly_detector_ros.baselines.base import FittedBaseline
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.features.extractors import FeatureExtractor, make_features
 from anomaly_detector_ros.features.upsampling import upsample_bilinear
@@ -21,16 +20,16 @@ class BaselineScorer:
 
     Args:
         extractor: the features that the baseline was fitted on.
-        baseline: fitted.
+        baseline: what scores them.
 
     Raises:
         UserError: the baseline was fitted on features of another width.
     """
 
-    def __init__(self, extractor: FeatureExtractor, baseline: Baseline) -> None:
+    def __init__(self, extractor: FeatureExtractor, baseline: FittedBaseline) -> None:
         if extractor.channels != baseline.channels:
             raise UserError(
-                f"{baseline.name}: fitted on features of {baseline.channels} channels, not "
+                f"{baseline.method.name}: fitted on features of {baseline.channels} channels, not "
                 f"{extractor.channels}: take the features it was fitted on"
             )
         self.extractor, self.baseline = extractor, baseline
@@ -42,9 +41,9 @@ class BaselineScorer:
         """A fitted baseline with the features that its file names.
 
         Raises:
-            UserError: see `methods.load_baseline` and `features.extractors.make_features`.
+            UserError: see `FittedBaseline.load` and `features.extractors.make_features`.
         """
-        baseline = load_baseline(path)
+        baseline = FittedBaseline.load(path)
         name = baseline.features.get("name")
         if name is None:
             raise UserError(f"'{path}' does not name its features: fit the baseline again")

@@ -22,7 +22,7 @@ from anomaly_detector_ros.cli.common import (
     make_directory,
     progress_bar,
 )
-from anomaly_detector_ros.cli.evaluate import DatasetName
+from anomaly_detector_ros.cli.evaluate import layouts
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile
 
@@ -52,9 +52,10 @@ def calibrate(
         ),
     ] = None,
     dataset: Annotated[
-        DatasetName | None,
+        str | None,
         typer.Option(
-            help="Layout of --data and --memory if labelled; their nominal images are taken."
+            help="Layout of --data and --memory if labelled, whose nominal images are taken: "
+            f"{layouts()}."
         ),
     ] = None,
     split: Annotated[str | None, typer.Option(help="Part of the data set.")] = None,
@@ -151,8 +152,8 @@ def _fit(
     return replace(calibration, cameras={**calibration.cameras, **own})
 
 
-def _find_files(data: list[Path], dataset: DatasetName | None, split: str | None) -> list[Path]:
-    from anomaly_detector_ros.evaluation.datasets.opening import nominal_images
+def _find_files(data: list[Path], dataset: str | None, split: str | None) -> list[Path]:
+    from anomaly_detector_ros.evaluation.datasets.base import open_nominal
     from anomaly_detector_ros.imaging.images import find_images
 
     if dataset is None and split is not None:
@@ -160,8 +161,8 @@ def _find_files(data: list[Path], dataset: DatasetName | None, split: str | None
     files: dict[Path, Path] = {}
     for given in data:
         if dataset is not None:
-            with progress_bar(f"labels of {dataset.value}") as advance:
-                found = nominal_images(dataset.value, given, split, advance)
+            with progress_bar(f"labels of {dataset}") as advance:
+                found = open_nominal(dataset, given, split, advance).image_files()
         elif given.is_file():
             found = [given]
         else:

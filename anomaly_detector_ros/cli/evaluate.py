@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,37 +23,39 @@ from anomaly_detector_ros.cli.evaluation_output import (
 )
 from anomaly_detector_ros.cli.models import fetch_missing
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.evaluation.datasets.base import DATASETS
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile
 
 if TYPE_CHECKING:
     import torch
 
 
-class DatasetName(str, Enum):
-    """Layouts of labelled images."""
-
-    RUGD = "rugd"
-    RELLIS = "rellis"
-    YCOR = "ycor"
-    FOLDER = "folder"
+def layouts() -> str:
+    """For help texts: the data sets, each with its splits."""
+    known = {name: ", ".join(DATASETS.get(name).splits) for name in DATASETS.names()}
+    listed = [f"{name} (splits {splits})" if splits else name for name, splits in known.items()]
+    return f"{', '.join(listed)}, or FILE.py:NAME for your own"
 
 
-# What the paper tests on: the images that count as out of distribution.
-_DEFAULT_SPLITS = {DatasetName.RUGD: "ood", DatasetName.RELLIS: "ood"}
+def default_splits(kind: str) -> str:
+    """For help texts: what is taken of each data set where nothing is said."""
+    chosen = {name: getattr(DATASETS.get(name), kind) for name in DATASETS.names()}
+    return ", ".join(
+        [*(f"{split} of {name}" for name, split in chosen.items() if split), "else all"]
+    )
 
 
 def evaluate(
     root: Annotated[Path, typer.Option(help="Directory of the data set.")],
     dataset: Annotated[
-        DatasetName,
-        typer.Option(help="Its layout; folder: images/ and masks/ (0 nominal, 255 void)."),
-    ] = DatasetName.FOLDER,
+        str,
+        typer.Option(
+            help=f"Its layout: {layouts()}. folder: images/ and masks/ (0 nominal, 255 void)."
+        ),
+    ] = "folder",
     split: Annotated[
         str | None,
-        typer.Option(
-            help="rugd: train, val, test, ood (default), all; rellis: train, ood "
-            "(default), all; ycor: train, val, test below the root."
-        ),
+        typer.Option(help=f"Part of the data set; default: {default_splits('evaluated_split')}."),
     ] = None,
     method: Annotated[
         list[str] | None,
@@ -79,10 +80,11 @@ def evaluate(
         ),
     ] = None,
     train_dataset: Annotated[
-        DatasetName | None, typer.Option(help="Layout of --train-root; default: as --dataset.")
+        str | None, typer.Option(help="Layout of --train-root; default: as --dataset.")
     ] = None,
     train_split: Annotated[
-        str | None, typer.Option(help="Part of --train-root; rugd: train by default.")
+        str | None,
+        typer.Option(help=f"Part of --train-root; default: {default_splits('nominal_split')}."),
     ] = None,
     output: Annotated[
         Path | None,
@@ -128,7 +130,7 @@ def evaluate(
         raise UserError(f"--table1 and {other} exclude each other: --table1 holds every row")
     from anomaly_detector_ros.evaluation.cache import Cache
     from anomaly_detector_ros.evaluation.cached import CachedParts
-    from anomaly_detector_ros.evaluation.datasets.opening import open_dataset, open_nominal
+    from anomaly_detector_ros.evaluation.datasets.base import open_dataset, open_nominal
     from anomaly_detector_ros.evaluation.run import Evaluation
     from anomaly_detector_ros.evaluation.sweep.run import run_sweep
     from anomaly_detector_ros.evaluation.sweep.variants import load_variants
@@ -146,10 +148,8 @@ def evaluate(
         evaluation = Evaluation(
             chosen,
             CachedParts(kept, _device_of_this_process(device), offline=offline),
-            open_dataset(dataset.value, root, split or _DEFAULT_SPLITS.get(dataset)),
-            open_nominal((train_dataset or dataset).value, train_root, train_split)
-            if train_root
-            else None,
+            open_dataset(dataset, root, split or DATASETS.get(dataset).evaluated_split),
+            open_nominal(train_dataset or dataset, train_root, train_split) if train_root else None,
             count=count,
             seed=seed,
             progress=advance,

@@ -68,21 +68,21 @@ def _write_tables(output: Path, report: Report | SweepReport) -> None:
 def print_rows(report: Report) -> None:
     """One line for each row of the paper's table."""
     from anomaly_detector_ros.evaluation.table.report import number
-    from anomaly_detector_ros.evaluation.table.rows import ROWS
+    from anomaly_detector_ros.evaluation.table.rows import row_of
 
     columns = ("AUC-PR", "95%", "AUROC", "FPR95", "F1*", "weighted AUC-PR", "weighted F1*")
     table = Table("", *columns, title=f"{report.dataset}, profile {report.profile}", box=None)
     for name, found in report.metrics.items():
         weighted = (number(found.paper_auc_pr), number(found.paper_f1_star))
-        table.add_row(ROWS[name].title, *_quality(found), *weighted)
+        table.add_row(row_of(name).title, *_quality(found), *weighted)
     _print(table)
     for name, why in report.not_run.items():
-        console.print(f"not run: {ROWS[name].title}: {why}", markup=False, soft_wrap=True)
+        console.print(f"not run: {row_of(name).title}: {why}", markup=False, soft_wrap=True)
 
 
 def print_sweep(report: SweepReport) -> None:
     """One line for each variant, then the rows that were measured beside them."""
-    from anomaly_detector_ros.evaluation.table.rows import ROWS
+    from anomaly_detector_ros.evaluation.table.rows import row_of
 
     columns = ("AUC-PR", "95%", "AUROC", "FPR95", "F1*", "passes", "multiply-adds", "best in")
     images = report.measured[0].metrics.images
@@ -92,7 +92,7 @@ def print_sweep(report: SweepReport) -> None:
         cost = (str(each.cost.passes), f"{each.relative_multiply_adds:.2f}")
         table.add_row(str(index), each.variant.name, *_quality(each.metrics), *cost, each.best_in())
     for name, found in report.references.items():
-        table.add_row("", ROWS[name].title, *_quality(found))
+        table.add_row("", row_of(name).title, *_quality(found))
     _print(table)
 
 

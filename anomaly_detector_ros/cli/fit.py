@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from enum import Enum
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,16 +27,11 @@ if TYPE_CHECKING:
     from anomaly_detector_ros.features.extractors import FeatureExtractor
 
 
-class Method(str, Enum):
-    """The baselines that learn."""
-
-    GMM = "gmm"
-    NEAREST = "nearest"
-    FLOW = "flow"
-
-
 def fit(
-    method: Annotated[Method, typer.Argument(help="Gaussian mixture, nearest neighbour or flow.")],
+    method: Annotated[
+        str,
+        typer.Argument(help="Baseline by name, or FILE.py:NAME; an unknown name lists the known."),
+    ],
     data: Annotated[
         list[Path],
         typer.Option(help="Nominal images, or folders of them, searched recursively; repeatable."),
@@ -50,7 +45,11 @@ def fit(
     seed: Annotated[int, typer.Option(min=0, help="Of the drawing and the fit.")] = 0,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="The method's setting; repeatable."),
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="The method's setting; repeatable; an unknown one lists the known.",
+        ),
     ] = None,
     device: DeviceOption = "auto",
     offline: OfflineOption = False,
@@ -58,38 +57,35 @@ def fit(
 ) -> None:
     """Fit a baseline on nominal images: draws feature vectors from them, fits, saves one file.
 
-    Settings: gmm components, covariance_type (full, diag), pca_dims; nearest metric (cosine, l2),
-    k; flow components, pca_dims, transforms, hidden_features, epochs, learning_rate.
-
     Example: anomaly-detector fit gmm --data nominal_images/ --output gmm.safetensors
     """
-    from anomaly_detector_ros.baselines.methods import make_baseline
+    from anomaly_detector_ros.baselines.base import BASELINES
     from anomaly_detector_ros.features.sampling import sample_features
 
-    baseline = make_baseline(method.value, parse_settings(settings or []))
+    baseline = BASELINES.read({**parse_settings(settings or []), "name": method})
     overrides = {"features": {"name": features}} if features else None
-    baseline.features = dict(load_profile(profile, overrides=overrides).features)
+    described = dict(load_profile(profile, overrides=overrides).features)
     files = _find_files(data)
     make_directory(output.parent)
-    extractor = _load_features(baseline.features, device, offline)
+    extractor = _load_features(described, device, offline)
 
     start = time.monotonic()
     with progress_bar("features", len(files)) as advance:
         vectors = sample_features(extractor, files, count, seed, advance)
     extracted = time.monotonic()
-    with progress_bar(method.value) as advance:
-        baseline.fit(vectors, seed, advance)
+    with progress_bar(baseline.name) as advance:
+        result = baseline.fit(vectors, seed, advance, described)
     fitted = time.monotonic()
     try:
-        baseline.save(output)
+        result.save(output)
     except OSError as error:
         raise cannot_write(output, error) from error
 
     summary = {
-        "method": method.value,
-        "settings": baseline.settings,
-        "features": baseline.features,
-        "channels": baseline.channels,
+        "method": baseline.name,
+        "settings": asdict(baseline),
+        "features": described,
+        "channels": result.channels,
         "images": len(files),
         "vectors": len(vectors),
         "extraction_seconds": round(extracted - start, 3),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from anomaly_detector_ros.cli.common import DeviceOption, JsonOption, console, write_atomically
-from anomaly_detector_ros.cli.evaluate import DatasetName
+from anomaly_detector_ros.cli.evaluate import default_splits, layouts
 from anomaly_detector_ros.cli.training_data import (
     DataOptions,
     Pictures,
@@ -50,11 +50,14 @@ def train(
     ],
     output: Annotated[Path, typer.Option(help="Run directory; an interrupted run resumes in it.")],
     dataset: Annotated[
-        DatasetName | None,
-        typer.Option(help="Layout of labelled data; its nominal images are taken."),
+        str | None,
+        typer.Option(help=f"Layout of labelled data, whose nominal images are taken: {layouts()}."),
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="Part of the data set to train on; rugd: train by default.")
+        str | None,
+        typer.Option(
+            help=f"Part of the data set to train on; default: {default_splits('nominal_split')}."
+        ),
     ] = None,
     validation: Annotated[
         list[Path] | None,
@@ -135,8 +138,7 @@ def train(
         seed=seed,
         init=str(init) if init else None,
     )
-    layout = dataset.value if dataset else None
-    options = DataOptions(layout, topic, stride, min_sharpness, min_change)
+    options = DataOptions(dataset, topic, stride, min_sharpness, min_change)
     pictures = find_pictures(data, split, options)
     images = read_pictures("training images", pictures, config.size, min_crop, options)
     held_out_pictures = held_out = None

@@ -150,7 +150,7 @@ def _is_recording(path: Path) -> bool:
 
 
 def _nominal_files(dataset: str, root: Path, split: str | None) -> list[Path]:
-    from anomaly_detector_ros.evaluation.datasets.opening import nominal_images
+    from anomaly_detector_ros.evaluation.datasets.base import open_nominal
 
     with progress_bar(f"labels of {dataset}") as advance:
-        return nominal_images(dataset, root, split, advance)
+        return open_nominal(dataset, root, split, advance).image_files()

@@ -12,14 +12,14 @@ from accelerate import PartialState
 from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.evaluation.cache import array_digest
 from anomaly_detector_ros.evaluation.cached import CachedParts
-from anomaly_detector_ros.evaluation.datasets.opening import Dataset, LabelledImage
+from anomaly_detector_ros.evaluation.datasets.base import Dataset, LabelledImage
 from anomaly_detector_ros.evaluation.metrics.measures import Measurement
 from anomaly_detector_ros.evaluation.table.fits import Fits
 from anomaly_detector_ros.evaluation.table.gallery import Panels, gallery
 from anomaly_detector_ros.evaluation.table.methods import Method, Synthesis
 from anomaly_detector_ros.evaluation.table.plots import plot_curves
 from anomaly_detector_ros.evaluation.table.report import Report
-from anomaly_detector_ros.evaluation.table.rows import ROWS, build_method
+from anomaly_detector_ros.evaluation.table.rows import build_method, row_of
 from anomaly_detector_ros.profiles import Profile
 from anomaly_detector_ros.runtime.tensors import to_pictures
 
@@ -160,7 +160,7 @@ class Evaluation:
 
     def plot(self, file: Path) -> None:
         """Writes precision-recall and ROC curves of all rows as one PNG."""
-        curves = {ROWS[name].title: m.curve() for name, m in self.measurements.items()}
+        curves = {row_of(name).title: m.curve() for name, m in self.measurements.items()}
         plot_curves(curves, file)
 
     def gallery(self, file: Path) -> None:

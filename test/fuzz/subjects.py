@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 
 from anomaly_detector_ros.bags.frames import IMAGE, typestore
 from anomaly_detector_ros.bags.processing import process_bag
-from anomaly_detector_ros.baselines.methods import load_baseline, make_baseline
+from anomaly_detector_ros.baselines.base import FittedBaseline
+from anomaly_detector_ros.baselines.gmm import Gmm
 from anomaly_detector_ros.calibration.calibration import Calibration, load_calibration
 from anomaly_detector_ros.calibration.distribution import ScoreDistribution
 from anomaly_detector_ros.calibration.nominal import DEFAULT_CAMERA, NominalScores
@@ -172,9 +173,8 @@ def _read_calibration(file: Path) -> object:
 
 
 def _baseline(folder: Path) -> Path:
-    baseline = make_baseline("gmm", {"components": 2})
-    baseline.fit(torch.randn(200, 3, generator=torch.Generator().manual_seed(0)))
-    baseline.save(folder / "baseline")
+    vectors = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    Gmm(components=2).fit(vectors).save(folder / "baseline")
     return folder / "baseline"
 
 
@@ -290,7 +290,7 @@ SUBJECTS = (
     Subject("exported model", _exported, _read_denoiser),
     Subject("onnx", _network, lambda file: open_session(file, model="m", batched=["x"])),
     Subject("calibration", _calibration, _read_calibration),
-    Subject("baseline", _baseline, load_baseline),
+    Subject("baseline", _baseline, FittedBaseline.load),
     Subject("safetensors", _weights, read_state),
     Subject("tensors", _pickled, read_state),
     Subject("registry", _registry, _read_registry),

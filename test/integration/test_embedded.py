@@ -11,7 +11,7 @@ import pytest
 
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.evaluation.datasets.opening import LabelledImage, load_ycor
+from anomaly_detector_ros.evaluation.datasets.base import LabelledImage, open_dataset
 from anomaly_detector_ros.evaluation.metrics.pixels import PixelCounts
 from anomaly_detector_ros.imaging.images import find_images, read_rgb
 from anomaly_detector_ros.runtime.resources import share_dir
@@ -76,7 +76,7 @@ def test_segments_are_averaged(embedded: Detector) -> None:
 
 @pytest.mark.parametrize("profile", ["embedded", "light"])
 def test_obstacles_of_real_frames_rank_high(shared_data: Path, profile: str) -> None:
-    frames = list(itertools.islice(load_ycor(shared_data / "ycor" / "test"), 0, None, 4))
+    frames = list(itertools.islice(open_dataset("ycor", shared_data / "ycor", "test"), 0, None, 4))
     result = measure(load(profile), frames).result()
     assert result.auc_pr > 5 * result.anomaly_share
     assert result.auroc > 0.75

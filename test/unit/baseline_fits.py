@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anomaly_detector_ros.baselines.base import Baseline
-from anomaly_detector_ros.baselines.methods import make_baseline
+from anomaly_detector_ros.baselines.base import BASELINES, Baseline, FittedBaseline
 
 # Small enough to be fitted in a second each.
 SETTINGS = {
@@ -31,11 +30,13 @@ def as_map(vectors: Tensor) -> Tensor:
     return vectors.T[None, :, None]
 
 
-def scores(baseline: Baseline, vectors: Tensor) -> np.ndarray:
+def scores(baseline: FittedBaseline, vectors: Tensor) -> np.ndarray:
     return baseline.score(as_map(vectors))[0, 0].numpy()
 
 
-def fitted(name: str, vectors: Tensor, **settings: object) -> Baseline:
-    baseline = make_baseline(name, {**SETTINGS[name], **settings})
-    baseline.fit(vectors, seed=3)
-    return baseline
+def fitted(name: str, vectors: Tensor, **settings: object) -> FittedBaseline:
+    return make(name, **{**SETTINGS[name], **settings}).fit(vectors, seed=3)
+
+
+def make(name: str, **settings: object) -> Baseline:
+    return BASELINES.read({"name": name, **settings})

@@ -5,20 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from baseline_fits import SETTINGS, blobs, fitted, scores
+from baseline_fits import SETTINGS, blobs, fitted, make, scores
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from anomaly_detector_ros.baselines.base import Baseline
-from anomaly_detector_ros.baselines.flow import FlowBaseline
-from anomaly_detector_ros.baselines.methods import BASELINES, make_baseline
-from anomaly_detector_ros.baselines.mixture import VARIANCE_FLOOR
-from anomaly_detector_ros.baselines.whitening import Whitening
+from anomaly_detector_ros.baselines.base import BASELINES as REGISTRY
+from anomaly_detector_ros.baselines.base import FittedBaseline
+from anomaly_detector_ros.baselines.flow import Flow
+from anomaly_detector_ros.baselines.gmm import VARIANCE_FLOOR, Whitening
 from anomaly_detector_ros.errors import UserError
+
+BASELINES = REGISTRY.names()
 
 
 @pytest.fixture(scope="module")
-def all_fitted() -> dict[str, Baseline]:
+def all_fitted() -> dict[str, FittedBaseline]:
     vectors = blobs(2000, 16)
     return {name: fitted(name, vectors) for name in BASELINES}
 
@@ -30,8 +31,7 @@ def all_fitted() -> dict[str, Baseline]:
 def test_gmm_equals_scikit_learn(covariance_type: str) -> None:
     train, test = blobs(1500, 6), blobs(200, 6, seed=1)
     settings = {"components": 3, "covariance_type": covariance_type, "pca_dims": None}
-    baseline = make_baseline("gmm", settings)
-    baseline.fit(train, seed=5)
+    baseline = make("gmm", **settings).fit(train, seed=5)
     # The same EM, in one run of scikit-learn and on components whitened by NumPy.
     mean = train.numpy().mean(0)
     variances, directions = np.linalg.eigh(np.cov(train.numpy().T, bias=True).astype(np.float64))
@@ -99,10 +99,7 @@ def test_flow_learns_a_density_that_its_base_cannot_hold() -> None:
     train, entropy = banana(4000, seed=0)
     test, _ = banana(4000, seed=1)
     base = fitted("gmm", train, components=1, pca_dims=None)
-    flow = make_baseline(
-        "flow", {"components": 1, "transforms": 3, "epochs": 15, "learning_rate": 1e-2}
-    )
-    flow.fit(train, seed=0)
+    flow = Flow(components=1, transforms=3, epochs=15, learning_rate=1e-2).fit(train, seed=0)
     assert scores(base, test).mean() > entropy + 0.5
     # A density other than the true one costs more than the entropy, up to the test's own error.
     assert entropy - 0.06 < scores(flow, test).mean() < entropy + 0.12
@@ -119,8 +116,12 @@ def test_flow_integrates_to_one() -> None:
 
 def test_flow_log_determinant_is_that_of_its_jacobian_and_it_inverts() -> None:
     flow = fitted("flow", blobs(600, 5), pca_dims=None, epochs=10, learning_rate=1e-2)
-    assert isinstance(flow, FlowBaseline)
-    transform, z = flow._transform(), torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+    assert isinstance(flow.method, Flow)
+    lazy = flow.method._make_transform(5, seed=0)
+    learned = {k[10:]: v for k, v in flow.state.items() if k.startswith("transform.")}
+    lazy.load_state_dict(learned)
+    lazy.requires_grad_(False)
+    transform, z = lazy(), torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
     image, log_det = transform.call_and_ladj(z)
     assert (image - z).abs().max() > 0.01, "the flow is still the identity"
     torch.testing.assert_close(transform.inv(image), z, atol=1e-4, rtol=1e-4)
@@ -198,7 +199,7 @@ def test_same_seed_same_scores(name: str, all_fitted: dict) -> None:
 @pytest.mark.parametrize("name", BASELINES)
 def test_progress_reaches_its_total(name: str) -> None:
     calls: list[tuple[int, int, str]] = []
-    make_baseline(name, SETTINGS[name]).fit(
+    make(name, **SETTINGS[name]).fit(
         blobs(600, 8), 0, lambda done, total, what: calls.append((done, total, what))
     )
     assert calls[-1][0] == calls[-1][1] > 0
@@ -222,32 +223,34 @@ def test_whitening_gives_unit_variance_by_falling_variance() -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "told"),
     [
-        ("pca", {}, "choose gmm, nearest, flow"),
+        ("pca", {}, "unknown baseline 'pca': choose one of flow, gmm, nearest"),
         ("gmm", {"clusters": 3}, "clusters.*components, covariance_type, pca_dims"),
-        ("gmm", {"components": 0}, "components 0"),
-        ("gmm", {"components": "many"}, "components 'many'"),
-        ("gmm", {"covariance_type": "tied"}, "full or diag"),
-        ("gmm", {"pca_dims": 2.5}, "pca_dims 2.5"),
-        ("gmm", {"pca_dims": 0}, "pca_dims 0"),
-        ("nearest", {"metric": "l1"}, "cosine or l2"),
-        ("nearest", {"k": -1}, "k -1"),
-        ("flow", {"epochs": 0}, "epochs 0"),
-        ("flow", {"pca_dims": 1}, "pca_dims 1"),
-        ("flow", {"learning_rate": 0}, "learning_rate 0"),
+        (
+            "gmm",
+            {"components": 0},
+            "baseline gmm: components is 0: it must be greater than or equal to 1",
+        ),
+        ("gmm", {"components": "many"}, "components is 'many'"),
+        ("gmm", {"covariance_type": "tied"}, "'full' or 'diag'"),
+        ("gmm", {"pca_dims": 2.5}, "pca_dims.* is 2.5"),
+        ("gmm", {"pca_dims": 0}, "pca_dims.* is 0"),
+        ("nearest", {"metric": "l1"}, "'cosine' or 'l2'"),
+        ("nearest", {"k": -1}, "k is -1"),
+        ("flow", {"epochs": 0}, "epochs is 0"),
+        ("flow", {"pca_dims": 1}, "pca_dims.* is 1"),
+        ("flow", {"learning_rate": 0}, "learning_rate is 0"),
     ],
 )
 def test_bad_settings_are_named(name: str, settings: dict, told: str) -> None:
     with pytest.raises(UserError, match=told):
-        make_baseline(name, settings)
+        make(name, **settings)
 
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_bad_features_are_refused(name: str, all_fitted: dict) -> None:
     with pytest.raises(UserError, match=r"\(B, 16, h, w\)"):
         all_fitted[name].score(torch.zeros(1, 15, 4, 4))
-    fresh = make_baseline(name, SETTINGS[name])
-    with pytest.raises(UserError, match="not fitted"):
-        fresh.score(torch.zeros(1, 16, 4, 4))
+    fresh = make(name, **SETTINGS[name])
     with pytest.raises(UserError, match="not finite"):
         fresh.fit(torch.full((100, 16), torch.nan))
     with pytest.raises(UserError, match=r"\(N, C\)"):
@@ -258,4 +261,4 @@ def test_bad_features_are_refused(name: str, all_fitted: dict) -> None:
 def test_too_few_vectors_are_refused(name: str) -> None:
     settings = {"k": 5} if name == "nearest" else {"components": 5}
     with pytest.raises(UserError, match="4 feature vectors"):
-        make_baseline(name, settings).fit(torch.zeros(4, 8))
+        make(name, **settings).fit(torch.zeros(4, 8))

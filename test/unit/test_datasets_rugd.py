@@ -3,8 +3,7 @@ import pytest
 from dataset_files import SIZE, blank, stems, write
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.evaluation.datasets.opening import (
-    nominal_images,
+from anomaly_detector_ros.evaluation.datasets.base import (
     open_dataset,
     open_nominal,
 )
@@ -55,10 +54,13 @@ def test_rugd_splits_by_scene_and_out_of_distribution_rule(rugd):
         "village_2",
     ]
     assert len(open_dataset("rugd", rugd)) == len(open_dataset("rugd", rugd, "all")) == 12
-    assert nominal_images("rugd", rugd) == open_dataset("rugd", rugd, "train").image_files()
+    assert (
+        open_nominal("rugd", rugd).image_files()
+        == open_dataset("rugd", rugd, "train").image_files()
+    )
     assert stems(open_nominal("rugd", rugd, "test")) == ["creek_0", "creek_1"]
     with pytest.raises(UserError, match=r"none of the 4 images in .* is nominal"):
-        nominal_images("rugd", rugd, "ood")
+        open_nominal("rugd", rugd, "ood")
 
 
 def test_scenes_of_the_splits_are_disjoint():

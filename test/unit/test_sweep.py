@@ -18,7 +18,7 @@ from anomaly_detector_ros.distances.base import distance_settings
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.evaluation.cache import Cache
 from anomaly_detector_ros.evaluation.cached import CachedParts
-from anomaly_detector_ros.evaluation.datasets.opening import open_dataset
+from anomaly_detector_ros.evaluation.datasets.base import open_dataset
 from anomaly_detector_ros.evaluation.run import Evaluation
 from anomaly_detector_ros.evaluation.sweep import distance_fits
 from anomaly_detector_ros.evaluation.sweep.costs import cost_of, count_passes
@@ -104,6 +104,23 @@ def test_a_grid_stands_for_all_combinations_each_once(listed):
 def test_settings_of_one_name_are_told_apart_by_their_part(listed):
     variants = listed({"sampler.seed": 1, "segmenter.seed": 2})
     assert variants[1].name == "sampler seed 1, segmenter seed 2"
+
+
+def test_models_of_one_directory_name_are_told_apart_by_their_path(listed, tiny_model, tmp_path):
+    runs = [tmp_path / run / "model" for run in ("a", "b")]
+    for run in runs:
+        shutil.copytree(tiny_model, run)
+    variants = listed({"denoiser.model": [str(tiny_model), *map(str, runs)]})
+    names = [v.name for v in variants[1:]]
+    assert names == ["model a/model", "model b/model"]
+    assert [v.profile.name.split(": ")[1] for v in variants[1:]] == names
+
+
+def test_values_that_look_alike_when_rounded_are_told_apart(listed):
+    variants = listed({"sampler.noise_level": [0.12345678, 0.12345679, 0.2]})
+    assert [v.name for v in variants[1:]] == [
+        "noise_level 0.12345678", "noise_level 0.12345679", "noise_level 0.2",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

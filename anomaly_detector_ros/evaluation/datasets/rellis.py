@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.evaluation.datasets.classes import Classes
-from anomaly_detector_ros.evaluation.datasets.labelled import (
+from anomaly_detector_ros.evaluation.datasets.base import (
+    DATASETS,
+    Classes,
     Dataset,
+    Layout,
     Progress,
     pairs_below,
-    unknown_split,
+    read_ids,
 )
-from anomaly_detector_ros.evaluation.datasets.labels import read_ids
 
 IMAGES, LABELS = "pylon_camera_node", "pylon_camera_node_label_id"
-SPLITS = ("all", "train", "ood")
 MIN_OOD_SHARE = 0.00025
 """From this share of anomalous pixels on an image counts as out of distribution."""
 
@@ -50,29 +51,31 @@ CLASSES = Classes.named(
 _SYNONYMS = {29: 3, 30: 3, 32: 6}
 
 
-def load_rellis(root: Path, split: str | None = None, progress: Progress | None = None) -> Dataset:
+@DATASETS.register("rellis")
+@dataclass(frozen=True)
+class Rellis(Layout):
     """``<sequence>/pylon_camera_node/*.jpg`` with ``<sequence>/pylon_camera_node_label_id/*.png``.
 
-    Args:
-        root: the folder of the sequences, the one above it (the download's ``Rellis-3D`` is then
-            its only level), or a single sequence.
-        split: all (the default), train (what does not count as out of distribution) or ood (what
-            does). The lists of files that come with the data set are not read.
-        progress: called while labels are read to tell train from ood.
-
-    Raises:
-        UserError: an unknown or empty split, no sequence, a missing or unreadable label.
+    The root is the folder of the sequences, the one above it (the download's ``Rellis-3D`` is then
+    its only level), or a single sequence. The split train is what does not count as out of
+    distribution, ood what does: the lists of files that come with the data set are not read.
     """
-    split = split or "all"
-    if split not in SPLITS:
-        raise unknown_split("rellis", split, SPLITS)
-    pairs = [
-        pair
-        for sequence in _sequences(root)
-        for pair in pairs_below(sequence / IMAGES, sequence / LABELS)
-    ]
-    dataset = Dataset("rellis", root, CLASSES, pairs, _read, _counts_as_ood)
-    return dataset if split == "all" else dataset.select(ood=split == "ood", progress=progress)
+
+    name = "rellis"
+    splits = ("all", "train", "ood")
+    evaluated_split = "ood"
+
+    def open(self, progress: Progress | None = None) -> Dataset:
+        """See `Layout`."""
+        pairs = [
+            pair
+            for sequence in _sequences(self.root)
+            for pair in pairs_below(sequence / IMAGES, sequence / LABELS)
+        ]
+        dataset = Dataset(self.name, self.root, CLASSES, pairs, _read, _counts_as_ood)
+        if self.split in (None, "all"):
+            return dataset
+        return dataset.select(ood=self.split == "ood", progress=progress)
 
 
 def _sequences(root: Path) -> list[Path]:

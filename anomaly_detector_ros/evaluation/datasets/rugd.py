@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.evaluation.datasets.classes import Classes
-from anomaly_detector_ros.evaluation.datasets.labelled import (
+from anomaly_detector_ros.evaluation.datasets.base import (
+    DATASETS,
+    Classes,
     Dataset,
+    Layout,
     Progress,
     pairs_below,
-    unknown_split,
+    read_colours,
 )
-from anomaly_detector_ros.evaluation.datasets.labels import read_colours
 
 FRAMES, ANNOTATIONS = "RUGD_frames-with-annotations", "RUGD_annotations"
 COLORMAP = "RUGD_annotation-colormap.txt"
@@ -36,41 +38,46 @@ SCENES = {
     "val": ("park-8", "trail-5"),
     "test": ("creek", "park-1", "trail-7", "trail-13"),
 }
-SPLITS = (*SCENES, "ood", "all")
 MIN_OOD_PIXELS = 100
 """From this number of anomalous pixels on an image counts as out of distribution."""
 
 _UNKNOWN = 255
 
 
-def load_rugd(root: Path, split: str | None = None, progress: Progress | None = None) -> Dataset:
-    """The frames of a split; those of a scene that no split names are only in ood and all.
+@DATASETS.register("rugd")
+@dataclass(frozen=True)
+class Rugd(Layout):
+    """``RUGD_frames-with-annotations`` and ``RUGD_annotations`` below the root, a folder a scene.
 
-    Args:
-        root: the folder that holds ``RUGD_frames-with-annotations`` and ``RUGD_annotations``.
-        split: train and val are the images of their scenes that do not count as out of
-            distribution; test is every image of its scenes; ood is what counts as out of
-            distribution in any scene, on which the paper evaluates; all (the default) is all.
-        progress: called while labels are read to tell ood images from the others.
-
-    Raises:
-        UserError: an unknown or empty split, a missing folder, a missing or malformed colormap, a
-            missing or unreadable annotation, a colour that the colormap lacks.
+    The splits train and val are the images of their scenes that do not count as out of
+    distribution; test is every image of its scenes; ood is what counts as out of distribution in
+    any scene, on which the paper evaluates. A scene that no split names is only in ood and all.
     """
-    split = split or "all"
-    if split not in SPLITS:
-        raise unknown_split("rugd", split, SPLITS)
-    scenes = SCENES.get(split)
-    pairs = [
-        (frame, annotation)
-        for frame, annotation in pairs_below(root / FRAMES, root / ANNOTATIONS)
-        if scenes is None or frame.parent.name in scenes
-    ]
-    colormap = AnnotationColours.of(root)
-    dataset = Dataset("rugd", root, colormap.classes, pairs, colormap.decode, _counts_as_ood)
-    if split in ("test", "all"):
-        return dataset
-    return dataset.select(ood=split == "ood", progress=progress)
+
+    name = "rugd"
+    splits = (*SCENES, "ood", "all")
+    evaluated_split = "ood"
+    nominal_split = "train"
+
+    def open(self, progress: Progress | None = None) -> Dataset:
+        """See `Layout`.
+
+        Raises:
+            UserError: a missing or malformed colormap, or a colour that it lacks; see `Layout`.
+        """
+        scenes = SCENES.get(self.split or "")
+        pairs = [
+            (frame, annotation)
+            for frame, annotation in pairs_below(self.root / FRAMES, self.root / ANNOTATIONS)
+            if scenes is None or frame.parent.name in scenes
+        ]
+        colormap = AnnotationColours.of(self.root)
+        dataset = Dataset(
+            self.name, self.root, colormap.classes, pairs, colormap.decode, _counts_as_ood
+        )
+        if self.split in (None, "test", "all"):
+            return dataset
+        return dataset.select(ood=self.split == "ood", progress=progress)
 
 
 def _counts_as_ood(anomaly: np.ndarray) -> bool:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.evaluation.datasets.classes import Classes
-from anomaly_detector_ros.evaluation.datasets.labelled import (
+from anomaly_detector_ros.evaluation.datasets.base import (
+    DATASETS,
+    Classes,
     Dataset,
+    Layout,
     Progress,
     pairs_below,
-    unknown_split,
 )
 
-SPLITS = ("train", "val", "test")
 CLASSES = Classes.named(
     {
         0: "void",
@@ -30,23 +30,24 @@ CLASSES = Classes.named(
 )
 
 
-def load_ycor(root: Path, split: str | None = None, progress: Progress | None = None) -> Dataset:
+@DATASETS.register("ycor")
+@dataclass(frozen=True)
+class Ycor(Layout):
     """``images/*.jpg`` and ``labels/*.png`` with ids; obstacles are anomalies.
 
-    Args:
-        root: one part, or with a split the folder that holds the parts.
-        split: train, val or test, a folder below the root.
-        progress: not called; no label needs to be read.
-
-    Raises:
-        UserError: an unknown split; a missing or empty folder, a missing label.
+    The root is one part, or with a split the folder that holds the parts.
     """
-    if split is not None and split not in SPLITS:
-        raise unknown_split("ycor", split, SPLITS)
-    part = root / split if split else root
-    if not split and not (part / "images").is_dir():
-        raise UserError(
-            f"'{root / 'images'}' is not a folder: give a part of YCOR as root, "
-            f"or one of the splits {', '.join(SPLITS)}"
-        )
-    return Dataset("ycor", part, CLASSES, pairs_below(part / "images", part / "labels"))
+
+    name = "ycor"
+    splits = ("train", "val", "test")
+
+    def open(self, progress: Progress | None = None) -> Dataset:
+        """See `Layout`; no label needs to be read."""
+        part = self.root / self.split if self.split else self.root
+        if not self.split and not (part / "images").is_dir():
+            raise UserError(
+                f"'{part / 'images'}' is not a folder: give a part of YCOR as root, "
+                f"or one of the splits {', '.join(self.splits)}"
+            )
+        pairs = pairs_below(part / "images", part / "labels")
+        return Dataset(self.name, part, CLASSES, pairs)

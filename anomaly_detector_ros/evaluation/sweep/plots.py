@@ -11,7 +11,7 @@ import numpy as np
 
 from anomaly_detector_ros.evaluation.sweep.run import QUALITIES, Measured, SweepReport
 from anomaly_detector_ros.evaluation.table.report import number
-from anomaly_detector_ros.evaluation.table.rows import ROWS
+from anomaly_detector_ros.evaluation.table.rows import row_of
 from anomaly_detector_ros.runtime.files import replace_file
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _draw_references(axes: Axes, report: SweepReport, quality: str) -> None:
             color=f"C{(index + 4) % 10}",
             linestyle="--",
             linewidth=1.2,
-            label=f"{ROWS[name].title} {number(value)}",
+            label=f"{row_of(name).title} {number(value)}",
         )
 
 

@@ -18,7 +18,7 @@ from anomaly_detector_ros.evaluation.sweep.distance_fits import DistanceFits
 from anomaly_detector_ros.evaluation.sweep.variants import Variant
 from anomaly_detector_ros.evaluation.table.methods import Method, Synthesis
 from anomaly_detector_ros.evaluation.table.report import line, number, subset_note, versions
-from anomaly_detector_ros.evaluation.table.rows import ROWS
+from anomaly_detector_ros.evaluation.table.rows import row_of
 from anomaly_detector_ros.profiles import Profile
 from anomaly_detector_ros.runtime.statistics import Interval
 
@@ -101,7 +101,7 @@ class SweepReport:
             "versions": versions(),
             "variants": [each.to_dict() for each in self.measured],
             "references": [
-                {"name": name, "title": ROWS[name].title, **metrics.to_dict()}
+                {"name": name, "title": row_of(name).title, **metrics.to_dict()}
                 for name, metrics in self.references.items()
             ],
         }
@@ -117,7 +117,7 @@ class SweepReport:
             quality = _quality_cells(each.metrics, gain)
             lines.append(line([str(index), each.variant.name, *quality, *numbers, each.best_in()]))
         for name, metrics in self.references.items():
-            lines.append(line(["", ROWS[name].title, *_quality_cells(metrics, ""), "", "", ""]))
+            lines.append(line(["", row_of(name).title, *_quality_cells(metrics, ""), "", "", ""]))
         lines.append(
             f"\nPasses of an image through the denoiser for all its edits; one with a backward "
             f"pass counts {1 + BACKWARD_PASSES}. Multiply-adds are the denoiser's, relative to the "

@@ -17,6 +17,9 @@ from anomaly_detector_ros.profiles import Profile, load_profile
 UNCHANGED = "the profile itself"
 _SHAPE = "'grids: [{PART.SETTING: [VALUE, ...], ...}, ...]'"
 
+# Of the parts of a path that a name may need.
+_LONGEST = 40
+
 Changes = Mapping[str, Any]
 """Values by ``PART.SETTING``."""
 
@@ -52,7 +55,10 @@ def load_variants(file: Path, profile: str) -> list[Variant]:
             directory matches.
     """
     grids = _read(file)
-    varied = {setting for grid in grids for setting in grid}
+    varied: dict[str, list[Any]] = {}
+    for grid in grids:
+        for setting, values in grid.items():
+            varied.setdefault(setting, []).extend(values)
     unchanged = load_profile(profile)
     variants = [Variant(UNCHANGED, {}, unchanged)]
     for grid in grids:
@@ -130,22 +136,33 @@ def _is_size(value: Any) -> bool:
     return whole and len(value) == 2
 
 
-def _name(changes: Changes, varied: set[str]) -> str:
-    """Settings without their part where no other part has one of that name."""
-    return ", ".join(f"{_short(name, varied)} {_text(value)}" for name, value in changes.items())
+def _name(changes: Changes, varied: Mapping[str, list[Any]]) -> str:
+    """Each setting, without its part where no other part has one of that name, and its value."""
+    shown = []
+    for setting, value in changes.items():
+        part, _, name = setting.partition(".")
+        if name == "name":
+            name = part
+        elif sum(other.partition(".")[2] == name for other in varied) > 1:
+            name = f"{part} {name}"
+        shown.append(f"{name} {_text(value, varied[setting])}")
+    return ", ".join(shown)
 
 
-def _short(name: str, varied: set[str]) -> str:
-    part, _, setting = name.partition(".")
-    if setting == "name":
-        return part
-    shared = [other for other in varied if other.partition(".")[2] == setting]
-    return setting if len(shared) == 1 else f"{part} {setting}"
+def _text(value: Any, values: Sequence[Any]) -> str:
+    """A value as short as tells it from the other values of its setting."""
+    others = [other for other in values if other != value]
+    for length in range(1, _LONGEST):
+        text = _shortened(value, length)
+        if all(text != _shortened(other, length) for other in others):
+            return text
+    return str(value)
 
 
-def _text(value: Any) -> str:
+def _shortened(value: Any, length: int) -> str:
+    """Only so many of the last parts of a path, or decimals of a number (and five more)."""
     if isinstance(value, (list, tuple)):
         return "x".join(map(str, value))
     if isinstance(value, float):
-        return f"{value:g}"
-    return Path(value).name if isinstance(value, str) else str(value)
+        return f"{value:.{5 + length}g}"
+    return str(Path(*Path(value).parts[-length:])) if isinstance(value, str) else str(value)

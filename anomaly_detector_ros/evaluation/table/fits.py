@@ -10,8 +10,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from anomaly_detector_ros.baselines.base import Baseline
-from anomaly_detector_ros.baselines.methods import load_baseline, make_baseline
+from anomaly_detector_ros.baselines.base import BASELINES, FittedBaseline
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.evaluation.cache import files_digest
 from anomaly_detector_ros.evaluation.cached import CachedParts
@@ -42,7 +41,7 @@ class Fits:
         self.count, self.seed, self.progress = count, seed, progress
         self._data_key: str | None = None
 
-    def __call__(self, name: str, features: Mapping[str, Any]) -> tuple[Baseline, Any]:
+    def __call__(self, name: str, features: Mapping[str, Any]) -> tuple[FittedBaseline, Any]:
         """The baseline fitted on the extractor that ``features`` describes, and its key.
 
         Raises:
@@ -53,15 +52,15 @@ class Fits:
         if self._data_key is None:
             self._data_key = files_digest(self.images)
         space = [self.parts.features_key(features), self._data_key, self.count, self.seed]
-        key = [name, space]
+        method = BASELINES.read({"name": name})
+        key = [method.name, space]
         file = self.cache.path("baselines", key, ".safetensors")
         with PartialState().main_process_first():
             if not file.is_file():
-                baseline = make_baseline(name, {})
-                baseline.features = dict(features)
-                baseline.fit(self._vectors(features, space), self.seed, self.progress)
-                self.cache.keep(file, baseline.save)
-        return load_baseline(file), key
+                vectors = self._vectors(features, space)
+                fitted = method.fit(vectors, self.seed, self.progress, features)
+                self.cache.keep(file, fitted.save)
+        return FittedBaseline.load(file), key
 
     def _vectors(self, features: Mapping[str, Any], space: Any) -> Tensor:
         """Feature vectors (N, C) of the training images, the same ones for every baseline."""

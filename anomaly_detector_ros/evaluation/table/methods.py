@@ -10,13 +10,13 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from anomaly_detector_ros.baselines.base import Baseline
+from anomaly_detector_ros.baselines.base import FittedBaseline
 from anomaly_detector_ros.baselines.scorer import BaselineScorer
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.distances.pixel import rgb_distance, ssim_distance
 from anomaly_detector_ros.evaluation.cache import array_digest
 from anomaly_detector_ros.evaluation.cached import CachedParts
-from anomaly_detector_ros.evaluation.datasets.opening import LabelledImage
+from anomaly_detector_ros.evaluation.datasets.base import LabelledImage
 from anomaly_detector_ros.features.upsampling import upsample_bilinear
 from anomaly_detector_ros.runtime.tensors import to_tensor
 
@@ -117,7 +117,7 @@ class Fitted:
     """A baseline on the features of the image, averaged over the detector's segments."""
 
     name: str
-    baseline: Baseline
+    baseline: FittedBaseline
     detector: Detector
     key: Any
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from anomaly_detector_ros import __version__
 from anomaly_detector_ros.evaluation.metrics.measures import Metrics
-from anomaly_detector_ros.evaluation.table.rows import ROWS
+from anomaly_detector_ros.evaluation.table.rows import ROWS, row_of
 
 _LIBRARIES = ("torch", "diffusers", "timm", "open_clip_torch", "scikit-learn", "numpy")
 
@@ -48,7 +48,7 @@ class Report:
             "dataset_images": self.dataset_images,
             "versions": versions(),
             "rows": [
-                {"name": name, "title": ROWS[name].title, **metrics.to_dict()}
+                {"name": name, "title": row_of(name).title, **metrics.to_dict()}
                 for name, metrics in self.metrics.items()
             ],
             "not_run": dict(self.not_run),
@@ -56,28 +56,28 @@ class Report:
 
     def to_markdown(self) -> str:
         """A table with the published numbers beside ours where the paper has them."""
-        published = self.dataset if self.dataset in ("rugd", "rellis") else None
+        published = any(self.dataset in row.published for row in ROWS.values())
         head = ["", "AUC-PR", "95% interval", "AUROC", "FPR95", "F1*", "weighted AUC-PR",
                 "weighted F1*"]  # fmt: skip
         if published:
             head += ["published AUC-PR", "published F1*"]
         lines = [line(head), line(["---"] * len(head))]
-        for name in ROWS:
-            if name in self.metrics:
-                lines.append(line(self._cells(name, published)))
-        lines += [f"\nNot run: {ROWS[name].title}: {why}." for name, why in self.not_run.items()]
+        paper = [name for name in ROWS if name in self.metrics]
+        for name in (*paper, *(name for name in self.metrics if name not in ROWS)):
+            lines.append(line(self._cells(name, published)))
+        lines += [f"\nNot run: {row_of(name).title}: {why}." for name, why in self.not_run.items()]
         lines += subset_note(self.metrics.values(), self.dataset_images)
         return "\n".join(lines) + "\n"
 
-    def _cells(self, name: str, published: str | None) -> list[str]:
-        m, row = self.metrics[name], ROWS[name]
+    def _cells(self, name: str, published: bool) -> list[str]:
+        m, row = self.metrics[name], row_of(name)
         low, high = m.intervals.get("auc_pr", (math.nan, math.nan))
         cells = [
             row.title, number(m.auc_pr), f"{number(low)} to {number(high)}", number(m.auroc),
             number(m.fpr95), number(m.f1_star), number(m.paper_auc_pr), number(m.paper_f1_star),
         ]  # fmt: skip
         if published:
-            pair = getattr(row.published, published, None)
+            pair = row.published.get(self.dataset)
             cells += [number(value) for value in pair] if pair else ["", ""]
         return cells
 

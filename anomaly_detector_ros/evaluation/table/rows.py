@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from anomaly_detector_ros.baselines.base import Baseline
+from anomaly_detector_ros.baselines.base import BASELINES, FittedBaseline
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.evaluation.cached import CachedParts
@@ -23,18 +23,10 @@ from anomaly_detector_ros.evaluation.table.methods import (
 from anomaly_detector_ros.profiles import Profile
 
 Settings = Mapping[str, Any]
-FitBaseline = Callable[[str, Settings], tuple[Baseline, Any]]
+FitBaseline = Callable[[str, Settings], tuple[FittedBaseline, Any]]
 
 # Guidance scales of the published code: what suits one guidance is too weak or strong for another.
 GUIDANCE_SCALES = {"reverse": 1e4, "forward": 1e5, "mismatched": 7e4}
-
-
-@dataclass(frozen=True)
-class Published:
-    """AUC-PR and F1* of the paper's table."""
-
-    rugd: tuple[float, float]
-    rellis: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -43,82 +35,58 @@ class Row:
 
     Attributes:
         title: what the tables call it.
-        published: the paper's numbers, None for rows that the paper does not have.
+        published: the paper's AUC-PR and F1* by data set; none for rows that it does not have.
         kind: synthesis, ssim, rgb, perfect, baseline or random; see `methods`.
-        overrides: changes to the profile.
-        baseline: name of a fitted baseline, if it is one.
+        overrides: changes to the profile, by part.
     """
 
     title: str
-    published: Published | None = None
+    published: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     kind: str = "synthesis"
-    overrides: Mapping[str, Settings] | None = None
-    baseline: str = ""
+    overrides: Mapping[str, Settings] = field(default_factory=dict)
 
 
-def _features(name: str) -> Mapping[str, Settings]:
-    return {"features": {"name": name}}
+def _paper(
+    title: str,
+    rugd: tuple[float, float],
+    rellis: tuple[float, float],
+    kind: str = "synthesis",
+    **overrides: Settings,
+) -> Row:
+    return Row(title, {"rugd": rugd, "rellis": rellis}, kind, overrides)
 
 
 ROWS: Mapping[str, Row] = {
-    "ssim": Row("SSIM of input and edit", Published((0.293, 0.410), (0.278, 0.506)), "ssim"),
-    "gmm": Row(
-        "Gaussian mixture", Published((0.554, 0.587), (0.549, 0.534)), "baseline", baseline="gmm"
+    "ssim": _paper("SSIM of input and edit", (0.293, 0.410), (0.278, 0.506), "ssim"),
+    "gmm": _paper("Gaussian mixture", (0.554, 0.587), (0.549, 0.534), "baseline"),
+    "nearest": _paper("Nearest neighbour", (0.705, 0.629), (0.536, 0.498), "baseline"),
+    "flow": _paper("Normalizing flow", (0.616, 0.596), (0.541, 0.545), "baseline"),
+    "mismatched": _paper(
+        "Mismatched guidance", (0.629, 0.591), (0.462, 0.522), sampler={"guidance": "mismatched"}
     ),
-    "nearest": Row(
-        "Nearest neighbour",
-        Published((0.705, 0.629), (0.536, 0.498)),
-        "baseline",
-        baseline="nearest",
+    "forward": _paper(
+        "Forward matching", (0.697, 0.578), (0.462, 0.514), sampler={"guidance": "forward"}
     ),
-    "flow": Row(
-        "Normalizing flow", Published((0.616, 0.596), (0.541, 0.545)), "baseline", baseline="flow"
+    "resnet": _paper(
+        "ResNet features", (0.424, 0.524), (0.255, 0.484), features={"name": "resnet"}
     ),
-    "mismatched": Row(
-        "Mismatched guidance",
-        Published((0.629, 0.591), (0.462, 0.522)),
-        overrides={"sampler": {"guidance": "mismatched"}},
+    "no_segments": _paper(
+        "Without segments", (0.645, 0.737), (0.396, 0.546), segmenter={"name": "none"}
     ),
-    "forward": Row(
-        "Forward matching",
-        Published((0.697, 0.578), (0.462, 0.514)),
-        overrides={"sampler": {"guidance": "forward"}},
+    "rgb": _paper("RGB in place of features", (0.302, 0.591), (0.144, 0.482), "rgb"),
+    "dinov2": _paper(
+        "DINOv2 features", (0.685, 0.598), (0.416, 0.518), features={"name": "dinov2"}
     ),
-    "resnet": Row(
-        "ResNet features",
-        Published((0.424, 0.524), (0.255, 0.484)),
-        overrides=_features("resnet"),
-    ),
-    "no_segments": Row(
-        "Without segments",
-        Published((0.645, 0.737), (0.396, 0.546)),
-        overrides={"segmenter": {"name": "none"}},
-    ),
-    "rgb": Row(
-        "RGB in place of features",
-        Published((0.302, 0.591), (0.144, 0.482)),
-        "rgb",
-    ),
-    "dinov2": Row(
-        "DINOv2 features",
-        Published((0.685, 0.598), (0.416, 0.518)),
-        overrides=_features("dinov2"),
-    ),
-    "vit": Row(
-        "ViT features", Published((0.692, 0.571), (0.255, 0.493)), overrides=_features("vit")
-    ),
-    "clip": Row(
-        "CLIP features", Published((0.694, 0.585), (0.499, 0.532)), overrides=_features("clip")
-    ),
-    "dino": Row(
-        "DINO features", Published((0.665, 0.622), (0.416, 0.521)), overrides=_features("dino")
-    ),
-    "no_upsampler": Row(
+    "vit": _paper("ViT features", (0.692, 0.571), (0.255, 0.493), features={"name": "vit"}),
+    "clip": _paper("CLIP features", (0.694, 0.585), (0.499, 0.532), features={"name": "clip"}),
+    "dino": _paper("DINO features", (0.665, 0.622), (0.416, 0.521), features={"name": "dino"}),
+    "no_upsampler": _paper(
         "Ours without the upsampler",
-        Published((0.724, 0.858), (0.475, 0.549)),
-        overrides={"upsampler": {"name": "bilinear"}},
+        (0.724, 0.858),
+        (0.475, 0.549),
+        upsampler={"name": "bilinear"},
     ),
-    "ours": Row("Ours", Published((0.709, 0.599), (0.568, 0.540))),
+    "ours": _paper("Ours", (0.709, 0.599), (0.568, 0.540)),
     "random": Row("Random scores", kind="random"),
     "perfect": Row("Ours, anomalies inpainted (ceiling of any edit)", kind="perfect"),
 }
@@ -133,26 +101,40 @@ DEFAULT_ROWS = ("ours", "rgb", "random", "perfect")
 TABLE1_ROWS = tuple(ROWS)
 
 
+def row_of(name: str) -> Row:
+    """The row of this name: a key of `ROWS`, or a baseline that the paper does not have.
+
+    Raises:
+        UserError: neither.
+    """
+    if name in ROWS:
+        return ROWS[name]
+    if ":" not in name and name not in BASELINES.names():
+        raise UserError(
+            f"unknown method '{name}': choose one of {', '.join(ROWS)}, "
+            "or give FILE.py:NAME for a baseline of your own"
+        )
+    return Row(BASELINES.get(name).name, kind="baseline")
+
+
 def build_method(name: str, profile: Profile, parts: CachedParts, fit: FitBaseline) -> Method:
     """The method of one row around a profile.
 
     Args:
-        name: key of `ROWS`.
+        name: see `row_of`.
         fit: gives the fitted baseline of a name on an extractor's features, and its key.
 
     Raises:
         UserError: unknown row, or weights that it needs cannot be had.
     """
-    if name not in ROWS:
-        raise UserError(f"unknown method '{name}': choose one of {', '.join(ROWS)}")
-    row = ROWS[name]
+    row = row_of(name)
     if row.kind == "random":
         return RandomScores()
-    changed = with_overrides(profile, row.overrides or {})
+    changed = with_overrides(profile, row.overrides)
     parts.fetch(changed)
     detector = Detector.from_parts(changed, parts, calibrated=False)
     if row.kind == "baseline":
-        baseline, key = fit(row.baseline, changed.features)
+        baseline, key = fit(name, changed.features)
         return Fitted(name, baseline, detector, [key, parts.profile_key(changed)])
     return _EDITED[row.kind](name, detector, parts)
 

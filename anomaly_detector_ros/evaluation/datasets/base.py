@@ -1,20 +1,58 @@
-"""Labelled images and sets of them, whatever their layout on disk."""
+"""Labelled images and sets of them: what every layout on disk has in common.
+
+A layout's own file registers one dataclass with `DATASETS`; nothing else names it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
+from PIL import Image as PilImage
 
-from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.evaluation.datasets.classes import Classes
-from anomaly_detector_ros.evaluation.datasets.labels import read_ids
+from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.imaging.images import find_images, read_rgb
+from anomaly_detector_ros.runtime.parts import PartRegistry
 
 Progress = Callable[[int, int], None]
 """Called with the number of label files read and their total."""
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# Labels are read more strictly than pictures: a converted bit depth or palette would change ids.
+# Bytes of the header chunk, which comes first in every PNG file.
+_DEPTH, _COLOUR_TYPE = 24, 25
+_COLOUR_TYPES = {0: "grey", 2: "RGB", 3: "palette", 4: "grey-alpha", 6: "RGBA"}
+_GREY, _RGB = 0, 2
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a data set.
+
+    Attributes:
+        names: of every class by its id, 0 to 255; an id without a name is an error in a label.
+        void: ids left out of every metric.
+        anomalous: ids that are out of distribution.
+    """
+
+    names: Mapping[int, str]
+    void: frozenset[int]
+    anomalous: frozenset[int]
+
+    @classmethod
+    def named(cls, names: Mapping[int, str], anomalous: Iterable[str]) -> Classes:
+        """Classes of which one is called void and those of the given names are anomalous.
+
+        Raises:
+            KeyError: a name that no class has.
+        """
+        ids = {name: id_ for id_, name in names.items()}
+        return cls(names, frozenset({ids["void"]}), frozenset(ids[name] for name in anomalous))
 
 
 @dataclass(frozen=True)
@@ -36,6 +74,47 @@ class LabelledImage:
     anomaly: np.ndarray
     valid: np.ndarray
     file: Path
+
+
+def read_ids(file: Path) -> np.ndarray:
+    """An 8-bit grey PNG whose values are class ids: uint8 (H, W).
+
+    Raises:
+        UserError: unreadable, no PNG, truncated, or of another kind (16 bit, palette, RGBA, ...).
+    """
+    return _read_png(file, _GREY)
+
+
+def read_colours(file: Path) -> np.ndarray:
+    """An 8-bit RGB PNG whose colours stand for classes: uint8 (H, W, 3).
+
+    Raises:
+        UserError: unreadable, no PNG, truncated, or of another kind (16 bit, palette, RGBA, ...).
+    """
+    return _read_png(file, _RGB)
+
+
+def _read_png(file: Path, colour_type: int) -> np.ndarray:
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read label '{file}' ({error.strerror}): mend the file") from error
+    if not data.startswith(_PNG_SIGNATURE) or len(data) <= _COLOUR_TYPE:
+        raise UserError(f"label '{file}' is no PNG file: save it as PNG")
+    if (data[_DEPTH], data[_COLOUR_TYPE]) != (8, colour_type):
+        kind = _COLOUR_TYPES.get(data[_COLOUR_TYPE], "unknown")
+        raise UserError(
+            f"label '{file}' is a {kind} PNG of {data[_DEPTH]} bits: "
+            f"save it as {_COLOUR_TYPES[colour_type]} of 8 bits"
+        )
+    try:
+        with PilImage.open(io.BytesIO(data), formats=("PNG",)) as picture:
+            picture.load()
+            return np.array(picture)
+    except Exception as error:  # Pillow raises nearly anything on corrupt data
+        raise UserError(
+            f"label '{file}' is truncated or corrupt ({one_line(error, 100)}): copy it anew"
+        ) from error
 
 
 class Dataset:
@@ -163,6 +242,85 @@ class Dataset:
                 progress(i + 1, len(self))
 
 
+@dataclass(frozen=True)
+class Layout(ABC):
+    """How a data set lies on disk.
+
+    Args:
+        root: its directory.
+        split: one of `splits`, a part of it; None for all that the root holds.
+
+    Attributes:
+        name: of the data set, in tables.
+        splits: the parts that it can be asked for.
+        evaluated_split: the part to evaluate on, and ...
+        nominal_split: ... to train on, where None is given.
+
+    Raises:
+        UserError: an unknown split.
+    """
+
+    root: Path
+    split: str | None = None
+
+    name: ClassVar[str]
+    splits: ClassVar[tuple[str, ...]] = ()
+    evaluated_split: ClassVar[str | None] = None
+    nominal_split: ClassVar[str | None] = None
+
+    def __post_init__(self) -> None:
+        if self.split is not None and self.split not in self.splits:
+            remedy = f"give one of {', '.join(self.splits)}" if self.splits else "leave it out"
+            raise UserError(f"{self.name} has no split '{self.split}': {remedy}")
+
+    @abstractmethod
+    def open(self, progress: Progress | None = None) -> Dataset:
+        """The images and their labels.
+
+        Args:
+            progress: called while labels are read to find the images of a split.
+
+        Raises:
+            UserError: missing or malformed files, no image.
+        """
+
+
+DATASETS = PartRegistry[Layout]("data set", __package__)
+
+
+def open_dataset(
+    name: str, root: Path, split: str | None = None, progress: Progress | None = None
+) -> Dataset:
+    """A labelled data set.
+
+    Args:
+        name: as `DATASETS` knows it.
+        root, split, progress: see `Layout`.
+
+    Raises:
+        UserError: unknown name or split, missing or malformed files, no image.
+    """
+    return DATASETS.get(name)(root, split).open(progress)
+
+
+def open_nominal(
+    name: str, root: Path, split: str | None = None, progress: Progress | None = None
+) -> Dataset:
+    """The images that do not count as out of distribution: what to train on.
+
+    A data set without a rule for whole images leaves out those with any anomalous pixel.
+
+    Args:
+        name, root, progress: as for `open_dataset`.
+        split: a part of it; by default the layout's own for training, else all.
+
+    Raises:
+        UserError: as `open_dataset`; no image is nominal; a label that cannot be read.
+    """
+    split = split or DATASETS.get(name).nominal_split
+    return open_dataset(name, root, split, progress).select(ood=False, progress=progress)
+
+
 def pairs_below(images: Path, labels: Path) -> list[tuple[Path, Path]]:
     """Every picture below a folder with the PNG file of the same path below another.
 
@@ -173,8 +331,3 @@ def pairs_below(images: Path, labels: Path) -> list[tuple[Path, Path]]:
         (file, (labels / file.relative_to(images)).with_suffix(".png"))
         for file in find_images(images)
     ]
-
-
-def unknown_split(name: str, split: str, splits: Sequence[str]) -> UserError:
-    """The user's error for a split that the data set does not have."""
-    return UserError(f"{name} has no split '{split}': give one of {', '.join(splits)}")
