@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -181,38 +180,6 @@ class Detector:
             for i, (image, camera) in enumerate(zip(images, names, strict=True))
         ]
 
-    def detect_stream(self, images: Iterable[np.ndarray]) -> Iterator[Detection]:
-        """Finds the anomalies of consecutive images, several of which share each network pass.
-
-        More images per second than `detect` where a GPU is not busy with one image's pass, but a
-        detection comes as many images late as the sampler has steps but one; see
-        `synthesis.stream`. What is found in an image is what `detect` finds in it.
-
-        Args:
-            images: uint8 RGB (H, W, 3) of any sizes; taken one at a time, as they are needed.
-
-        Raises:
-            UserError: see `StreamEditor.from_settings`; an image of another shape or dtype.
-        """
-        editor = self._editor.stream(self.denoiser)
-        waiting: deque[tuple[np.ndarray, Tensor]] = deque()
-        for image in images:
-            check_image(image)
-            clock = StageClock(self.device)
-            with clock.measure("synthesis"):
-                waiting.append((image, self._model_input(image)))
-                edits = editor.step(waiting[-1][1])
-            if edits is not None:
-                earlier, original = waiting.popleft()
-                seconds = clock.seconds["synthesis"]
-                yield self.analyse(earlier, original, edits, synthesis_seconds=seconds)
-        clock = StageClock(self.device)
-        with clock.measure("synthesis"):
-            rest = editor.flush()
-        for (image, original), edits in zip(waiting, rest, strict=True):
-            share = clock.seconds["synthesis"] / len(rest)
-            yield self.analyse(image, original, edits, synthesis_seconds=share)
-
     def synthesize(self, images: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """Inputs (B, 3, h, w) and their edits (B, K, 3, h, w) at the model's size, in [-1, 1]."""
         inputs = torch.cat([self._model_input(image) for image in images])
@@ -243,28 +210,6 @@ class Detector:
         return torch.cat([original, resize(edits, original.shape[-2:])])
 
     @torch.inference_mode()
-    def analyse(
-        self,
-        image: np.ndarray,
-        original: Tensor,
-        edits: Tensor,
-        *,
-        synthesis_seconds: float = 0.0,
-    ) -> Detection:
-        """Finds what ``edits`` changed in an image, whoever made them.
-
-        Args:
-            image: uint8 RGB (H, W, 3), for the segments and the size of the result.
-            original: (1, 3, h, w) in [-1, 1], what was edited: the image at any resolution.
-            edits: (K, 3, h, w) in [-1, 1], K edits of it.
-            synthesis_seconds: goes into the timings.
-        """
-        clock = StageClock(self.device, synthesis=synthesis_seconds)
-        with clock.measure("features"):
-            maps = self.features.extract(self._compared(image, original, edits))
-        return self._conclude(image, original, edits, maps, clock)
-
-    @torch.inference_mode()
     def _conclude(
         self,
         image: np.ndarray,
@@ -274,7 +219,7 @@ class Detector:
         clock: StageClock,
         camera: str = DEFAULT_CAMERA,
     ) -> Detection:
-        """The rest of `analyse`, given the features of the original and its edits."""
+        """What `edits` changed in an image, given the features of the original and of them."""
         size = image.shape[:2]
         with clock.measure("upsampling"):
             raw, uncertainty = self._distance(maps, original, edits, size)
@@ -300,7 +245,7 @@ class Detector:
 
     @torch.inference_mode()
     def compare(self, image: np.ndarray, original: Tensor, edits: Tensor) -> np.ndarray:
-        """The raw anomaly map, float32 (H, W): see `analyse`, without segments and calibration.
+        """The raw anomaly map, float32 (H, W): what ``edits`` changed.
 
         Args:
             image: uint8 RGB (H, W, 3).

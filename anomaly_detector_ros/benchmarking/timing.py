@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -80,43 +80,6 @@ def _run(case: Case, picture: np.ndarray) -> dict[str, float]:
     stages = [name for name in detections[0].timings if name != "total"]
     means = {name: statistics.fmean(d.timings[name] for d in detections) for name in stages}
     return {**means, END_TO_END: seconds / case.batch}
-
-
-def measure_stream(
-    detector: Detector, picture: np.ndarray, *, repeats: int, warmup: int
-) -> dict[str, Any]:
-    """What `Detector.detect_stream` makes of a camera that is never waited for.
-
-    Args:
-        picture: uint8 RGB (H, W, 3), every frame.
-        repeats, warmup: detections that are measured, and before them that are not.
-
-    Returns:
-        ``frames_per_second``, and the ``latency`` from when a frame is taken to its detection:
-        ``median`` and ``p95`` in seconds.
-    """
-    taken: list[float] = []
-    done: list[float] = []
-
-    def camera() -> Iterator[np.ndarray]:
-        while True:
-            taken.append(time.perf_counter())
-            yield picture
-
-    stream = detector.detect_stream(camera())
-    # One more: a rate is measured from one detection to the next.
-    for _ in range(1 + warmup + repeats):
-        next(stream)
-        done.append(time.perf_counter())
-    stream.close()
-    latencies = np.subtract(done, taken[: len(done)])[1 + warmup :]
-    return {
-        "frames_per_second": repeats / (done[-1] - done[warmup]),
-        "latency": {
-            "median": float(np.median(latencies)),
-            "p95": float(np.percentile(latencies, 95)),
-        },
-    }
 
 
 def summarise(runs: Sequence[Mapping[str, float]]) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from anomaly_detector_ros.benchmarking.timing import (
     END_TO_END,
     Case,
     measure,
-    measure_stream,
     paired_ratio,
     summarise,
 )
@@ -50,10 +49,6 @@ def benchmark(
     ] = 1,
     repeats: Annotated[int, typer.Option(min=1, help="Measured runs.")] = 10,
     warmup: Annotated[int, typer.Option(min=0, help="Runs before, which are not measured.")] = 2,
-    stream: Annotated[
-        bool,
-        typer.Option("--stream", help="Measure a stream, too: rate and latency of its frames."),
-    ] = False,
     random_weights: Annotated[
         bool,
         typer.Option("--random-weights", help="Times alone: weights are made up, not fetched."),
@@ -74,7 +69,7 @@ def benchmark(
 
     Example: anomaly-detector benchmark --compare embedded light --output result.json
 
-    Example: anomaly-detector benchmark --profile realtime --random-weights --stream --device cuda
+    Example: anomaly-detector benchmark --profile realtime --random-weights --device cuda
     """
     from anomaly_detector_ros.imaging.images import read_rgb
 
@@ -87,7 +82,7 @@ def benchmark(
         for size in sorted({1, batch})
         for name, detector in zip(profiles, detectors, strict=True)
     ]
-    result = _measured(cases, picture, repeats, warmup, stream)
+    result = _measured(cases, picture, repeats, warmup)
     if random_weights:
         result["weights"] = "random"
     if compare:
@@ -124,9 +119,7 @@ def _demo_picture() -> Path:
         raise UserError(f"{error}, or give --image") from error
 
 
-def _measured(
-    cases: list[Case], picture: np.ndarray, repeats: int, warmup: int, stream: bool
-) -> dict[str, Any]:
+def _measured(cases: list[Case], picture: np.ndarray, repeats: int, warmup: int) -> dict[str, Any]:
     from anomaly_detector_ros.benchmarking.energy import find_meters
     from anomaly_detector_ros.benchmarking.machine import facts, peak_memory
 
@@ -140,11 +133,6 @@ def _measured(
             meters=find_meters(device),
             advance=advance,
         )
-    streams = {
-        case.profile: measure_stream(case.detector, picture, repeats=repeats, warmup=warmup)
-        for case in cases
-        if stream and case.batch == 1
-    }
     peak = peak_memory(device)  # before the rate is measured, which needs some of its own
     return {
         "machine": facts(device),
@@ -152,7 +140,6 @@ def _measured(
         "image": f"{picture.shape[1]}x{picture.shape[0]}",
         "repeats": repeats,
         "profiles": [_summary(case) for case in cases],
-        **({"streams": streams} if stream else {}),
         "peak_memory_bytes": peak,
     }
 
@@ -185,12 +172,6 @@ def _print(result: dict[str, Any]) -> None:
         out.print(
             f"\nbatch {ratio['batch']}: {a} takes {ratio['median']:.3f} times as long as {b} "
             f"(95% interval {ratio['low']:.3f} to {ratio['high']:.3f})"
-        )
-    for name, found in result.get("streams", {}).items():
-        latency = ", ".join(f"{found['latency'][k] * 1e3:.1f} ms" for k in ("median", "p95"))
-        out.print(
-            f"\n{name}, stream: {found['frames_per_second']:.2f} frames per second, "
-            f"latency {latency} (median, 95th percentile)"
         )
     peaks = ", ".join(f"{k} {v / 2**20:.0f} MiB" for k, v in result["peak_memory_bytes"].items())
     out.print(f"\npeak memory: {peaks}")

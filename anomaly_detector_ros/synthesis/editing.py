@@ -113,18 +113,6 @@ def make_sampler(settings: Mapping[str, Any]) -> Sampler:
     return partial(few_step, similarity=similarity, guidance=guidance, jacobian=jacobian, **options)
 
 
-def checked(edits: Tensor) -> Tensor:
-    """Finished edits in [-1, 1].
-
-    Raises:
-        RuntimeError: some values are not finite.
-    """
-    edits = edits.clamp(-1, 1)
-    if not torch.isfinite(edits).all():
-        raise RuntimeError("the denoiser returned values that are not finite")
-    return edits
-
-
 def _choice(
     settings: Mapping[str, Any], key: str, names: Collection[str], what: str | None = None
 ) -> str:

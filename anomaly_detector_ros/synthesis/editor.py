@@ -1,4 +1,4 @@
-"""K edits of every image, as a profile's sampler makes them, one by one, in batches or streamed."""
+"""K edits of every image, as a profile's sampler makes them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from anomaly_detector_ros.runtime.tensors import to_device
 from anomaly_detector_ros.synthesis.denoisers.base import Denoiser
-from anomaly_detector_ros.synthesis.editing import checked, make_sampler
-from anomaly_detector_ros.synthesis.stream import StreamEditor
+from anomaly_detector_ros.synthesis.editing import make_sampler
+from anomaly_detector_ros.synthesis.schedule import Timesteps
 
 
 class Editor:
@@ -44,17 +44,16 @@ class Editor:
             RuntimeError: the denoiser returned values that are not finite.
         """
         noise, generator = self._initial_noise()
+        watched = _Watched(denoiser)
         edits = self._sampler(
-            denoiser,
+            watched,
             inputs.repeat_interleave(len(noise), 0),
             initial_noise=noise.repeat(len(inputs), 1, 1, 1),
             generator=generator,
         )
-        return checked(edits).unflatten(0, (len(inputs), len(noise)))
-
-    def stream(self, denoiser: Denoiser) -> StreamEditor:
-        """What makes the same edits of consecutive images; see `StreamEditor.from_settings`."""
-        return StreamEditor.from_settings(denoiser, self.settings, self._initial_noise()[0])
+        if not (watched.finite & torch.isfinite(edits).all()):
+            raise RuntimeError("the denoiser returned values that are not finite")
+        return edits.clamp(-1, 1).unflatten(0, (len(inputs), len(noise)))
 
     def _initial_noise(self) -> tuple[Tensor, torch.Generator]:
         """The noise (K, 3, H, W), made once, and the generator of whatever follows it."""
@@ -66,3 +65,20 @@ class Editor:
         noise, state = self._noise
         generator.set_state(state)
         return noise, generator
+
+
+class _Watched:
+    """A denoiser that notes whether all its values were finite: clipped, infinity looks like one.
+
+    Attributes:
+        finite: bool (), on the images' device, where nothing has to wait for it.
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self._denoiser, self.schedule = denoiser, denoiser.schedule
+        self.finite = torch.tensor(True)
+
+    def __call__(self, x: Tensor, t: Timesteps) -> Tensor:
+        x0 = self._denoiser(x, t)
+        self.finite = torch.isfinite(x0.detach()).all() & self.finite.to(x0.device)
+        return x0

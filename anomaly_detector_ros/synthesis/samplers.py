@@ -162,51 +162,16 @@ def few_step(
         else:
             x0 = denoiser(x, t)
             x0 = x0.clamp(-1, 1) if clip else x0
-            x, x0 = few_step_update(
-                schedule,
-                similarity,
-                x,
-                x0,
-                x_input,
-                t,
-                t_next,
-                guidance=guidance,
-                data_std=data_std,
-            )
+            kernel = similarity.at(diffusion_time(schedule, t_next))
+            if guidance == "reverse":
+                x0 = identity_product(schedule, kernel, x0, x_input, t, data_std=data_std)
+            x = _ddim_step(schedule, x, x0, t, t_next)
+            if guidance != "reverse":
+                forward = guidance == "forward"
+                x = noisy_product(schedule, kernel, x, x_input, t, t_next, forward=forward)
         if callback:
             callback(SamplerStep(index, t, x, x0))
     return x
-
-
-def few_step_update(
-    schedule: Schedule,
-    similarity: Similarity,
-    x: Tensor,
-    x0: Tensor,
-    x_input: Tensor,
-    t: int,
-    t_next: int,
-    *,
-    guidance: Matching,
-    data_std: float,
-) -> tuple[Tensor, Tensor]:
-    """What a step of `few_step` with the identity Jacobian does after its network pass.
-
-    Args:
-        x, x0: x_t and the denoiser's clean image there, clipped or not.
-        t, t_next: where the step starts and where it leads; -1 is the clean image.
-
-    Returns:
-        The guided x_t' and the clean image that it was made of.
-    """
-    kernel = similarity.at(diffusion_time(schedule, t_next))
-    if guidance == "reverse":
-        x0 = identity_product(schedule, kernel, x0, x_input, t, data_std=data_std)
-    x = _ddim_step(schedule, x, x0, t, t_next)
-    if guidance != "reverse":
-        forward = guidance == "forward"
-        x = noisy_product(schedule, kernel, x, x_input, t, t_next, forward=forward)
-    return x, x0
 
 
 def _ddim_step(schedule: Schedule, x: Tensor, x0: Tensor, t: int, t_next: int) -> Tensor:

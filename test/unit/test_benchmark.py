@@ -21,7 +21,6 @@ from anomaly_detector_ros.benchmarking.rate import pass_flops, peak_rate, synthe
 from anomaly_detector_ros.benchmarking.timing import (
     Case,
     measure,
-    measure_stream,
     paired_ratio,
     summarise,
 )
@@ -218,26 +217,6 @@ def test_machine() -> None:
     assert peak_memory(CPU)["process"] > before + more // 2
 
 
-def test_rate_and_latency_of_a_stream(light_profile: str) -> None:
-    of = detector(light_profile, steps=3)
-    inner, pace, batches = of.denoiser, 0.02, []
-
-    def slow(x, t):
-        batches.append(len(x))
-        time.sleep(pace)
-        return inner(x, t)
-
-    slow.schedule = inner.schedule
-    of.denoiser = slow
-    found = measure_stream(of, PICTURE, repeats=4, warmup=1)
-    # Every pass finishes a frame, and a frame needs three.
-    assert batches == [1, 2, 3, 3, 3, 3, 3, 3]
-    assert 0 < found["frames_per_second"] < 1 / pace
-    assert found["latency"]["p95"] >= found["latency"]["median"] > 3 * pace
-    steady = found["latency"]["median"] * found["frames_per_second"]
-    assert steady == pytest.approx(3, rel=0.3)
-
-
 def test_random_weights_for_what_is_not_here(light_profile: str, tmp_path: Path) -> None:
     lacking = {
         "denoiser": {"model": "paper_rugd", "compile": "none"},
@@ -263,13 +242,9 @@ def test_random_weights_keep_a_denoiser_that_is_here(
     assert written.features == profile.features, "colours have no weights"
 
 
-def test_command_streams_with_random_weights(image: Path, light_profile: str) -> None:
+def test_command_with_random_weights(image: Path, light_profile: str) -> None:
     arguments = ["--image", image, "--profile", light_profile, "--repeats", 2, "--warmup", 0]
-    found = run(*arguments, "--stream", "--random-weights")
-    assert found["weights"] == "random"
-    assert found["streams"][light_profile]["frames_per_second"] > 0
-    shown = CliRunner().invoke(app, ["benchmark", *map(str, arguments), "--stream"])
-    assert "stream: " in shown.stdout
+    assert run(*arguments, "--random-weights")["weights"] == "random"
 
 
 def test_command(image: Path, light_profile: str, tmp_path: Path) -> None:

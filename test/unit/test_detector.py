@@ -129,39 +129,6 @@ def test_memory_is_measured(detector):
     assert detector.memory_bytes() > 50e6
 
 
-@pytest.mark.parametrize("sampler", [{}, {"steps": 3, "num_edits": 2, "guidance_scale": 100.0}])
-def test_a_stream_gives_what_single_images_give(light_profile, sampler):
-    detector = Detector.from_profile(light_profile, offline=True, overrides={"sampler": sampler})
-    images = [picture(60, 90, 0), picture(40, 50, 1), picture(60, 90, 2), picture(60, 90, 3)]
-    taken = []
-
-    def camera():
-        for image in images:
-            taken.append(image)
-            yield image
-
-    stream = detector.detect_stream(camera())
-    detections = [next(stream)]
-    assert len(taken) == sampler.get("steps", 2), "an image waits for the steps of later ones"
-    detections += stream
-    for image, detection in zip(images, detections, strict=True):
-        single = detector.detect(image)
-        np.testing.assert_allclose(detection.heatmap, single.heatmap, atol=1e-4)
-        assert np.abs(detection.edited.astype(int) - single.edited).max() <= 1
-        assert detection.timings["synthesis"] > 0
-    assert list(detector.detect_stream([])) == []
-
-
-def test_a_stream_refuses_what_a_single_image_would(light_profile):
-    detector = Detector.from_profile(light_profile, offline=True)
-    with pytest.raises(UserError, match="uint8 RGB array"):
-        list(detector.detect_stream([picture(), picture().astype(float)]))
-    overrides = {"sampler": {"jacobian": "exact", "guidance_scale": 1.0}}
-    exact = Detector.from_profile(light_profile, offline=True, overrides=overrides)
-    with pytest.raises(UserError, match="jacobian: identity"):
-        list(exact.detect_stream([picture()]))
-
-
 def test_features_of_a_batch_come_of_few_calls(light_profile):
     overrides = {"sampler": {"num_edits": 3}}
     detector = Detector.from_profile(light_profile, offline=True, overrides=overrides)

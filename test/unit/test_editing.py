@@ -13,6 +13,7 @@ from anomaly_detector_ros.synthesis.editing import (
     SIMILARITIES,
     make_sampler,
 )
+from anomaly_detector_ros.synthesis.editor import Editor
 from anomaly_detector_ros.synthesis.gaussian import GaussianDenoiser
 from anomaly_detector_ros.synthesis.guidance import forward_matching, mismatched, reverse_matching
 from anomaly_detector_ros.synthesis.samplers import algorithm1, few_step
@@ -149,3 +150,14 @@ def test_bad_settings_are_refused_in_one_line(settings, message):
 def test_the_name_is_needed():
     with pytest.raises(UserError, match="unknown sampler 'None'"):
         make_sampler({})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_edits_that_are_not_finite_never_leave(value):
+    def denoiser(x, t):
+        return torch.full_like(x, value)
+
+    denoiser.schedule = DENOISER.schedule
+    editor = Editor({"name": "few_step", "steps": 2}, (4, 4), torch.device("cpu"))
+    with pytest.raises(RuntimeError, match="not finite"):
+        editor.edit(denoiser, X_INPUT)
