@@ -1,5 +1,5 @@
 # make demo   anomalies found in pictures that travel through a real ROS 2 graph
-# make test   linter and tests
+# make test   linters (make lint) and tests (make pytest)
 # Both make .venv themselves. A sourced ROS installation is used; else ROS comes as Python wheels.
 
 PYTHON ?= python3
@@ -18,12 +18,14 @@ endif
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 READY   := $(VENV)/.ready-$(VERSION)-$(or $(ROS_DISTRO),wheels)
 
-.PHONY: demo test lint models clean
+.PHONY: demo test lint pytest models clean
 
 demo: models
 	$(TUNED) $(BIN)/anomaly-detector demo $(ARGS)
 
-test: models lint
+test: lint pytest
+
+pytest: models
 	$(TUNED) $(BIN)/python -m pytest $(ARGS)
 
 lint: $(READY)
