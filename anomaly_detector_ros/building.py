@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from anomaly_detector_ros.calibration.calibration import Calibration, load_calibration
-from anomaly_detector_ros.distances.base import CosineDistance, Distance, distance_settings
-from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.distances.base import DISTANCES, Distance
+from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.features.extractors import FeatureExtractor, make_features
 from anomaly_detector_ros.features.upsampling import Upsampler, make_upsampler
 from anomaly_detector_ros.profiles import Profile
@@ -74,6 +74,10 @@ class Parts:
             ),
         )
 
+    def plain_features(self, settings: Settings) -> FeatureExtractor:
+        """The extractor itself, even where `features` gives one that keeps its results."""
+        return Parts.features(self, settings)
+
     def upsampler(self, settings: Settings) -> Upsampler:
         """The upsampler of a profile's section; see `features.upsampling.make_upsampler`."""
         return self._once(
@@ -97,16 +101,23 @@ class Parts:
             UserError: unknown distance; no calibration, or one of other settings (the segmenter's
                 may differ).
         """
-        name = distance_settings(profile.distance)["name"]
-        if name == "cosine":
-            return CosineDistance()
+        settings = DISTANCES.read(profile.distance)
+        if not settings.fitted:
+            return settings.build({}).to(self.device)
         calibration = self.calibration(profile, segmenter=False)
-        if calibration is None or calibration.distance is None:
+        if calibration is None or not calibration.distance:
             raise UserError(
-                f"profile '{profile.name}': the {name} distance needs a calibration: run "
-                "anomaly-detector calibrate and set 'calibration: {file: FILE}'"
+                f"profile '{profile.name}': the {profile.distance['name']} distance needs a "
+                "calibration: run anomaly-detector calibrate and set 'calibration: {file: FILE}'"
             )
-        return calibration.distance.to(self.device)
+        try:
+            return settings.build(calibration.distance).to(self.device)
+        except (KeyError, ValueError) as error:
+            raise UserError(
+                f"calibration '{profile.calibration['file']}' does not hold what the "
+                f"{profile.distance['name']} distance learnt ({one_line(error, 120)}): run "
+                "anomaly-detector calibrate again"
+            ) from error
 
     def calibration(self, profile: Profile, *, segmenter: bool = True) -> Calibration | None:
         """The calibration of a profile, None if it has none.
@@ -157,7 +168,8 @@ def fingerprint(profile: Profile, registry: Registry) -> dict[str, Any]:
         for part in _PARTS
     }
     parts[WEIGHTS] = {name: weights_sha256(name, registry) for name in profile.model_names()}
-    parts["distance"] = distance_settings(profile.distance)
+    distance = asdict(DISTANCES.read(profile.distance))
+    parts["distance"] = {"name": profile.distance["name"], **distance}
     if profile.denoiser_is_path():
         directory = Path(str(parts["denoiser"].pop("model"))).expanduser()
         found = sorted(f for f in directory.rglob("*") if f.suffix in _WEIGHT_FILES)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from anomaly_detector_ros.building import Parts
-from anomaly_detector_ros.calibration.calibration import Calibration
-from anomaly_detector_ros.calibration.nominal import DEFAULT_CAMERA
+from anomaly_detector_ros.calibration.calibration import DEFAULT_CAMERA, Calibration
 from anomaly_detector_ros.detection import Detection, check_image, frame_score
-from anomaly_detector_ros.distances.base import CosineDistance, Distance
+from anomaly_detector_ros.distances.base import Distance
+from anomaly_detector_ros.distances.cosine import CosineDistance
 from anomaly_detector_ros.features.extractors import FeatureExtractor
 from anomaly_detector_ros.features.preprocessing import resize
 from anomaly_detector_ros.features.upsampling import Upsampler

@@ -1,27 +1,54 @@
-"""What a detector needs to know of nominal images, in one file."""
+"""What a detector needs to know of nominal images, and the file that holds it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from anomaly_detector_ros.calibration.nominal import DEFAULT_CAMERA, NominalScores, pack, unpack
-from anomaly_detector_ros.distances.base import WhitenedDistance
-from anomaly_detector_ros.distances.novelty import NoveltyDistance
+from anomaly_detector_ros.calibration.distribution import ScoreDistribution, ScorePool
+from anomaly_detector_ros.calibration.drift import LEVELS, NominalFrames, fit_nominal_frames
 from anomaly_detector_ros.runtime.fitted_file import open_fitted, save_fitted
 
 KIND = "calibration"
 
-FittedDistance = WhitenedDistance | NoveltyDistance
-"""A distance that is fitted to nominal images."""
+DEFAULT_CAMERA = ""
+"""Stands for every camera that has no scores of its own."""
 
 _FORMAT = 2
 _LIBRARIES = ("torch", "numpy")
+
+
+@dataclass(frozen=True)
+class NominalScores:
+    """The scores of one camera's nominal frames, after averaging over segments.
+
+    Attributes:
+        distribution: of the scores of all pixels.
+        frames: how single frames differ from it; None where they were too few to know.
+        images, pixels: how many they are of.
+    """
+
+    distribution: ScoreDistribution
+    frames: NominalFrames | None
+    images: int
+    pixels: int
+
+    @classmethod
+    def of(cls, pool: ScorePool) -> NominalScores:
+        """Those of a pool, whose images must be in the order they were taken in.
+
+        Raises:
+            UserError: no two scores differ.
+        """
+        distribution = pool.distribution()
+        frames = fit_nominal_frames(pool.shares(distribution))
+        return cls(distribution, frames, len(pool), pool.pixels)
 
 
 @dataclass(frozen=True)
@@ -32,13 +59,14 @@ class Calibration:
         cameras: nominal scores by camera; `DEFAULT_CAMERA` is always there and stands for those
             that are not.
         fingerprint: what it was fitted for; see `building.fingerprint`.
-        distance: that of all cameras, where it is one that is fitted.
+        distance: what the distance of all cameras learnt, as `DistanceSettings.build` takes it;
+            empty where it is not one that is fitted.
         seed: that chose the images.
     """
 
     cameras: Mapping[str, NominalScores]
     fingerprint: Mapping[str, Any]
-    distance: FittedDistance | None = None
+    distance: Mapping[str, Tensor] = field(default_factory=dict)
     seed: int = 0
 
     def nominal(self, camera: str = DEFAULT_CAMERA) -> NominalScores:
@@ -59,8 +87,7 @@ class Calibration:
             OSError: the file cannot be written.
         """
         cameras, tensors = pack(self.cameras)
-        if self.distance is not None:
-            tensors |= self.distance.tensors()
+        tensors |= self.distance
         header = {
             "format": _FORMAT,
             "fingerprint": self.fingerprint,
@@ -79,18 +106,79 @@ def load_calibration(path: Path) -> Calibration:
     with open_fitted(path, KIND, "calibrate") as (header, tensors):
         if header["format"] != _FORMAT:
             raise ValueError(f"format {header['format']}, this release reads {_FORMAT}")
-        return _restore(header, tensors)
+        cameras = unpack(header["cameras"], tensors)
+        distance = {name: each for name, each in tensors.items() if not _is_of_a_camera(name)}
+        return Calibration(cameras, dict(header["fingerprint"]), distance, int(header["seed"]))
 
 
-def _restore(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Calibration:
-    distance: FittedDistance | None = None
-    if "memory" in tensors:
-        distance = NoveltyDistance.from_tensors(tensors)
-    elif "mean" in tensors:
-        distance = WhitenedDistance.from_tensors(tensors)
-    return Calibration(
-        unpack(header["cameras"], tensors),
-        dict(header["fingerprint"]),
-        distance,
-        int(header["seed"]),
+def pack(cameras: Mapping[str, NominalScores]) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """Scores by camera as a file holds them: what goes into its header, and its tensors."""
+    entries: list[dict[str, Any]] = []
+    tensors: dict[str, np.ndarray] = {}
+    for index, (name, nominal) in enumerate(cameras.items()):
+        # By number: a camera's name may hold anything.
+        prefix = _prefix(index)
+        entry: dict[str, Any] = {
+            "name": name,
+            "images": nominal.images,
+            "pixels": nominal.pixels,
+            "tail_scale": nominal.distribution.tail_scale,
+        }
+        tensors[f"{prefix}.scores"] = nominal.distribution.scores
+        tensors[f"{prefix}.below"] = nominal.distribution.below
+        if nominal.frames is not None:
+            entry["frames"] = {"largest": nominal.frames.largest, "level": nominal.frames.level}
+            tensors[f"{prefix}.mean"] = nominal.frames.mean
+            tensors[f"{prefix}.whitening"] = nominal.frames.whitening
+        entries.append(entry)
+    # Copies: safetensors refuses tensors that share memory, as those of two cameras may.
+    return entries, {name: torch.tensor(array) for name, array in tensors.items()}
+
+
+def unpack(
+    entries: Sequence[Mapping[str, Any]], tensors: Mapping[str, Tensor]
+) -> dict[str, NominalScores]:
+    """Scores by camera out of what `pack` returned.
+
+    Raises:
+        ValueError, KeyError, TypeError: a malformed file.
+    """
+    cameras = {
+        str(entry["name"]): _unpack_one(_prefix(index), entry, tensors)
+        for index, entry in enumerate(entries)
+    }
+    if DEFAULT_CAMERA not in cameras or len(cameras) != len(entries):
+        raise ValueError("its cameras are not those of a calibration")
+    return cameras
+
+
+def _unpack_one(
+    prefix: str, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> NominalScores:
+    scores, below = (tensors[f"{prefix}.{name}"].numpy() for name in ("scores", "below"))
+    tail_scale = float(entry["tail_scale"])
+    rising = all(np.diff(values).min() > 0 for values in (scores, below))
+    if scores.shape != below.shape or not rising or not tail_scale > 0 or not 0 <= below[-1] < 1:
+        raise ValueError("its distribution is not one")
+    images = int(entry["images"])
+    frames = None
+    if "frames" in entry:
+        mean, whitening = (tensors[f"{prefix}.{name}"].numpy() for name in ("mean", "whitening"))
+        if mean.shape != LEVELS.shape or whitening.shape != (len(LEVELS), len(LEVELS)):
+            raise ValueError("its frames are compared at other levels")
+        found = entry["frames"]
+        frames = NominalFrames(
+            mean, whitening, images, float(found["largest"]), float(found["level"])
+        )
+    return NominalScores(
+        ScoreDistribution(scores, below, tail_scale), frames, images, int(entry["pixels"])
     )
+
+
+def _prefix(index: int) -> str:
+    return f"camera{index}"
+
+
+def _is_of_a_camera(name: str) -> bool:
+    prefix, dot, _ = name.partition(".")
+    return bool(dot) and prefix.removeprefix("camera").isdecimal()

@@ -161,9 +161,3 @@ class DriftMonitor:
         if len(self._shares) < MIN_FRAMES:
             return None
         return self.nominal.statistic(np.stack(list(self._shares)))
-
-    @property
-    def drifted(self) -> bool:
-        """Whether the scene is no longer the nominal one."""
-        statistic = self.statistic
-        return statistic is not None and statistic > self.nominal.level

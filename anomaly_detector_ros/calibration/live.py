@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from anomaly_detector_ros.calibration.calibration import Calibration
+from anomaly_detector_ros.calibration.calibration import (
+    DEFAULT_CAMERA,
+    Calibration,
+    NominalScores,
+)
 from anomaly_detector_ros.calibration.distribution import ScorePool
-from anomaly_detector_ros.calibration.nominal import DEFAULT_CAMERA, NominalScores
 from anomaly_detector_ros.errors import UserError, one_line
 
 # A camera that has not enough frames when another had so many times as many as it needs is given

@@ -29,7 +29,7 @@ from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile
 if TYPE_CHECKING:
     from anomaly_detector_ros.building import Parts
     from anomaly_detector_ros.calibration.calibration import Calibration
-    from anomaly_detector_ros.fitting.calibration import FalsePositiveRate, Progress
+    from anomaly_detector_ros.fitting import FalsePositiveRate, Progress
     from anomaly_detector_ros.profiles import Profile
 
 # With fewer, rare surfaces are missing and the measured rates say little.
@@ -47,8 +47,8 @@ def calibrate(
     memory: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Other nominal images, as --data: those the denoiser was trained on, for the "
-            "memory of the novelty distance; repeatable."
+            help="Other nominal images, as --data, to fit the distance on: those that the denoiser "
+            "was trained on; repeatable."
         ),
     ] = None,
     dataset: Annotated[
@@ -92,14 +92,17 @@ def calibrate(
     Example: anomaly-detector calibrate --data nominal_images/ --output calibration.safetensors
     """
     from anomaly_detector_ros.detector import Detector
-    from anomaly_detector_ros.distances.base import distance_settings
-    from anomaly_detector_ros.fitting.calibration import measure, split_files
+    from anomaly_detector_ros.distances.base import DISTANCES
+    from anomaly_detector_ros.fitting import measure, split_files
 
     chosen = replace(load_profile(profile), calibration={})
     files = _find_files(data, dataset, split)
     remembered = _find_files(memory, dataset, split) if memory else []
-    if remembered and distance_settings(chosen.distance)["name"] != "novelty":
-        raise UserError(f"--memory: profile '{profile}' has no novelty distance: leave it out")
+    if remembered and not DISTANCES.read(chosen.distance).fitted:
+        raise UserError(
+            f"--memory: the {chosen.distance['name']} distance of profile '{profile}' is not "
+            "fitted: leave it out"
+        )
     fitted, held_out = split_files(files, holdout=holdout, count=count, seed=seed)
     _warn(len(fitted), len(held_out), holdout)
     make_directory(output.parent)
@@ -136,7 +139,7 @@ def _fit(
 ) -> Calibration:
     """The whole calibration, or that of the file with the scores of one camera renewed."""
     from anomaly_detector_ros.detector import Detector
-    from anomaly_detector_ros.fitting.calibration import fit_calibration, fit_camera
+    from anomaly_detector_ros.fitting import fit_calibration, fit_camera
 
     if not (camera and output.exists()):
         calibration = fit_calibration(

@@ -2,13 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Le
 from torch import Tensor
 
-from anomaly_detector_ros.distances.base import spread_of
+from anomaly_detector_ros.distances.base import (
+    DISTANCES,
+    DistanceSettings,
+    NominalImages,
+    Tensors,
+    spread_of,
+)
+
+
+@DISTANCES.register("novelty")
+@dataclass(frozen=True)
+class Novelty(DistanceSettings):
+    """Settings of the novelty distance.
+
+    Attributes:
+        memory: how many feature vectors it holds.
+        edit_weight: w; see `NoveltyDistance`.
+    """
+
+    fitted = True
+
+    memory: Annotated[int, Ge(1), Le(200_000)] = 8000
+    edit_weight: Annotated[float, Ge(0), Le(10)] = 0.25
+
+    def build(self, learnt: Tensors) -> NoveltyDistance:
+        """See `DistanceSettings`."""
+        memory = learnt["memory"]
+        if memory.ndim != 2 or not len(memory) or not torch.isfinite(memory).all():
+            raise ValueError("its memory of nominal features is damaged")
+        return NoveltyDistance(memory, self.edit_weight)
+
+    def collect(self, images: NominalImages, sets: int) -> Tensors:
+        """See `DistanceSettings`: this set's share of the memory."""
+        return {"memory": images.sample(-(-self.memory // sets))}
+
+    def collect_key(self) -> Mapping[str, object]:
+        """See `DistanceSettings`."""
+        return {"memory": self.memory}
+
+    def fit(self, collected: Sequence[Tensors]) -> NoveltyDistance:
+        """See `DistanceSettings`."""
+        return NoveltyDistance(torch.cat([each["memory"] for each in collected]), self.edit_weight)
 
 
 class NoveltyDistance:
@@ -35,27 +79,12 @@ class NoveltyDistance:
         self.edit_weight = edit_weight
 
     def to(self, device: torch.device | str) -> NoveltyDistance:
-        """The same on another device."""
+        """See `Distance`."""
         return NoveltyDistance(self.memory.to(device), self.edit_weight)
 
     def tensors(self) -> dict[str, Tensor]:
-        """For a file; half precision moves a distance by less than 0.001."""
-        weight = torch.tensor(self.edit_weight, dtype=torch.float64)
-        return {"memory": self.memory.half().cpu(), "edit_weight": weight}
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> NoveltyDistance:
-        """As `tensors` gave them.
-
-        Raises:
-            ValueError: another shape, or values that are not finite.
-        """
-        memory, weight = tensors["memory"], float(tensors["edit_weight"])
-        if memory.ndim != 2 or not len(memory) or not torch.isfinite(memory).all():
-            raise ValueError("its memory of nominal features is damaged")
-        if not 0 <= weight <= 10:
-            raise ValueError(f"its edit_weight {weight:g} is out of range")
-        return cls(memory, weight)
+        """See `Distance`; half precision moves a distance by less than 0.001."""
+        return {"memory": self.memory.half().cpu()}
 
     def __call__(self, original: Tensor, edits: Tensor) -> Tensor:
         """See `Distance`: one map per edit, at least 0."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from anomaly_detector_ros.building import Parts, weights_sha256
 from anomaly_detector_ros.detector import Detector
+from anomaly_detector_ros.distances.base import DISTANCES
 from anomaly_detector_ros.evaluation.cache import Cache, array_digest, settings_key
 from anomaly_detector_ros.features import extractors, upsampling
 from anomaly_detector_ros.features.extractors import FeatureExtractor
@@ -74,10 +75,6 @@ class CachedParts(Parts):
         extractor = self.plain_features(settings)
         return CachedFeatures(extractor, self.cache, self.features_key(settings))
 
-    def plain_features(self, settings: Settings) -> FeatureExtractor:
-        """The extractor without the cache, for images that are looked at once."""
-        return super().features(settings)
-
     def segmenter(self, settings: Settings) -> Segmenter | None:
         """The segmenter, cached."""
         segmenter = super().segmenter(settings)
@@ -102,7 +99,8 @@ class CachedParts(Parts):
     def profile_key(self, profile: Profile) -> Any:
         """A key for what a detector of this profile finds in an image."""
         upsampler, segmenter = profile.upsampler, profile.segmenter
-        compared = [] if profile.distance["name"] == "cosine" else [self._distance_key(profile)]
+        fitted = DISTANCES.read(profile.distance).fitted
+        compared = [self._distance_key(profile)] if fitted else []
         return [
             *compared,
             self.edits_key(profile),

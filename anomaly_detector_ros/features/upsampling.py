@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anomaly_detector_ros.distances.base import CosineDistance
+from anomaly_detector_ros.distances.cosine import CosineDistance
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.features.featup import STAGES, JbuStack, UpsampledFeatures
 from anomaly_detector_ros.features.featup_checkpoint import load_featup

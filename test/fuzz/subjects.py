@@ -20,11 +20,15 @@ from anomaly_detector_ros.bags.frames import IMAGE, typestore
 from anomaly_detector_ros.bags.processing import process_bag
 from anomaly_detector_ros.baselines.base import FittedBaseline
 from anomaly_detector_ros.baselines.gmm import Gmm
-from anomaly_detector_ros.calibration.calibration import Calibration, load_calibration
+from anomaly_detector_ros.calibration.calibration import (
+    DEFAULT_CAMERA,
+    Calibration,
+    NominalScores,
+    load_calibration,
+)
 from anomaly_detector_ros.calibration.distribution import ScoreDistribution
-from anomaly_detector_ros.calibration.nominal import DEFAULT_CAMERA, NominalScores
 from anomaly_detector_ros.detection import Detection
-from anomaly_detector_ros.distances.base import WhitenedDistance
+from anomaly_detector_ros.distances.whitened import WhitenedDistance
 from anomaly_detector_ros.imaging.images import read_rgb
 from anomaly_detector_ros.imaging.messages import image_fields
 from anomaly_detector_ros.profiles import Profile, load_profile, profile_names
@@ -161,7 +165,7 @@ def _calibration(folder: Path) -> Path:
     whitening = WhitenedDistance(torch.zeros(4), torch.eye(4))
     settings = {"denoiser": {"model": "m"}, "weights": {}}
     nominal = {DEFAULT_CAMERA: NominalScores(distribution, None, 3, 1000)}
-    Calibration(nominal, settings, whitening).save(folder / "calibration")
+    Calibration(nominal, settings, whitening.tensors()).save(folder / "calibration")
     return folder / "calibration"
 
 

@@ -16,7 +16,7 @@ from ros_graph import Graph, image, picture, wait_until
 
 from anomaly_detector_ros.building import Parts
 from anomaly_detector_ros.detector import Detector
-from anomaly_detector_ros.fitting.calibration import fit_calibration
+from anomaly_detector_ros.fitting import fit_calibration
 from anomaly_detector_ros.profiles import load_profile
 
 

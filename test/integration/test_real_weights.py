@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from anomaly_detector_ros.distances.base import cosine_distance
+from anomaly_detector_ros.distances.cosine import cosine_distance
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.features.dinov2 import PATCH, DinoV2Features
 from anomaly_detector_ros.features.extractors import make_features

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from anomaly_detector_ros.calibration.distribution import ScoreDistribution, ScorePool
-from anomaly_detector_ros.distances.base import NominalDifferences, WhitenedDistance
+from anomaly_detector_ros.distances.whitened import NominalDifferences, Whitened, WhitenedDistance
 
 CHANNELS, EDITS = 4, 3
 
@@ -33,7 +33,7 @@ def whitened(*pairs: tuple[Tensor, Tensor], shrinkage: float = 1e-6) -> Whitened
     learner = NominalDifferences()
     for pair in pairs:
         learner(*pair)
-    return learner.whitened(shrinkage)
+    return Whitened(shrinkage).fit([learner.tensors()])
 
 
 def pooled(*images: np.ndarray) -> ScoreDistribution:

@@ -16,13 +16,19 @@ from calibration_data import draw_pictures, gaussian_pairs, pooled, whitened
 from safetensors.numpy import save_file
 
 from anomaly_detector_ros.building import Parts, differences, fingerprint
-from anomaly_detector_ros.calibration.calibration import KIND, Calibration, load_calibration
+from anomaly_detector_ros.calibration.calibration import (
+    DEFAULT_CAMERA,
+    KIND,
+    Calibration,
+    NominalScores,
+    load_calibration,
+)
 from anomaly_detector_ros.calibration.distribution import ScoreDistribution
-from anomaly_detector_ros.calibration.nominal import DEFAULT_CAMERA, NominalScores
 from anomaly_detector_ros.detector import Detector
-from anomaly_detector_ros.distances.novelty import NoveltyDistance
+from anomaly_detector_ros.distances.novelty import Novelty, NoveltyDistance
+from anomaly_detector_ros.distances.whitened import Whitened
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.fitting.calibration import fit_calibration
+from anomaly_detector_ros.fitting import fit_calibration
 from anomaly_detector_ros.profiles import load_profile
 from anomaly_detector_ros.runtime.fitted_file import header_key
 
@@ -37,7 +43,7 @@ def a_calibration() -> Calibration:
     return Calibration(
         {DEFAULT_CAMERA: NominalScores(pooled(nominal), None, 7, 5000)},
         {"sampler": {"steps": 2}},
-        whitened(gaussian_pairs(0)),
+        whitened(gaussian_pairs(0)).tensors(),
         4,
     )
 
@@ -50,22 +56,21 @@ def test_a_saved_calibration_is_the_same_when_loaded(tmp_path: Path):
     assert np.array_equal(loaded.heatmap(scores), saved.heatmap(scores))
     assert loaded.heatmap(scores).dtype == np.float32
     pair = gaussian_pairs(5)
-    assert torch.equal(loaded.distance(*pair), saved.distance(*pair))
+    built = Whitened().build(loaded.distance)
+    assert torch.equal(built(*pair), whitened(gaussian_pairs(0))(*pair))
     assert (loaded.nominal().images, loaded.nominal().pixels, loaded.seed) == (7, 5000, 4)
     assert loaded.fingerprint == saved.fingerprint
-    plain = replace(saved, distance=None)
+    plain = replace(saved, distance={})
     plain.save(tmp_path / "c.safetensors")
-    assert load_calibration(tmp_path / "c.safetensors").distance is None
+    assert load_calibration(tmp_path / "c.safetensors").distance == {}
     assert [file.name for file in tmp_path.iterdir()] == ["c.safetensors"]
 
 
 def test_a_novelty_distance_comes_back_from_its_file(tmp_path: Path):
     generator = torch.Generator().manual_seed(0)
     saved = NoveltyDistance(torch.randn(50, 4, generator=generator), 0.25)
-    replace(a_calibration(), distance=saved).save(tmp_path / "c.safetensors")
-    loaded = load_calibration(tmp_path / "c.safetensors").distance
-    assert isinstance(loaded, NoveltyDistance)
-    assert loaded.edit_weight == 0.25
+    replace(a_calibration(), distance=saved.tensors()).save(tmp_path / "c.safetensors")
+    loaded = Novelty(edit_weight=0.25).build(load_calibration(tmp_path / "c.safetensors").distance)
     pair = gaussian_pairs(5)
     torch.testing.assert_close(loaded(*pair), saved(*pair), atol=1e-3, rtol=0)
 

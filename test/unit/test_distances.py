@@ -6,12 +6,9 @@ import pytest
 import torch
 from calibration_data import CHANNELS, EDITS, gaussian_pairs, whitened
 
-from anomaly_detector_ros.distances.base import (
-    CosineDistance,
-    NominalDifferences,
-    cosine_distance,
-    distance_settings,
-)
+from anomaly_detector_ros.distances.base import DISTANCES
+from anomaly_detector_ros.distances.cosine import CosineDistance, cosine_distance
+from anomaly_detector_ros.distances.whitened import NominalDifferences, Whitened
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.features.featup import JbuStack
 from anomaly_detector_ros.features.upsampling import (
@@ -93,18 +90,18 @@ def test_edits_that_change_nothing_cannot_be_whitened():
     with pytest.raises(UserError, match="do not differ"):
         whitened((original, original))
     with pytest.raises(UserError, match="no nominal image"):
-        NominalDifferences().whitened(0.01)
+        Whitened().fit([NominalDifferences().tensors()])
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "l2"}, "distance 'l2': unknown: take one of cosine, whitened"),
-        ({"name": "cosine", "shrinkage": 0.1}, "distance cosine: unknown setting shrinkage"),
-        ({"name": "whitened", "shrinkage": 0}, "shrinkage 0: take more than 0"),
-        ({"name": "whitened", "shrinkage": "much"}, "shrinkage 'much': take more than 0"),
+        ({"name": "l2"}, "unknown distance 'l2': choose one of cosine, novelty, whitened"),
+        ({"name": "cosine", "shrinkage": 0.1}, "distance cosine has no setting 'shrinkage'"),
+        ({"name": "whitened", "shrinkage": 0}, "shrinkage is 0: it must be greater than 0"),
+        ({"name": "whitened", "shrinkage": "much"}, "shrinkage is 'much': it must be a valid"),
     ],
 )
 def test_bad_distances_are_named(settings, message):
     with pytest.raises(UserError, match=message):
-        distance_settings(settings)
+        DISTANCES.read(settings)

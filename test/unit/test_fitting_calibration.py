@@ -14,11 +14,12 @@ from calibration_data import draw_pictures
 from anomaly_detector_ros.building import Parts
 from anomaly_detector_ros.calibration.distribution import ScorePool
 from anomaly_detector_ros.detector import Detector
-from anomaly_detector_ros.distances.base import NominalDifferences
+from anomaly_detector_ros.distances.novelty import Novelty
+from anomaly_detector_ros.distances.whitened import NominalDifferences, Whitened, WhitenedDistance
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.evaluation.cache import Cache
 from anomaly_detector_ros.evaluation.cached import CachedParts
-from anomaly_detector_ros.fitting.calibration import fit_calibration, measure, split_files
+from anomaly_detector_ros.fitting import NominalFiles, fit_calibration, measure, split_files
 from anomaly_detector_ros.profiles import load_profile
 from anomaly_detector_ros.ros.diagnostics import node_status
 
@@ -73,26 +74,24 @@ def test_whitened_scores_come_from_images_that_the_whitening_has_not_seen(
     files = pictures[:3]
     calibration = fit_calibration(profile, parts, files)
 
-    def differences(indices) -> NominalDifferences:
+    def fitted_on(indices) -> WhitenedDistance:
         learner = NominalDifferences()
         detector = Detector.from_parts(profile, parts, distance=learner, calibrated=False)
         for index in indices:
             original, edits = detector.synthesize([read(files[index])])
             detector.compare(read(files[index]), original, edits[0])
-        return learner
+        return Whitened().fit([learner.tensors()])
 
     pool = ScorePool()
     for index in range(3):
-        distance = differences({0, 1, 2} - {index}).whitened(0.01)
+        distance = fitted_on({0, 1, 2} - {index})
         detector = Detector.from_parts(profile, parts, distance=distance, calibrated=False)
         original, edits = detector.synthesize([read(files[index])])
         pool.add(detector.compare(read(files[index]), original, edits[0]))
     np.testing.assert_allclose(
         calibration.nominal().distribution.scores, pool.distribution().scores, rtol=1e-4, atol=1e-5
     )
-    torch.testing.assert_close(
-        calibration.distance.factor, differences(range(3)).whitened(0.01).factor
-    )
+    torch.testing.assert_close(calibration.distance["factor"], fitted_on(range(3)).factor)
     with pytest.raises(UserError, match="at least 2 nominal images"):
         fit_calibration(profile, parts, files[:1])
 
@@ -104,11 +103,12 @@ def test_novelty_is_that_of_a_memory_without_the_image_itself(
     profile = load_profile(light_profile, overrides=novelty)
     files = pictures[:3]
     alone = fit_calibration(profile, parts, files)
-    assert len(alone.distance.memory) == 3 * 32 * 48  # every pixel: there are fewer than 5000
-    assert alone.distance.edit_weight == 0.5
+    assert len(alone.distance["memory"]) == 3 * 32 * 48  # every pixel: there are fewer than 5000
 
     def scores(index: int, memory: list[Path]) -> np.ndarray:
-        distance = fit_calibration(profile, parts, files, memory=memory).distance
+        nominal = NominalFiles(profile, parts, memory, 0, lambda done, total, doing: None)
+        settings = Novelty(5000, 0.5)
+        distance = settings.fit([settings.collect(nominal, 1)])
         detector = Detector.from_parts(profile, parts, distance=distance, calibrated=False)
         image = read(files[index])
         original, edits = detector.synthesize([image])

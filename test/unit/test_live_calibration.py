@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 
 from anomaly_detector_ros.building import fingerprint
-from anomaly_detector_ros.calibration.calibration import load_calibration
+from anomaly_detector_ros.calibration.calibration import DEFAULT_CAMERA, load_calibration
 from anomaly_detector_ros.calibration.live import (
     LiveCalibration,
     check_writable,
     default_file,
     save_calibration,
 )
-from anomaly_detector_ros.calibration.nominal import DEFAULT_CAMERA
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.weights.registry import Registry

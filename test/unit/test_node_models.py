@@ -174,7 +174,7 @@ def test_one_image_that_fails_spoils_no_batch(light_profile: str, monkeypatch: p
 def test_cameras_share_networks_and_have_their_own_calibrations(two_edits: str, tmp_path: Path):
     import cv2
 
-    from anomaly_detector_ros.fitting.calibration import fit_calibration
+    from anomaly_detector_ros.fitting import fit_calibration
     from anomaly_detector_ros.profiles import load_profile
 
     files = [tmp_path / f"{seed}.png" for seed in range(4)]

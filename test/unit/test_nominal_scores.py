@@ -8,9 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anomaly_detector_ros.calibration.calibration import Calibration, load_calibration
+from anomaly_detector_ros.calibration.calibration import (
+    DEFAULT_CAMERA,
+    Calibration,
+    NominalScores,
+    load_calibration,
+    pack,
+    unpack,
+)
 from anomaly_detector_ros.calibration.distribution import ScorePool
-from anomaly_detector_ros.calibration.nominal import DEFAULT_CAMERA, NominalScores, pack, unpack
 from anomaly_detector_ros.errors import UserError
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from anomaly_detector_ros.distances.base import distance_settings
-from anomaly_detector_ros.distances.novelty import NoveltyDistance
+from anomaly_detector_ros.distances.base import DISTANCES
+from anomaly_detector_ros.distances.novelty import Novelty, NoveltyDistance
 from anomaly_detector_ros.errors import UserError
 
 
@@ -51,17 +51,14 @@ def test_what_the_edit_made_familiar_scores_highest() -> None:
     "wrong", [{"memory": 0}, {"memory": 2.5}, {"edit_weight": -1}, {"edit_weight": math.nan}]
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
-    assert distance_settings({"name": "novelty"})["memory"] == 8000
+    assert Novelty().memory == 8000
     with pytest.raises(UserError, match=next(iter(wrong))):
-        distance_settings({"name": "novelty", **wrong})
+        DISTANCES.read({"name": "novelty", **wrong})
 
 
 def test_a_damaged_memory_is_refused() -> None:
-    good = NoveltyDistance(torch.eye(3), 0.25).tensors()
-    for wrong in (
-        {"memory": torch.full((2, 3), math.nan)},
-        {"memory": torch.zeros(0, 3)},
-        {"edit_weight": torch.tensor(math.inf)},
-    ):
-        with pytest.raises(ValueError, match=r"memory|edit_weight"):
-            NoveltyDistance.from_tensors({**good, **wrong})
+    good = NoveltyDistance(torch.eye(3), 0.25)
+    assert torch.equal(Novelty().build(good.tensors()).memory, good.memory)
+    for wrong in (torch.full((2, 3), math.nan), torch.zeros(0, 3)):
+        with pytest.raises(ValueError, match="memory"):
+            Novelty().build({"memory": wrong})

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from anomaly_detector_ros.detection import frame_score
-from anomaly_detector_ros.distances.base import cosine_distance
+from anomaly_detector_ros.distances.cosine import cosine_distance
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.segmentation.averaging import segment_average
 

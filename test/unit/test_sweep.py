@@ -14,7 +14,7 @@ import yaml
 from anomaly_detector_ros.benchmarking.counting import Passes, counting
 from anomaly_detector_ros.cli.main import main
 from anomaly_detector_ros.detector import Detector
-from anomaly_detector_ros.distances.base import distance_settings
+from anomaly_detector_ros.distances.base import DISTANCES
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.evaluation.cache import Cache
 from anomaly_detector_ros.evaluation.cached import CachedParts
@@ -149,7 +149,7 @@ def test_the_sweeps_of_the_documentation_vary_the_default_profile(name, count):
     assert len(variants) == count
     for variant in variants:
         make_sampler(variant.profile.sampler)
-        distance_settings(variant.profile.distance)
+        DISTANCES.read(variant.profile.distance)
 
 
 def test_a_missing_file_is_refused(tmp_path, light_profile):
@@ -248,7 +248,7 @@ def test_whitened_distances_are_fitted_to_each_variant(make, listed, monkeypatch
     cosine, *whitened = (each.metrics.auc_pr for each in report.measured)
     assert len({cosine, *whitened}) == 3
     assert "fitted on 3 nominal images" in report.to_markdown()
-    monkeypatch.setattr(distance_fits.DistanceFits, "_fit", None)  # kept: nothing is fitted again
+    monkeypatch.setattr(distance_fits.DistanceFits, "_collect", None)  # nothing is fitted again
     again = run_sweep(make(), listed(grid))
     assert [each.metrics.auc_pr for each in again.measured] == [cosine, *whitened]
     without = make()
@@ -264,7 +264,7 @@ def test_a_memory_is_drawn_once_for_all_variants(make, listed, monkeypatch):
     without_edit = [m.metrics.auc_pr for m in report.measured[1:3]]
     assert without_edit[0] == without_edit[1]  # the edits don't count
     assert len({m.metrics.auc_pr for m in report.measured}) > 2
-    monkeypatch.setattr(distance_fits, "fit_novelty", None)  # kept: nothing is drawn again
+    monkeypatch.setattr(distance_fits.DistanceFits, "_collect", None)  # nothing is drawn again
     run_sweep(make(), listed(grid))
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor
 
-from anomaly_detector_ros.distances.base import cosine_distance
+from anomaly_detector_ros.distances.cosine import cosine_distance
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.features.featup import JbuStack, UpsampledFeatures
 from anomaly_detector_ros.features.preprocessing import (

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from anomaly_detector_ros.detector import Detector
+from anomaly_detector_ros.distances.base import DISTANCES
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.evaluation.metrics.measures import Metrics, differences
 from anomaly_detector_ros.evaluation.run import Evaluation
@@ -196,13 +197,13 @@ class _Refitted(Synthesis):
 
 
 def _is_fitted(profile: Profile) -> bool:
-    return profile.distance["name"] != "cosine"
+    return DISTANCES.read(profile.distance).fitted
 
 
 def _fitted_on(variants: Sequence[Variant], fits: DistanceFits | None) -> dict[str, int]:
-    names = {v.profile.distance["name"] for v in variants if _is_fitted(v.profile)}
-    counts = {"whitened": len(fits.images), "novelty": len(fits.all_images)} if fits else {}
-    return {name: counts[name] for name in sorted(names & counts.keys())}
+    fitted = [v.profile for v in variants if fits and _is_fitted(v.profile)]
+    counts = {p.distance["name"]: len(fits.images(p)) for p in fitted} if fits else {}
+    return dict(sorted(counts.items()))
 
 
 def _method(variant: Variant, evaluation: Evaluation, fits: DistanceFits | None) -> Synthesis:

@@ -1,1 +1,0 @@
-"""Fitting to nominal images what needs a whole detector: distances and calibrations."""
