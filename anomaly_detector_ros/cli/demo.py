@@ -45,7 +45,15 @@ def demo(
     ] = None,
     bag: Annotated[Path | None, typer.Option(help="rosbag2 recording to play instead.")] = None,
     topic: Annotated[str | None, typer.Option(help="Camera topic of the bag.")] = None,
-    rate: Annotated[float, typer.Option(min=0.01, max=1000, help="Pictures per second.")] = 0.4,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            max=1000,
+            help="Pictures per second, in time or not; default: the next when the node has "
+            "answered the one before, so that none is dropped.",
+        ),
+    ] = None,
     count: Annotated[
         int | None,
         typer.Option(min=1, help="Pictures to play, over and over; default: each once."),
@@ -119,7 +127,7 @@ def _importable(module: str) -> bool:
 
 
 def _playback(
-    images: Path | None, bag: Path | None, topic: str | None, rate: float, count: int | None
+    images: Path | None, bag: Path | None, topic: str | None, rate: float | None, count: int | None
 ) -> Playback:
     from anomaly_detector_ros.demo.graph import Playback
     from anomaly_detector_ros.imaging.images import find_images
@@ -184,7 +192,7 @@ def _result(summary: dict[str, Any], overlays: int) -> dict[str, Any]:
         "received": counts["received"],
         "processed": counts["processed"],
         "dropped": counts["dropped"],
-        "drop_reasons": dict(counts["drop_reasons"]),
+        "drop_reasons": counts["drop_reasons"],
         "recorded": heatmap["messages"],
         "rate_hz": heatmap.get("rate"),
         "latency_median_s": latency.get("median"),

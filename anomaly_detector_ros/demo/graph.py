@@ -7,8 +7,8 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,14 @@ from anomaly_detector_ros.demo.processes import ProcessGroup, graph_environment,
 from anomaly_detector_ros.errors import UserError
 
 CAMERA = "camera"
-HEATMAP = f"/anomaly_detector/{CAMERA}/heatmap"
+DETECTOR = "/anomaly_detector"
+HEATMAP = f"{DETECTOR}/{CAMERA}/heatmap"
 LOAD_TIMEOUT = 600.0
 """Seconds for the node to load its models."""
 DISCOVERY_TIMEOUT = 60.0
 """Seconds for the recorder to find the node's topics."""
 FRAME_TIMEOUT = 120.0
 """Seconds without any progress, after which the demo gives up."""
-_NODE, _CAMERA_STATUS = "anomaly_detector: node", f"anomaly_detector: {CAMERA}"
 
 
 @dataclass(frozen=True)
@@ -34,20 +34,22 @@ class Playback:
 
     Attributes:
         path: folder of pictures, or a bag.
-        rate: pictures per second.
+        rate: pictures per second; None: the next when the node has answered the one before.
         count: how many, over and over; None: each once.
         topic: of a bag.
         transport: raw or compressed.
     """
 
     path: Path
-    rate: float
+    rate: float | None
     count: int | None = None
     topic: str | None = None
     transport: str = "raw"
 
     @classmethod
-    def of_bag(cls, bag: Path, rate: float, count: int | None, topic: str | None) -> Playback:
+    def of_bag(
+        cls, bag: Path, rate: float | None, count: int | None, topic: str | None
+    ) -> Playback:
         """A bag's camera topic; UserError where the bag is unreadable or the topic is unclear."""
         with BagReader(bag) as reader:
             chosen = choose_topic(reader, topic)
@@ -66,7 +68,33 @@ class Counts:
     processed: int = 0
     dropped: int = 0
     pending: int = 0
-    drop_reasons: tuple[tuple[str, int], ...] = ()
+    drop_reasons: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, diagnostics: Any, camera: str, node: str = "") -> Counts | None:
+        """The counts in a `DiagnosticArray`; None if it is of neither the camera nor the node.
+
+        Args:
+            diagnostics: the message.
+            camera: name of the camera's status.
+            node: name of the node's status, for its state and fault.
+        """
+        found = {s.name: (s, {p.key: p.value for p in s.values}) for s in diagnostics.status}
+        if not {camera, node} & found.keys():
+            return None
+        status, values = found.get(node, (None, {}))
+        told = found.get(camera, (None, {}))[1]
+        reasons = {
+            key.removeprefix("dropped: "): int(value)
+            for key, value in told.items()
+            if key.startswith("dropped: ") and int(value)
+        }
+        return cls(
+            state=values.get("state", ""),
+            fault=status.message if status is not None and status.level == b"\x02" else "",
+            **{k: int(told.get(k, 0)) for k in ("received", "processed", "dropped", "pending")},
+            drop_reasons=reasons,
+        )
 
 
 class Monitor:
@@ -103,17 +131,9 @@ class Monitor:
                 return
 
     def _on_message(self, message: Any) -> None:
-        found = {s.name: (s, {p.key: p.value for p in s.values}) for s in message.status}
-        status, values = found.get(_NODE, (None, {}))
-        fault = status.message if status is not None and status.level == b"\x02" else ""
-        camera = found.get(_CAMERA_STATUS, (None, {}))[1]
-        reasons = tuple(
-            (key.removeprefix("dropped: "), int(value))
-            for key, value in camera.items()
-            if key.startswith("dropped: ") and int(value)
-        )
-        numbers = [int(camera.get(k, 0)) for k in ("received", "processed", "dropped", "pending")]
-        self.counts = Counts(values.get("state", ""), fault, *numbers, reasons)
+        name = DETECTOR.lstrip("/")
+        counts = Counts.of(message, f"{name}: {CAMERA}", f"{name}: node")
+        self.counts = counts or self.counts
 
     def close(self) -> None:
         """End the thread and leave the graph."""
@@ -183,6 +203,9 @@ def _start_node(
         "threshold": str(float(threshold)),
         "offline": str(offline).lower(),
     }
+    if playback.rate is None:
+        # A picture that is sent when the one before is answered is never late, only the machine is.
+        parameters["max_input_age"] = "0.0"
     arguments = [part for k, v in parameters.items() for part in ("-p", f"{k}:={v}")]
     processes.start("node", "anomaly_detector_ros.ros.main", "--ros-args", *arguments)
 
@@ -206,7 +229,8 @@ def _start_recorder(processes: ProcessGroup, playback: Playback, output: Path) -
 
 
 def _start_player(processes: ProcessGroup, playback: Playback) -> None:
-    options = ["--camera", CAMERA, "--rate", str(playback.rate), "--subscribers", "2"]
+    pace = ["--answers", DETECTOR] if playback.rate is None else ["--rate", str(playback.rate)]
+    options = ["--camera", CAMERA, "--subscribers", "2", *pace]
     if playback.count is not None:
         options += ["--count", str(playback.count)]
     if playback.topic is not None:

@@ -9,35 +9,56 @@ import argparse
 import array
 import sys
 import time
-from collections.abc import Iterator
-from itertools import chain, islice, repeat
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import chain, islice
 from pathlib import Path
 
 import rclpy
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.duration import Duration
 from rclpy.node import Node
-from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
+from rclpy.utilities import ok, try_shutdown
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.imaging.images import IMAGE_SUFFIXES, decode_image
+from anomaly_detector_ros.bags.frames import COMPRESSED, IMAGE, choose_topic
+from anomaly_detector_ros.bags.reader import BagReader
+from anomaly_detector_ros.demo.graph import FRAME_TIMEOUT, Counts
+from anomaly_detector_ros.errors import UserError, one_line
+from anomaly_detector_ros.imaging.images import ImageError, decode_image, find_images, read_rgb
 from anomaly_detector_ros.imaging.messages import image_fields
 
-_TYPES = {"sensor_msgs/msg/Image": Image, "sensor_msgs/msg/CompressedImage": CompressedImage}
+RATE = 5.0
+_TYPES = {IMAGE: Image, COMPRESSED: CompressedImage}
+_QUEUE = 5
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(prog="player", description=__doc__.splitlines()[0])
-    made.add_argument("input", nargs="+", type=Path, help="pictures, folders of them, or one bag")
-    made.add_argument("--camera", default="camera", help="camera name: prefix of the topics")
-    made.add_argument("--topic", help="image topic of the bag to play (default: its first)")
-    made.add_argument("--rate", type=float, default=5.0, help="images per second")
+    made = argparse.ArgumentParser(prog="player", description=(__doc__ or "").splitlines()[0])
+    made.add_argument("input", type=Path, help="a picture, a folder of them, or a bag")
+    made.add_argument(
+        "--camera",
+        default="camera",
+        help="camera name: prefix of the topics, in the namespace of the --answers node if any",
+    )
+    made.add_argument("--topic", help="image topic of the bag to play (default: its only one)")
+    made.add_argument(
+        "--rate",
+        type=float,
+        help=f"images per second (default: {RATE:g}, or with --answers as many as are answered)",
+    )
+    made.add_argument(
+        "--answers",
+        metavar="NODE",
+        help="send an image when this detector, by its full name, has answered the one before, or "
+        "says that it dropped it",
+    )
     made.add_argument(
         "--count", type=int, help="images to play, over and over (default: each once)"
     )
-    made.add_argument("--frame-id", default="camera_optical_frame", help="of pictures")
     made.add_argument(
         "--subscribers", type=int, default=1, help="wait for this many before the first image"
     )
@@ -47,54 +68,86 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def picture_files(inputs: list[Path]) -> list[Path]:
-    """The picture files among the inputs, folders searched, in order of name."""
-    files: list[Path] = []
-    for each in inputs:
-        if each.is_dir():
-            files += sorted(p for p in each.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-        elif each.is_file():
-            files.append(each)
-        else:
-            raise UserError(f"'{each}' does not exist: give pictures, a folder or a bag")
-    if not files:
-        raise UserError(
-            f"no picture in '{inputs[0]}': give files that end in {', '.join(IMAGE_SUFFIXES)}"
-        )
-    return files
-
-
-def picture_messages(files: list[Path], frame_id: str) -> Iterator[Image]:
-    """The pictures as rgb8 or mono8 images."""
+def picture_messages(files: list[Path]) -> Iterator[Image]:
+    """The pictures as rgb8 images."""
     for file in files:
-        pixels = decode_image(file.read_bytes())
-        fields = image_fields(pixels, "rgb8" if pixels.ndim == 3 else "mono8")
+        fields = image_fields(read_rgb(file), "rgb8")
         fields["data"] = array.array("B", fields["data"])
         message = Image(**fields)
-        message.header.frame_id = frame_id
+        message.header.frame_id = "camera_optical_frame"
         yield message
 
 
 def bag_messages(bag: Path, topic: str | None) -> Iterator[Image | CompressedImage]:
-    """The images of one topic of a ROS 2 bag."""
-    from rosbags.highlevel import AnyReader, AnyReaderError
+    """The images of one topic of a ROS 2 bag; what is no message is told and left out.
 
-    try:
-        with AnyReader([bag]) as reader:
-            images = [c for c in reader.connections if c.msgtype in _TYPES]
-            chosen = [c for c in images if c.topic == (topic or images[0].topic)]
-            if not chosen:
-                known = ", ".join(sorted({c.topic for c in images})) or "none"
-                raise UserError(f"'{bag}' has no such image topic: choose one of: {known}")
-            for connection, _, data in reader.messages(chosen):
-                yield deserialize_message(bytes(data), _TYPES[connection.msgtype])
-    except AnyReaderError as error:
-        raise UserError(f"cannot read bag '{bag}' ({error}): give a rosbag2 directory") from error
+    Raises:
+        UserError: see `BagReader` and `choose_topic`.
+    """
+    with BagReader(bag) as reader:
+        chosen = choose_topic(reader, topic)
+        connections = [c for c in reader.connections if c.topic == chosen]
+        for connection, _, data in reader.messages(connections):
+            try:
+                message = deserialize_message(data, _TYPES[connection.msgtype])
+            except Exception as error:  # rmw's own kinds
+                print(f"player: no message, skipped: {one_line(error, 100)}", file=sys.stderr)
+                continue
+            yield message
 
 
-def is_bag(path: Path) -> bool:
-    """Whether a path is a rosbag2 directory or one of its files."""
-    return path.suffix in (".mcap", ".db3") or (path / "metadata.yaml").is_file()
+class Answers:
+    """What a detector has made of the images that were sent, one after the other.
+
+    Its mask of an image is an answer. So is a higher count of finished images in its diagnostics,
+    once a second: an image that it drops has no mask.
+
+    Args:
+        node: the node that listens.
+        detector: the detector's full name.
+        camera: the camera's name.
+    """
+
+    def __init__(self, node: Node, detector: str, camera: str) -> None:
+        self._node, self._detector = node, detector
+        self._status = f"{detector.lstrip('/')}: {camera}"
+        self._stamp: Time | None = None
+        self._before: int | None = None
+        self._finished = 0
+        node.create_subscription(Image, f"{detector}/{camera}/mask", self._on_mask, _QUEUE)
+        node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, _QUEUE)
+
+    def _on_mask(self, message: Image) -> None:
+        self._stamp = message.header.stamp
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        counts = Counts.of(message, self._status)
+        if counts is not None:
+            self._finished = counts.processed + counts.dropped
+            self._before = self._finished if self._before is None else self._before
+
+    def wait_for_node(self, timeout: float) -> None:
+        """Returns once the detector tells its counts; UserError if it does not in time."""
+        self._wait(lambda: self._before is not None, timeout, "does not publish diagnostics")
+
+    def wait_for(self, stamp: Time, sent: int) -> None:
+        """Returns once the image of this stamp, the last of so many sent, is answered or dropped.
+
+        Raises:
+            UserError: neither within `FRAME_TIMEOUT`.
+        """
+
+        def answered() -> bool:
+            return self._stamp == stamp or self._finished - (self._before or 0) >= sent
+
+        self._wait(answered, FRAME_TIMEOUT, f"does not answer image {sent}")
+
+    def _wait(self, condition: Callable[[], bool], timeout: float, trouble: str) -> None:
+        deadline = time.monotonic() + timeout
+        while ok() and not condition():
+            if time.monotonic() > deadline:
+                raise UserError(f"'{self._detector}' {trouble} within {timeout:g} s: see its log")
+            rclpy.spin_once(self._node, timeout_sec=0.1)
 
 
 class Player:
@@ -107,13 +160,10 @@ class Player:
     """
 
     def __init__(self, node: Node, camera: str, message_type: type) -> None:
-        qos = QoSProfile(
-            history=HistoryPolicy.KEEP_LAST, depth=5, reliability=ReliabilityPolicy.RELIABLE
-        )
         suffix = "" if message_type is Image else "/compressed"
         self._node = node
-        self._images = node.create_publisher(message_type, f"{camera}/image_raw{suffix}", qos)
-        self._infos = node.create_publisher(CameraInfo, f"{camera}/camera_info", qos)
+        self._images = node.create_publisher(message_type, f"{camera}/image_raw{suffix}", _QUEUE)
+        self._infos = node.create_publisher(CameraInfo, f"{camera}/camera_info", _QUEUE)
 
     def wait_for(self, subscribers: int, timeout: float) -> None:
         """Returns once as many subscribers are there, or the context is shut down.
@@ -122,7 +172,7 @@ class Player:
             UserError: they are not there in time.
         """
         deadline = time.monotonic() + timeout
-        while rclpy.ok() and self._images.get_subscription_count() < subscribers:
+        while ok() and self._images.get_subscription_count() < subscribers:
             if time.monotonic() > deadline:
                 raise UserError(
                     f"{self._images.get_subscription_count()} of {subscribers} subscribers on "
@@ -131,23 +181,38 @@ class Player:
             time.sleep(0.05)
         time.sleep(0.2)  # the other side may learn of the match a little later
 
-    def play(self, messages: Iterator[Image | CompressedImage], rate: float) -> int:
-        """Publishes the images at a rate in Hz; returns how many."""
+    def play(
+        self,
+        messages: Iterator[Image | CompressedImage],
+        rate: float | None,
+        answers: Answers | None = None,
+    ) -> int:
+        """Publishes the images; returns how many.
+
+        Args:
+            messages: the images; they get the time of their publication.
+            rate: the most images per second; None for no limit.
+            answers: waits for the answer to each image.
+        """
+        period = 1.0 / rate if rate else 0.0
         due, count = time.monotonic(), 0
         for message in messages:
             time.sleep(max(0.0, due - time.monotonic()))
-            if not rclpy.ok():
+            if not ok():
                 break
-            due = max(due + 1.0 / rate, time.monotonic() - 1.0 / rate)
+            due = max(due + period, time.monotonic() - period)
             message.header.stamp = self._node.get_clock().now().to_msg()
-            self._infos.publish(_info(message))
+            with suppress(ImageError):  # of a damaged picture nobody knows the size
+                self._infos.publish(_info(message))
             self._images.publish(message)
             count += 1
+            if answers is not None:
+                answers.wait_for(message.header.stamp, count)
         return count
 
     def finish(self) -> None:
         """Waits until what was published has arrived."""
-        if rclpy.ok():
+        if ok():
             self._images.wait_for_all_acked(Duration(seconds=2))
             time.sleep(0.5)
 
@@ -162,15 +227,26 @@ def _info(message: Image | CompressedImage) -> CameraInfo:
     return info
 
 
-def _messages(options: argparse.Namespace) -> Iterator[Image | CompressedImage]:
-    def once() -> Iterator[Image | CompressedImage]:
-        if is_bag(options.input[0]):
-            return bag_messages(options.input[0], options.topic)
-        return picture_messages(picture_files(options.input), options.frame_id)
+def _once(options: argparse.Namespace) -> Iterator[Image | CompressedImage]:
+    source: Path = options.input
+    if source.suffix in (".mcap", ".db3") or (source / "metadata.yaml").is_file():
+        return bag_messages(source, options.topic)
+    return picture_messages([source] if source.is_file() else find_images(source))
 
+
+def _messages(options: argparse.Namespace) -> Iterator[Image | CompressedImage]:
+    """The input's images, each once or over and over up to a number."""
     if options.count is None:
-        return once()
-    return islice(chain.from_iterable(once() for _ in repeat(None)), options.count)
+        yield from _once(options)
+        return
+    left = options.count
+    while left > 0:
+        before = left
+        for message in islice(_once(options), left):
+            left -= 1
+            yield message
+        if left == before:  # nothing there
+            return
 
 
 def main(args: list[str] | None = None) -> int:
@@ -178,16 +254,20 @@ def main(args: list[str] | None = None) -> int:
     options = parser().parse_args(args)
     rclpy.init(args=[])
     try:
-        if options.rate <= 0:
+        rate = RATE if options.rate is None and not options.answers else options.rate
+        if rate is not None and rate <= 0:
             raise UserError("--rate must be above 0")
         messages = _messages(options)
         first = next(messages, None)
         if first is None:
-            raise UserError(f"no image in '{options.input[0]}': give pictures or a bag with images")
-        node = Node("player")
+            raise UserError(f"no image in '{options.input}': give pictures or a bag with images")
+        node = Node("player", namespace=(options.answers or "").rpartition("/")[0])
         player = Player(node, options.camera, type(first))
+        answers = Answers(node, options.answers, options.camera) if options.answers else None
         player.wait_for(options.subscribers, options.wait)
-        count = player.play(chain([first], messages), options.rate)
+        if answers is not None:
+            answers.wait_for_node(options.wait)
+        count = player.play(chain([first], messages), rate, answers)
         player.finish()
         print(f"played {count} images", flush=True)
     except UserError as error:
@@ -196,7 +276,7 @@ def main(args: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         pass
     finally:
-        rclpy.try_shutdown()
+        try_shutdown()
     return 0
 
 

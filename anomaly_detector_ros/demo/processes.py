@@ -82,7 +82,7 @@ class ProcessGroup:
                 stderr=subprocess.STDOUT,
                 # Ctrl-C in the terminal goes to the parent alone, which ends them in order.
                 start_new_session=True,
-                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+                preexec_fn=_prepare_child,
             )
 
     def running(self, name: str) -> bool:
@@ -145,7 +145,12 @@ def wait_until(condition: Callable[[], bool], timeout: float, interval: float = 
     return True
 
 
-def _end_with_parent() -> None:
-    """In the child: SIGTERM when the parent dies, even of SIGKILL."""
-    with contextlib.suppress(OSError, AttributeError):
+def _prepare_child() -> None:
+    """In the child: SIGTERM when the parent dies, even of SIGKILL; and SIGINT is heard.
+
+    A parent that a shell started in the background ignores SIGINT, and children inherit that.
+    Ours are ended by it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    with contextlib.suppress(OSError, AttributeError):  # other systems than Linux
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)

@@ -6,13 +6,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from child_processes import start_python
 from rosbags.rosbag2 import Reader
 
 from anomaly_detector_ros.bags.frames import deserialize
@@ -27,10 +27,8 @@ HEATMAP = "/anomaly_detector/camera/heatmap"
 
 
 def demo(*arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "anomaly_detector_ros", "demo", *map(str, arguments)]
-    return subprocess.Popen(
-        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    command = ("-m", "anomaly_detector_ros", "demo", *arguments)
+    return start_python(*command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def finish(process: subprocess.Popen[str], timeout: float = 120.0) -> tuple[str, str]:
@@ -59,7 +57,7 @@ def played(
     output = tmp_path_factory.mktemp("demo") / "out"
     process = demo(
         *("--images", folder, "--profile", light_profile, "--output", output),
-        *("--count", PICTURES, "--rate", 2, "--device", "cpu", "--offline", "--json"),
+        *("--count", PICTURES, "--device", "cpu", "--offline", "--json"),
     )
     out, err = finish(process, 300)
     assert process.returncode == 0, err
@@ -80,10 +78,9 @@ def frames(bag: Path, topic: str) -> dict[int, tuple[str, bytes]]:
 
 def test_demo_brings_every_picture_through(played: tuple[Path, dict[str, object]]) -> None:
     output, result = played
-    assert result["played"] == result["received"] == PICTURES
-    assert int(result["processed"]) + int(result["dropped"]) == PICTURES
+    assert result["played"] == result["received"] == result["processed"] == PICTURES
+    assert result["dropped"] == 0
     assert result["recorded"] == result["processed"] == result["overlays"]
-    assert int(result["recorded"]) >= 1
     assert 0 < result["latency_median_s"] <= result["latency_worst_s"] < 60
     overlays = sorted((output / "overlays").iterdir())
     assert len(overlays) == result["overlays"]

@@ -17,6 +17,7 @@ import yaml
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
+from child_processes import start_python
 from ros_graph import Graph, child_environment, wait_until
 
 COMMAND = [sys.executable, "-m", "anomaly_detector_ros.ros.main", "--ros-args"]
@@ -27,12 +28,11 @@ class Process:
 
     def __init__(self, *parameters: str) -> None:
         arguments = [word for each in parameters for word in ("-p", each)]
-        self._process = subprocess.Popen(
-            [*COMMAND, "-r", "__ns:=/process", *arguments],
+        self._process = start_python(
+            *(*COMMAND[1:], "-r", "__ns:=/process", *arguments),
             env=child_environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
         )
         self._overdue = threading.Timer(180.0, self._process.kill)
         self._overdue.start()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -16,9 +17,22 @@ import pytest
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
-from ros_graph import Graph, child_environment, picture, wait_until
+import rclpy
+from child_processes import start_python
+from rclpy.context import Context
+from rclpy.duration import Duration
+from rclpy.node import Node
+from rclpy.serialization import serialize_message
+from ros_graph import DOMAIN, Graph, child_environment, picture, wait_until
 from rosbags.highlevel import AnyReader
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
+from sensor_msgs.msg import CameraInfo, Image
 
+from anomaly_detector_ros.bags import reader as bag_reader
+from anomaly_detector_ros.bags.frames import IMAGE, typestore
+from anomaly_detector_ros.demo.player import bag_messages
+from anomaly_detector_ros.demo.recorder import BagWriter, camera_topics
+from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.imaging.rendering import IMAGE_OUTPUTS
 from anomaly_detector_ros.runtime.resources import share_dir
 
@@ -63,20 +77,32 @@ def play(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_pictures_to_node_to_bag(node: Graph, pictures: Path, tmp_path: Path):
-    bag, summary_file = tmp_path / "out", tmp_path / "summary.json"
-    recorder = subprocess.Popen(
-        [
-            *(*RECORDER, str(bag), "--summary", str(summary_file)),
-            *("--camera", "camera", "--node", "/played/anomaly_detector"),
-        ],
+@contextmanager
+def recording(bag: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A recorder that records; killed if it still runs at the end."""
+    process = start_python(
+        *(*RECORDER[1:], bag, *arguments),
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
     )
     try:
-        assert recorder.stdout.readline() == "recording\n"
+        assert process.stdout.readline() == "recording\n"
+        yield process
+    finally:
+        process.kill()
+
+
+def end(recorder: subprocess.Popen[str]) -> None:
+    recorder.send_signal(signal.SIGTERM)
+    output, _ = recorder.communicate(timeout=20)
+    assert recorder.returncode == 0, output
+
+
+def test_pictures_to_node_to_bag(node: Graph, pictures: Path, tmp_path: Path):
+    bag, summary_file = tmp_path / "out", tmp_path / "summary.json"
+    node_name = ("--node", "/played/anomaly_detector")
+    with recording(bag, "--summary", str(summary_file), *node_name) as recorder:
         played = play(
             str(pictures),
             *("--camera", "played/camera", "--subscribers", "2"),
@@ -89,11 +115,7 @@ def test_pictures_to_node_to_bag(node: Graph, pictures: Path, tmp_path: Path):
         wait_until(lambda: node.counts()["pending"] == 0, "the last image")
         time.sleep(0.5)
         assert not bag.exists()
-        recorder.send_signal(signal.SIGTERM)
-        output, _ = recorder.communicate(timeout=20)
-    finally:
-        recorder.kill()
-    assert recorder.returncode == 0, output
+        end(recorder)
     assert not list(tmp_path.glob("*.partial"))
 
     topics = json.loads(summary_file.read_text())["topics"]
@@ -115,28 +137,76 @@ def test_pictures_to_node_to_bag(node: Graph, pictures: Path, tmp_path: Path):
     assert stamps[0][2] == "camera_optical_frame"
 
     again = tmp_path / "again"
-    stopper = subprocess.Popen(
-        [
-            *(*RECORDER, str(again), "--frames", "5"),
-            *("--topic", "/replayed/image_raw=sensor_msgs/msg/Image"),
-        ],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
+    with recording(again, "--camera", "replayed", "--node", "/anomaly_detector") as process:
         played = play(str(bag), "--camera", "replayed", "--rate", "20")
         assert played.returncode == 0, played.stderr
-        assert stopper.wait(20) == 0  # by itself, after 5 frames
-    finally:
-        stopper.kill()
+        end(process)
     with AnyReader([again]) as reader:
-        assert reader.message_count == 5
+        counts = {connection.topic: connection.msgcount for connection in reader.connections}
+    assert counts["/replayed/image_raw"] == counts["/replayed/camera_info"] == 5
+
+
+def test_a_short_message_costs_nothing_else(tmp_path: Path):
+    bag, summary_file = tmp_path / "out", tmp_path / "summary.json"
+    context = Context()
+    rclpy.init(context=context, domain_id=DOMAIN)
+    try:
+        node = Node("short", context=context)
+        sender = node.create_publisher(CameraInfo, "/camera/camera_info", 10)
+        with recording(bag, "--summary", str(summary_file)) as process:
+            wait_until(sender.get_subscription_count, "the recorder")
+            for data in (b"\0\1\0\0\1\0", serialize_message(CameraInfo(width=3))):
+                sender.publish(data)
+            wait_until(lambda: sender.wait_for_all_acked(Duration(seconds=5)), "the arrival")
+            time.sleep(0.5)
+            end(process)
+    finally:
+        rclpy.try_shutdown(context=context)
+    assert json.loads(summary_file.read_text())["topics"]["/camera/camera_info"]["messages"] == 1
+    with AnyReader([bag]) as reader:
+        (message,) = [reader.deserialize(raw, c.msgtype) for c, _, raw in reader.messages()]
+    assert message.width == 3
+
+
+def test_a_recording_that_fails_keeps_what_came_apart(tmp_path: Path):
+    def fail(bag: BagWriter) -> None:
+        bag.add("/a", "sensor_msgs/msg/CameraInfo")
+        bag.write("/a", 1, serialize_message(CameraInfo(width=3)))
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"), BagWriter(tmp_path / "out") as bag:
+        fail(bag)
+    assert not (tmp_path / "out").exists()
+    with AnyReader([tmp_path / "out.partial" / "out"]) as reader:
+        assert reader.message_count == 1
+
+
+def test_player_keeps_within_the_readers_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bag_reader, "MAX_MESSAGE_BYTES", 5000)
+    store = typestore()
+    writer = Writer(tmp_path / "in", version=8, storage_plugin=StoragePlugin.MCAP)
+    writer.set_compression(CompressionMode.MESSAGE, CompressionFormat.ZSTD)
+    with writer:
+        topic = writer.add_connection("/camera/image_raw", IMAGE, typestore=store)
+        writer.write(topic, 1, serialize_message(Image(data=bytes(6000))))
+    with pytest.raises(UserError, match="unpacks to more than 5000 bytes"):
+        list(bag_messages(tmp_path / "in", None))
+
+
+def test_images_wait_for_the_answer_to_the_one_before(node: Graph, tmp_path: Path):
+    """Of a picture that the node drops, and so never answers, the player hears otherwise."""
+    with Writer(tmp_path / "in", version=8, storage_plugin=StoragePlugin.MCAP) as writer:
+        topic = writer.add_connection("/camera/image_raw", IMAGE, typestore=typestore())
+        for number, encoding in enumerate(["rgb8", "none_known", "rgb8", "rgb8"]):
+            image = Image(height=60, width=80, step=240, encoding=encoding, data=bytes(60 * 240))
+            writer.write(topic, number, serialize_message(image))
+    played = play(str(tmp_path / "in"), "--answers", "/played/anomaly_detector")
+    assert played.returncode == 0, played.stderr
+    counts = node.counts()
+    assert (counts["received"], counts["processed"], counts["bad"]) == (4, 3, 1)
 
 
 def test_node_publishes_every_output_on_the_recorded_topics():
-    from anomaly_detector_ros.demo.recorder import camera_topics
-
     topics = camera_topics("front", "/robot/anomaly_detector", "compressed")
     assert topics["/robot/front/image_raw/compressed"] == "sensor_msgs/msg/CompressedImage"
     for name in IMAGE_OUTPUTS:

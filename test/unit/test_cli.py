@@ -18,6 +18,7 @@ from unittest import mock
 import cv2
 import numpy as np
 import pytest
+from child_processes import start_python
 
 from anomaly_detector_ros.cli.common import append_line, write_atomically
 from anomaly_detector_ros.cli.inputs import find_sources, unique_names
@@ -236,9 +237,9 @@ def test_interrupt_ends_with_130(tmp_path: Path, pictures: Path, light_profile: 
     for index in range(300):
         cv2.imwrite(str(many / f"{index}.png"), picture(index))
     out = tmp_path / "out"
-    process = subprocess.Popen(
-        command("detect", many, "--output", out, "--profile", light_profile),
-        cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    process = start_python(
+        *command("detect", many, "--output", out, "--profile", light_profile)[1:],
+        cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     deadline = time.monotonic() + 90
     while not (out / "results.jsonl").exists() and time.monotonic() < deadline:
