@@ -2,23 +2,47 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any
 
 import yaml
+from annotated_types import Ge, MinLen
+from pydantic import InstanceOf, Strict
 
 from anomaly_detector_ros.errors import UserError, one_line
-from anomaly_detector_ros.weights.packages import NpmPackageSource, PythonPackageSource
+from anomaly_detector_ros.runtime.parts import read_settings
+from anomaly_detector_ros.weights.packages import (
+    NpmPackageSource,
+    PythonPackageSource,
+    RelativePath,
+)
 from anomaly_detector_ros.weights.sources import (
     GoogleDriveSource,
     HuggingFaceSource,
     LocalSource,
     Source,
+    Text,
     UrlSource,
+    matching,
 )
+
+SOURCES: Mapping[str, type[Source]] = {
+    "local": LocalSource,
+    "url": UrlSource,
+    "google_drive": GoogleDriveSource,
+    "huggingface": HuggingFaceSource,
+    "python": PythonPackageSource,
+    "npm": NpmPackageSource,
+}
+"""Every kind of source, as the registry file names it."""
+
+Name = Annotated[
+    str,
+    matching(r"[A-Za-z0-9][A-Za-z0-9._-]*", "made of letters, digits, dot, dash and underscore"),
+]
+Sha256 = Annotated[str, matching(r"[0-9a-f]{64}", "64 lower-case hex digits")]
 
 
 @dataclass(frozen=True)
@@ -29,10 +53,10 @@ class FileEntry:
     the user provides.
     """
 
-    name: str
-    bytes: int | None
-    sha256: str | None
-    sources: tuple[Source, ...] = ()
+    name: RelativePath
+    bytes: Annotated[int, Strict(), Ge(0)] | None = None
+    sha256: Sha256 | None = None
+    sources: tuple[InstanceOf[Source], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,22 +68,18 @@ class ModelEntry:
     model that cannot be fetched; it is None for one that can.
     """
 
-    name: str
-    title: str
-    licence: str
-    project: str
-    files: tuple[FileEntry, ...]
-    shipped: str | None = None
-    by_hand: str | None = None
+    name: Name
+    title: Text
+    licence: Text
+    project: Text
+    files: Annotated[tuple[FileEntry, ...], MinLen(1)]
+    shipped: RelativePath | None = None
+    by_hand: Text | None = None
 
     @property
     def bytes(self) -> int:
         """Size of all files, as far as it is declared."""
         return sum(file.bytes or 0 for file in self.files)
-
-
-class _EntryError(Exception):
-    """What is wrong in an entry, without saying in which one."""
 
 
 def load_entries(path: Path) -> dict[str, ModelEntry]:
@@ -77,112 +97,58 @@ def load_entries(path: Path) -> dict[str, ModelEntry]:
     models = content.get("models") if isinstance(content, dict) else None
     if not isinstance(models, dict):
         raise UserError(f"{path}: has no mapping `models`")
-    entries = {}
-    for name, body in models.items():
-        try:
-            entries[name] = _model(name, body, path.parent)
-        except _EntryError as error:
-            raise UserError(f"{path}: model {name!r}: {error}") from None
-    return entries
+    return {name: _model(name, body, path) for name, body in models.items()}
 
 
-def _model(name: object, body: object, base: Path) -> ModelEntry:
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise _EntryError("a name is made of letters, digits, dot, dash and underscore")
-    fields = _mapping(body, {"title", "licence", "project", "files", "shipped", "by_hand"}, "it")
-    shipped = None if fields.get("shipped") is None else _relative(fields["shipped"])
-    by_hand = None if fields.get("by_hand") is None else _text(fields, "by_hand")
-    fetched = shipped is None and by_hand is None
-    files = fields.get("files")
-    if not isinstance(files, list) or not files:
-        raise _EntryError("`files` must be a list with at least one file")
-    entry = ModelEntry(
-        name=name,
-        title=_text(fields, "title"),
-        licence=_text(fields, "licence"),
-        project=_text(fields, "project"),
-        files=tuple(_file(file, fetched, base) for file in files),
-        shipped=shipped,
-        by_hand=by_hand,
-    )
-    if len({file.name for file in entry.files}) < len(entry.files):
-        raise _EntryError("two files have the same name")
+def _model(name: object, body: object, path: Path) -> ModelEntry:
+    where = f"{path}: model {name!r}"
+    settings = _mapping(body, where)
+    files = enumerate(_listed(settings, "files", where), 1)
+    entries = tuple(_file(file, f"{where}: file {i}", path.parent) for i, file in files)
+    entry = read_settings(ModelEntry, {**settings, "name": name, "files": entries}, where)
+    if len({file.name for file in entries}) < len(entries):
+        raise UserError(f"{where}: two files have the same name: list each once")
+    fetched = entry.shipped is None and entry.by_hand is None
+    for file in entries:
+        if fetched and None in (file.bytes, file.sha256):
+            raise UserError(f"{where}: {file.name} lacks `bytes` or `sha256`: add both")
+        if fetched != bool(file.sources):
+            raise UserError(
+                f"{where}: {file.name}: `sources` must be a list, empty only for a shipped or "
+                "by_hand model"
+            )
     return entry
 
 
-def _file(body: object, fetched: bool, base: Path) -> FileEntry:
-    fields = _mapping(body, {"name", "bytes", "sha256", "sources"}, "a file")
-    name = _relative(_text(fields, "name"))
-    size, sha256 = fields.get("bytes"), fields.get("sha256")
-    if (fetched or size is not None) and (type(size) is not int or size < 0):
-        raise _EntryError(f"{name}: `bytes` must be the file's size")
-    if (fetched or sha256 is not None) and not (
-        isinstance(sha256, str) and re.fullmatch(r"[0-9a-f]{64}", sha256)
-    ):
-        raise _EntryError(f"{name}: `sha256` must be 64 lower-case hex digits")
-    sources = fields.get("sources") or []
-    if not isinstance(sources, list) or bool(sources) != fetched:
-        raise _EntryError(
-            f"{name}: `sources` must be a list, empty only for a shipped or by_hand model"
+def _file(body: object, where: str, base: Path) -> FileEntry:
+    settings = _mapping(body, where)
+    sources = tuple(_source(source, where, base) for source in _listed(settings, "sources", where))
+    return read_settings(FileEntry, {**settings, "sources": sources}, where)
+
+
+def _source(body: object, where: str, base: Path) -> Source:
+    (kind, value), *more = _mapping(body, where).items() or [("", None)]
+    if more or kind not in SOURCES:
+        raise UserError(
+            f"{where}: unknown kind of source '{kind}': give one of {', '.join(SOURCES)}"
         )
-    return FileEntry(name, size, sha256, tuple(_source(source, base) for source in sources))
+    make = SOURCES[kind]
+    # What a kind needs most may stand alone.
+    given = value if isinstance(value, dict) else {fields(make)[0].name: value}  # type: ignore[arg-type]
+    source = read_settings(make, given, f"{where}: {kind}")
+    if isinstance(source, LocalSource) and not source.path.startswith(("~", "$")):
+        return replace(source, path=str(base / source.path))
+    return source
 
 
-def _source(body: object, base: Path) -> Source:
-    if not isinstance(body, dict) or len(body) != 1:
-        raise _EntryError("a source must have one key: its kind")
-    kind, value = next(iter(body.items()))
-    if kind == "local":
-        return LocalSource(_local(_text(body, kind), base))
-    if kind == "url":
-        if not re.match(r"https?://", _text(body, kind)):
-            raise _EntryError(f"`url` must be http or https, not {value!r}")
-        return UrlSource(value)
-    if kind == "google_drive":
-        return GoogleDriveSource(_text(body, kind))
-    if kind == "huggingface":
-        fields = _mapping(value, {"repo", "file", "revision"}, "`huggingface`")
-        revision = _text(fields, "revision") if "revision" in fields else "main"
-        return HuggingFaceSource(_text(fields, "repo"), _text(fields, "file"), revision)
-    if kind in ("python", "npm"):
-        fields = _mapping(value, {"package", "file", "archive_bytes"}, f"`{kind}`")
-        size = fields.get("archive_bytes")
-        if type(size) is not int or size <= 0:
-            raise _EntryError(
-                f"`{kind}`: `archive_bytes` must be the size of the package's archive"
-            )
-        make = PythonPackageSource if kind == "python" else NpmPackageSource
-        return make(_text(fields, "package"), _relative(_text(fields, "file")), size)
-    raise _EntryError(f"unknown kind of source {kind!r}")
-
-
-def _local(path: str, base: Path) -> str:
-    """Relative to the registry file, unless absolute or beginning with `~` or a variable."""
-    return path if path.startswith(("~", "$")) else str(base / path)
-
-
-def _mapping(body: object, allowed: set[str], what: str) -> Mapping[str, Any]:
+def _mapping(body: object, where: str) -> dict[str, Any]:
     if not isinstance(body, dict):
-        raise _EntryError(f"{what} must be a mapping")
-    unknown = sorted(str(key) for key in body if key not in allowed)
-    if unknown:
-        raise _EntryError(f"{what} has unknown keys: {', '.join(unknown)}")
-    return body
+        raise UserError(f"{where} must be a mapping, not {one_line(repr(body), 60)}")
+    return {str(key): value for key, value in body.items()}
 
 
-def _text(fields: Mapping[str, Any], key: str) -> str:
-    value = fields.get(key)
-    # A leading dash would read as an option where the text is given to a command.
-    if not isinstance(value, str) or not value.strip() or value.startswith("-"):
-        raise _EntryError(f"`{key}` must be a text")
-    return value.strip()
-
-
-def _relative(path: object) -> str:
-    """A path that stays inside the directory it is joined to."""
-    if not isinstance(path, str):
-        raise _EntryError("a path must be a text")
-    pure = PurePosixPath(path)
-    if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\\" in path:
-        raise _EntryError(f"{path!r} must be a relative path without ..")
-    return str(pure)
+def _listed(settings: Mapping[str, Any], key: str, where: str) -> list[Any]:
+    value = settings.get(key) or []
+    if not isinstance(value, list):
+        raise UserError(f"{where}: `{key}` must be a list")
+    return value

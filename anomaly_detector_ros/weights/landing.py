@@ -28,7 +28,6 @@ class SourceError(Exception):
     def __init__(
         self, message: str, *, remedy: str = "", transient: bool = False, status: int = 0
     ) -> None:
-        """Keep the `message` as one line."""
         super().__init__(one_line(message))
         self.remedy = remedy
         self.transient = transient
@@ -49,18 +48,6 @@ def read_chunks(stream: BinaryIO) -> Iterable[bytes]:
         if not chunk:
             return
         yield chunk
-
-
-def replace_file(partial: Path, final: Path) -> None:
-    """Rename `partial` to `final` so that a power cut leaves the old file or the new one, whole."""
-    os.replace(partial, final)
-    # The rename itself is only safe on disk once the directory is.
-    with contextlib.suppress(OSError):
-        folder = os.open(final.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 @dataclass(frozen=True)
@@ -106,7 +93,14 @@ class Landing:
                 self._write(out, chunks, offset)
                 out.flush()
                 os.fsync(out.fileno())
-            replace_file(self.partial, self.path)
+            os.replace(self.partial, self.path)
+            # The rename is only safe from a power cut once the directory is on disk.
+            with contextlib.suppress(OSError):
+                folder = os.open(self.path.parent, os.O_RDONLY)
+                try:
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
         except BaseException as error:
             if not keep or isinstance(error, (WrongContentError, OSError)):
                 self.partial.unlink(missing_ok=True)

@@ -1,21 +1,36 @@
-"""Files inside Python and npm packages, fetched as this machine has pip and npm configured."""
+"""Files inside Python and npm packages, which no download library reads out.
+
+Packages come as this machine has pip and npm configured; one member is read by its exact name and
+never extracted by path.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import gzip
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
+import tarfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+import zipfile
+import zlib
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Annotated, ClassVar
 
-from anomaly_detector_ros.weights.archives import land_tar_member, land_wheel_member
-from anomaly_detector_ros.weights.landing import Landing, SourceError
-from anomaly_detector_ros.weights.workspace import Workspace
+from annotated_types import Gt
+from pydantic import AfterValidator, Strict
+
+from anomaly_detector_ros.errors import one_line
+from anomaly_detector_ros.weights.landing import Landing, SourceError, read_chunks
+from anomaly_detector_ros.weights.sources import Source, Text, Workspace
 
 POLL_S = 0.2
 STALL_S = 300.0
@@ -23,34 +38,79 @@ _SLACK_BYTES = 64 << 20
 # npm's lines that say nothing to a person.
 _IDLE_WORDS = ("syscall", "errno", "A complete log")
 _NO_SPACE = ("No space left on device", "ENOSPC", "Disk quota exceeded", "EDQUOT")
+# Tarballs are read in order; this bounds what a hostile one can make us unpack on the way.
+_SCAN_FACTOR = 64
+_BROKEN = (
+    zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError,
+    NotImplementedError, RuntimeError,  # unknown compression, encryption
+)  # fmt: skip
+
+
+def inside(path: str) -> str:
+    """The path, if it stays inside the directory that it is joined to.
+
+    Raises:
+        ValueError: it may not.
+    """
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\\" in path:
+        raise ValueError("a relative path without ..")
+    return str(pure)
+
+
+RelativePath = Annotated[str, AfterValidator(inside)]
 
 
 @dataclass(frozen=True)
-class PythonPackageSource:
-    """`file` inside the wheel of `package` (as pip names it: `name==version`, or a wheel's path).
+class PackageSource(Source):
+    """`file` inside a package of an index, whose archive has `archive_bytes`.
 
-    Only wheels are taken and nothing is installed, so no code of the package runs.
-    `archive_bytes` is the wheel's size: for the progress, and to bound the download.
+    The size is for the progress, and to bound the download. No code of the package runs.
     """
 
-    package: str
-    file: str
-    archive_bytes: int
+    package: Text
+    file: RelativePath
+    archive_bytes: Annotated[int, Strict(), Gt(0)]
+
+    index: ClassVar[str]
 
     def describe(self) -> str:
-        """How messages name this source."""
-        return f"Python package {self.package}"
-
-    def offline_copy(self, landing: Landing) -> bool:
-        """Bring the file without the network: not possible here."""
-        return False
+        """See `Source`."""
+        return f"{self.index} package {self.package}"
 
     def deliver(self, landing: Landing, workspace: Workspace) -> None:
-        """Bring the file to `landing`; raises SourceError."""
-        archive = workspace.archive(f"pip {self.package}", lambda at: self._download(at, workspace))
-        land_wheel_member(archive, self.file, landing)
+        """See `Source`."""
+        # The clients keep up to three copies for a moment: collected, cached, and put in place.
+        limit = 4 * self.archive_bytes + _SLACK_BYTES
 
-    def _download(self, folder: Path, workspace: Workspace) -> Path:
+        def watch(size: int) -> None:
+            if size > limit:
+                raise SourceError(f"sends much more than the {self.archive_bytes} bytes declared")
+            done = min(size, self.archive_bytes)
+            workspace.report(self.package, done, self.archive_bytes)
+
+        key = f"{self.index} {self.package}"
+        self._land(workspace.archive(key, lambda folder: self._download(folder, watch)), landing)
+
+    @abstractmethod
+    def _download(self, folder: Path, watch: Callable[[int], None]) -> Path:
+        """The package's archive, brought into an empty folder."""
+
+    @abstractmethod
+    def _land(self, archive: Path, landing: Landing) -> None:
+        """The file out of the archive."""
+
+
+@dataclass(frozen=True)
+class PythonPackageSource(PackageSource):
+    """A wheel, named as pip names it: `name==version`, or a wheel's path.
+
+    Only wheels are taken and nothing is installed.
+    """
+
+    index = "Python"
+
+    def _download(self, folder: Path, watch: Callable[[int], None]) -> Path:
         wheels = folder / "wheels"
         scratch = folder / "scratch"
         scratch.mkdir()
@@ -59,7 +119,6 @@ class PythonPackageSource:
         command += ["--progress-bar=off", "--retries=2", "--dest", str(wheels), "--", self.package]
         # pip collects in TMPDIR first: there, its growth is seen and it is on the cache's disk.
         environment = {**os.environ, "TMPDIR": str(scratch)}
-        watch = _watcher(workspace, self.package, self.archive_bytes)
         output = run_child(command, folder, environment, watch)
         if output is not None:
             if "No module named pip" in output:
@@ -70,33 +129,17 @@ class PythonPackageSource:
             raise SourceError(_last_error(output, ("ERROR:",)))
         return _only_file(wheels, "*.whl")
 
+    def _land(self, archive: Path, landing: Landing) -> None:
+        land_wheel_member(archive, self.file, landing)
+
 
 @dataclass(frozen=True)
-class NpmPackageSource:
-    """`file` inside the npm package `package` (as npm names it: `name@version`, or a folder).
+class NpmPackageSource(PackageSource):
+    """A tarball, named as npm names it: `name@version`, or a folder. Its scripts do not run."""
 
-    The package's scripts do not run. `archive_bytes` is the tarball's size.
-    """
+    index = "npm"
 
-    package: str
-    file: str
-    archive_bytes: int
-
-    def describe(self) -> str:
-        """How messages name this source."""
-        return f"npm package {self.package}"
-
-    def offline_copy(self, landing: Landing) -> bool:
-        """Bring the file without the network: not possible here."""
-        return False
-
-    def deliver(self, landing: Landing, workspace: Workspace) -> None:
-        """Bring the file to `landing`; raises SourceError."""
-        archive = workspace.archive(f"npm {self.package}", lambda at: self._download(at, workspace))
-        # npm's tarballs hold everything under package/.
-        land_tar_member(archive, f"package/{self.file}", landing)
-
-    def _download(self, folder: Path, workspace: Workspace) -> Path:
+    def _download(self, folder: Path, watch: Callable[[int], None]) -> Path:
         npm = find_npm()
         if npm is None:
             raise SourceError(
@@ -109,11 +152,69 @@ class NpmPackageSource:
         # npm's own pauses between tries add up to more than a minute without a network.
         command += ["--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=4000"]
         command += [f"--cache={folder / 'cache'}", "--", self.package]
-        watch = _watcher(workspace, self.package, self.archive_bytes)
         output = run_child(command, tarballs, _npm_environment(npm), watch, measured=folder)
         if output is not None:
             raise SourceError(_last_error(output, ("npm error", "npm ERR!")))
         return _only_file(tarballs, "*.tgz")
+
+    def _land(self, archive: Path, landing: Landing) -> None:
+        # npm's tarballs hold everything under package/.
+        land_tar_member(archive, f"package/{self.file}", landing)
+
+
+def land_wheel_member(archive: Path, member: str, landing: Landing) -> None:
+    """Bring the regular file `member` of a wheel (zip) to `landing`; its size must be as declared.
+
+    Raises:
+        SourceError: no such member, a link or a directory, another size, or a broken archive.
+    """
+    with _readable(archive), zipfile.ZipFile(archive) as package:
+        try:
+            info = package.getinfo(member)
+        except KeyError:
+            raise SourceError(f"no file {member} in the package") from None
+        kind = stat.S_IFMT(info.external_attr >> 16)
+        _check(member, not info.is_dir() and kind in (0, stat.S_IFREG), info.file_size, landing)
+        with package.open(info) as stream:
+            landing.receive(read_chunks(stream))
+
+
+def land_tar_member(archive: Path, member: str, landing: Landing) -> None:
+    """Bring the regular file `member` of a gzipped tarball to `landing`; as `land_wheel_member`."""
+    with _readable(archive), tarfile.open(archive, "r:gz") as package:
+        limit = _SCAN_FACTOR * max(archive.stat().st_size, 1 << 20)
+        for info in package:
+            if info.name == member:
+                break
+            if info.offset_data + info.size > limit:
+                raise SourceError("the package unpacks to an unreasonable size")
+        else:
+            raise SourceError(f"no file {member} in the package")
+        _check(member, info.isreg(), info.size, landing)
+        stream = package.extractfile(info)
+        assert stream is not None  # only links and directories have none
+        with stream:
+            landing.receive(read_chunks(stream))
+
+
+def _check(member: str, regular: bool, size: int, landing: Landing) -> None:
+    if not regular:
+        raise SourceError(f"{member} is not a regular file in the package")
+    if size != landing.size:
+        raise SourceError(f"{member} has {size} bytes, not the {landing.size} declared")
+
+
+@contextlib.contextmanager
+def _readable(archive: Path) -> Iterator[None]:
+    if not archive.is_file():
+        raise SourceError(f"{archive.name} is not there")
+    try:
+        yield
+    except (*_BROKEN, OSError) as error:
+        # Of the system's errors only a position before the start of the file is the archive's.
+        if not isinstance(error, _BROKEN) and error.errno != errno.EINVAL:
+            raise
+        raise SourceError(f"the package is broken ({one_line(error, 120)})") from error
 
 
 def find_npm() -> str | None:
@@ -191,18 +292,6 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(5)
             return
-
-
-def _watcher(workspace: Workspace, name: str, archive_bytes: int) -> Callable[[int], None]:
-    # The clients keep up to three copies for a moment: collected, cached, and put in place.
-    limit = 4 * archive_bytes + _SLACK_BYTES
-
-    def watch(size: int) -> None:
-        if size > limit:
-            raise SourceError(f"sends much more than the {archive_bytes} bytes declared")
-        workspace.report(name, min(size, archive_bytes), archive_bytes)
-
-    return watch
 
 
 def folder_bytes(folder: Path) -> int:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.runtime.files import hash_file, replace_file
 from anomaly_detector_ros.runtime.resources import share_dir
 from anomaly_detector_ros.weights.entries import FileEntry, ModelEntry, load_entries
 from anomaly_detector_ros.weights.landing import Landing, Progress, SourceError
-from anomaly_detector_ros.weights.ledger import Ledger
-from anomaly_detector_ros.weights.sources import Source
-from anomaly_detector_ros.weights.workspace import Workspace
+from anomaly_detector_ros.weights.sources import Source, Workspace
 
 __all__ = ["FileEntry", "FileStatus", "ModelEntry", "Registry", "cache_directory"]
 
@@ -50,7 +50,6 @@ class Registry:
     """Models by name. Shipped ones lie under `root`, the others are fetched into `cache`."""
 
     def __init__(self, entries: dict[str, ModelEntry], root: Path, cache: Path) -> None:
-        """Use these entries; neither directory need exist."""
         self._entries = dict(entries)
         self._root = root
         self._cache = cache
@@ -167,8 +166,8 @@ class Registry:
             f"model {entry.name!r}: {file.name} {what} ({'; '.join(answers)}): {remedy}"
         )
 
-    def _ledger(self, name: str) -> Ledger:
-        return Ledger(self._cache / name / ".verified.json")
+    def _ledger(self, name: str) -> _Ledger:
+        return _Ledger(self._cache / name / ".verified.json")
 
     def _glance(self, entry: ModelEntry, file: FileEntry) -> FileStatus:
         """Existence and size only."""
@@ -261,3 +260,55 @@ def _disk_errors(name: str, directory: Path) -> Iterator[None]:
             f"model {name!r}: cannot write in {directory} ({error.strerror or error}): "
             "set ANOMALY_DETECTOR_CACHE to a directory that is yours"
         ) from error
+
+
+class _Ledger:
+    """A small JSON file: path -> the file's size, times and sha256 when it was last hashed.
+
+    A file is hashed again as soon as its size, modification time or change time differ (the last
+    cannot be set by hand). A ledger that cannot be read or written only costs time.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def sha256(
+        self, file: Path, *, anew: bool = False, report: Callable[[int], None] | None = None
+    ) -> str:
+        """Hex sha256 of `file`, hashed only if it changed since it last was, or if asked `anew`.
+
+        `report` is given the bytes hashed so far.
+        """
+        # Taken before hashing: what changes meanwhile is noticed the next time.
+        mark = _mark(file)
+        known = self._read().get(os.path.realpath(file))
+        if not anew and isinstance(known, dict) and known.get("mark") == mark:
+            return str(known.get("sha256"))
+        sha256 = hash_file(file, report)
+        self._write(file, mark, sha256)
+        return sha256
+
+    def remember(self, file: Path, sha256: str) -> None:
+        """Write down the content of a `file` that was hashed while it was written."""
+        self._write(file, _mark(file), sha256)
+
+    def _write(self, file: Path, mark: list[int], sha256: str) -> None:
+        content = self._read()
+        content[os.path.realpath(file)] = {"mark": mark, "sha256": sha256}
+        text = json.dumps(content, indent=1)
+        # A read-only or full disk: the file is hashed again next time.
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(self._path, lambda partial: partial.write_text(text, "utf-8"))
+
+    def _read(self) -> dict[str, object]:
+        try:
+            content = json.loads(self._path.read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+
+def _mark(file: Path) -> list[int]:
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]

@@ -5,100 +5,155 @@ from __future__ import annotations
 import contextlib
 import html.parser
 import os
+import re
+import shutil
+import tempfile
 import urllib.parse
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any
 from urllib.request import OpenerDirector
 
+from pydantic import AfterValidator
+
 from anomaly_detector_ros.weights import web
-from anomaly_detector_ros.weights.landing import Landing, SourceError, read_chunks
-from anomaly_detector_ros.weights.workspace import Workspace
+from anomaly_detector_ros.weights.landing import Landing, Progress, SourceError, read_chunks
 
 _PAGE_LIMIT = 1 << 20
+_WORKSPACE = ".download-"
 
 
-class Source(Protocol):
-    """One place to get one file from."""
+def matching(pattern: str, what: str) -> AfterValidator:
+    """For an annotation: a text that the whole of ``pattern`` matches, which is to be ``what``."""
 
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text, re.DOTALL):
+            raise ValueError(what)
+        return text
+
+    return AfterValidator(check)
+
+
+# A leading dash would read as an option where the text is given to a command.
+Text = Annotated[str, matching(r"[^-\s].*", "a text that begins with no dash or blank")]
+Address = Annotated[str, matching(r"https?://.*", "an http or https address")]
+
+
+class Workspace:
+    """A context manager with scratch folders, so that a package with several files comes once.
+
+    They lie under `parent`, beside the models, since that is the disk the user chose for them. The
+    caller holds the model's lock, so folders that a killed fetch left are removed, too.
+    """
+
+    def __init__(self, parent: Path, progress: Progress | None = None) -> None:
+        self._parent, self._progress = parent, progress
+        self._archives: dict[str, Path] = {}
+
+    def __enter__(self) -> Workspace:
+        self._clear()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._clear()
+
+    def archive(self, key: str, make: Callable[[Path], Path]) -> Path:
+        """The archive called `key`; `make(empty folder)` brings it the first time."""
+        if key not in self._archives:
+            folder = Path(tempfile.mkdtemp(prefix=_WORKSPACE, dir=self._parent))
+            self._archives[key] = make(folder)
+        return self._archives[key]
+
+    def report(self, name: str, done: int, total: int) -> None:
+        """Tell the listener how much of a package has come."""
+        if self._progress:
+            self._progress(name, done, total)
+
+    def _clear(self) -> None:
+        for folder in self._parent.glob(_WORKSPACE + "*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class Source(ABC):
+    """One place to get one file from; its fields are what the registry file says of it."""
+
+    @abstractmethod
     def describe(self) -> str:
         """How messages name this source."""
 
     def offline_copy(self, landing: Landing) -> bool:
         """Bring the file without any network or child process; False where that cannot be."""
+        return False
 
+    @abstractmethod
     def deliver(self, landing: Landing, workspace: Workspace) -> None:
         """Bring the file to `landing`; raises SourceError (this source) or OSError (our disk)."""
 
 
 @dataclass(frozen=True)
-class LocalSource:
+class LocalSource(Source):
     """A file on this machine; `~` and `$VARIABLES` are expanded when it is used."""
 
-    path: str
+    path: Text
 
     def describe(self) -> str:
-        """How messages name this source."""
+        """See `Source`."""
         return f"local path {self.path}"
 
     def offline_copy(self, landing: Landing) -> bool:
-        """As `deliver`: it needs no network."""
+        """See `Source`."""
         _land_file(Path(os.path.expandvars(self.path)).expanduser(), landing)
         return True
 
     def deliver(self, landing: Landing, workspace: Workspace) -> None:
-        """Copy the file to `landing`."""
+        """See `Source`."""
         self.offline_copy(landing)
 
 
 @dataclass(frozen=True)
-class UrlSource:
+class UrlSource(Source):
     """A plain web address. http is allowed because the content is checked by its sha256."""
 
-    url: str
+    url: Address
 
     def describe(self) -> str:
-        """How messages name this source."""
+        """See `Source`."""
         return self.url
 
-    def offline_copy(self, landing: Landing) -> bool:
-        """Bring the file without the network: not possible here."""
-        return False
-
     def deliver(self, landing: Landing, workspace: Workspace) -> None:
-        """Download, resuming an interrupted one."""
+        """See `Source`; resumes an interrupted download."""
         web.download(self.url, landing)
 
 
 @dataclass(frozen=True)
-class HuggingFaceSource:
+class HuggingFaceSource(Source):
     """`file` of the Hugging Face repository `repo` ("owner/name") at `revision`.
 
     The user's token, endpoint and offline settings are those of huggingface_hub, and a copy in
     its cache is used first.
     """
 
-    repo: str
-    file: str
-    revision: str = "main"
-    endpoint: str | None = None
+    repo: Text
+    file: Text
+    revision: Text = "main"
+    endpoint: Address | None = None
 
     def describe(self) -> str:
-        """How messages name this source."""
+        """See `Source`."""
         return f"Hugging Face {self.repo}"
 
     def offline_copy(self, landing: Landing) -> bool:
-        """Take the file from Hugging Face's own cache, if it is there and unaltered."""
-        hub = _hub()
-        cached = hub.try_to_load_from_cache(self.repo, self.file, revision=self.revision)
+        """See `Source`: from Hugging Face's own cache, if it is there and unaltered."""
+        cached = _hub().try_to_load_from_cache(self.repo, self.file, revision=self.revision)
         if not isinstance(cached, str):
             return False
         _land_file(Path(cached), landing)
         return True
 
     def deliver(self, landing: Landing, workspace: Workspace) -> None:
-        """Copy from Hugging Face's cache, or download, resuming an interrupted one."""
+        """See `Source`; resumes an interrupted download."""
         hub = _hub()
         with contextlib.suppress(SourceError):
             if self.offline_copy(landing):
@@ -117,26 +172,22 @@ class HuggingFaceSource:
 
 
 @dataclass(frozen=True)
-class GoogleDriveSource:
+class GoogleDriveSource(Source):
     """A public Google Drive file by its id, through the page that asks to confirm large ones."""
 
-    file_id: str
-    address: str = "https://drive.google.com/uc"
+    file_id: Text
+    address: Address = "https://drive.google.com/uc"
 
     def describe(self) -> str:
-        """How messages name this source."""
+        """See `Source`."""
         return f"Google Drive {self.file_id}"
 
-    def offline_copy(self, landing: Landing) -> bool:
-        """Bring the file without the network: not possible here."""
-        return False
-
     def deliver(self, landing: Landing, workspace: Workspace) -> None:
-        """Download, resuming an interrupted one."""
+        """See `Source`; resumes an interrupted download."""
         opener = web.make_opener()
         query = urllib.parse.urlencode({"export": "download", "id": self.file_id})
         address = f"{self.address}?{query}"
-        page = self._page(opener, address)
+        page = web.retried(lambda: self._page(opener, address))
         web.download(self._confirmed(page) if page else address, landing, opener=opener)
 
     def _page(self, opener: OpenerDirector, address: str) -> str:
@@ -147,7 +198,7 @@ class GoogleDriveSource:
             try:
                 return str(response.read(_PAGE_LIMIT).decode("utf-8", "replace"))
             except OSError as error:
-                raise SourceError(f"the connection broke ({error})") from error
+                raise SourceError(f"the connection broke ({error})", transient=True) from error
 
     def _confirmed(self, page: str) -> str:
         """The address behind the page's "download anyway" form."""
@@ -189,31 +240,21 @@ class _Form(html.parser.HTMLParser):
 
 
 def _land_file(path: Path, landing: Landing) -> None:
-    with _opened(path) as stream:
+    try:
+        stream = open(path, "rb")  # noqa: SIM115 - closed below; only opening is caught here
+    except OSError as error:
+        raise SourceError((error.strerror or str(error)).lower()) from error
+    with stream:
         size = os.fstat(stream.fileno()).st_size
         if size != landing.size:
             raise SourceError(f"has {size} bytes, not the {landing.size} declared")
         landing.receive(read_chunks(stream))
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        stream = open(path, "rb")  # noqa: SIM115 - closed below; only opening is caught here
-    except OSError as error:
-        raise SourceError((error.strerror or str(error)).lower()) from error
-    with stream:
-        yield stream
-
-
 def _hub() -> Any:
     """huggingface_hub, imported when a source needs it (it is slow to import)."""
-    try:
-        import huggingface_hub
-        import huggingface_hub.constants
-        import huggingface_hub.utils
-    except ImportError:
-        raise SourceError(
-            "huggingface_hub is not installed", remedy="pip install huggingface_hub"
-        ) from None
+    import huggingface_hub
+    import huggingface_hub.constants
+    import huggingface_hub.utils
+
     return huggingface_hub

@@ -1,4 +1,8 @@
-"""Downloads over HTTP: resumed where they broke off, never longer than declared."""
+"""Downloads over HTTP that resume and never exceed the declared size, which pooch's do not.
+
+Nor do huggingface_hub's: they check neither the declared size nor its sha256, and leave a second
+copy in a cache of their own.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +12,19 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
-from email.message import Message
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from anomaly_detector_ros.weights.landing import CHUNK, Landing, SourceError, WrongContentError
 
 TIMEOUT_S = 30.0
 ATTEMPTS = 4
+PAUSE_S = 0.5
+"""Before the second attempt; it doubles with each."""
+
+Result = TypeVar("Result")
+
 _RETRY_STATUS = frozenset({408, 429, 500, 502, 503, 504})
-
-
-class Response(Protocol):
-    """The part of `http.client.HTTPResponse` that is used here."""
-
-    status: int
-    headers: Message
-
-    def read(self, amount: int) -> bytes:
-        """Up to `amount` bytes, b"" at the end."""
 
 
 def make_opener() -> urllib.request.OpenerDirector:
@@ -73,10 +71,28 @@ def open_url(
             transient=error.code in _RETRY_STATUS,
             status=error.code,
         ) from error
-    except urllib.error.URLError as error:
-        raise SourceError(f"no connection ({error.reason})") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise SourceError(f"no connection ({error or type(error).__name__})") from error
+        reason = getattr(error, "reason", None) or error
+        # An unknown scheme, a malformed address, a bad certificate; who waited once waits no more.
+        lasting = isinstance(reason, (str, ValueError, TimeoutError))
+        what = str(reason) or type(reason).__name__
+        raise SourceError(f"no connection ({what})", transient=not lasting) from error
+
+
+def retried(attempt: Callable[[], Result]) -> Result:
+    """What the attempt returns; one that fails for a passing reason is made again, ever later.
+
+    Raises:
+        SourceError: it failed for a lasting reason, or `ATTEMPTS` times.
+    """
+    for tries in range(ATTEMPTS - 1):
+        try:
+            return attempt()
+        except SourceError as error:
+            if not error.transient:
+                raise
+        time.sleep(PAUSE_S * 2**tries)
+    return attempt()
 
 
 def download(
@@ -92,15 +108,8 @@ def download(
         SourceError: this address does not give the declared file.
         OSError: the disk failed.
     """
-    opener = opener or make_opener()
-    for attempt in range(ATTEMPTS):
-        try:
-            return _download_once(opener, url, landing, headers)
-        except SourceError as error:
-            if not error.transient or attempt == ATTEMPTS - 1:
-                raise
-            time.sleep(0.25 * 2**attempt)
-    return None
+    chosen = opener or make_opener()
+    retried(lambda: _download_once(chosen, url, landing, headers))
 
 
 def _download_once(
@@ -126,7 +135,7 @@ def _download_once(
         raise
 
 
-def _answered_offset(response: Response, asked: int) -> int:
+def _answered_offset(response: Any, asked: int) -> int:
     """Where the body that the server sends begins: `asked`, or 0 if it does not do ranges."""
     if not asked or response.status != 206:
         return 0
@@ -136,14 +145,14 @@ def _answered_offset(response: Response, asked: int) -> int:
     return asked
 
 
-def _check_length(response: Response, expected: int) -> None:
+def _check_length(response: Any, expected: int) -> None:
     """Refuse a body of the wrong length before it is paid for."""
     length = response.headers.get("Content-Length")
     if length is not None and length.isdigit() and int(length) > expected:
         raise WrongContentError(f"announces {length} bytes, more than the {expected} declared")
 
 
-def _body(response: Response) -> Iterator[bytes]:
+def _body(response: Any) -> Iterator[bytes]:
     while True:
         try:
             chunk = response.read(CHUNK)

@@ -37,8 +37,8 @@ from anomaly_detector_ros.runtime.onnx_session import open_session
 from anomaly_detector_ros.synthesis.denoisers.loading import load_denoiser
 from anomaly_detector_ros.synthesis.denoisers.onnx_export import export_denoiser
 from anomaly_detector_ros.synthesis.schedule import Schedule
-from anomaly_detector_ros.weights.archives import land_tar_member, land_wheel_member
 from anomaly_detector_ros.weights.landing import Landing
+from anomaly_detector_ros.weights.packages import land_tar_member, land_wheel_member
 from anomaly_detector_ros.weights.published import read_state
 from anomaly_detector_ros.weights.registry import Registry
 

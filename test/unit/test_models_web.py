@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +17,7 @@ from file_server import FileServer, Reply, wait_until
 
 from anomaly_detector_ros.weights import web
 from anomaly_detector_ros.weights.landing import Landing, SourceError, WrongContentError
-from anomaly_detector_ros.weights.sources import GoogleDriveSource, HuggingFaceSource
-from anomaly_detector_ros.weights.workspace import Workspace
+from anomaly_detector_ros.weights.sources import GoogleDriveSource, HuggingFaceSource, Workspace
 
 BODY = bytes(range(256)) * 4000
 
@@ -25,6 +26,11 @@ BODY = bytes(range(256)) * 4000
 def server() -> Iterator[FileServer]:
     with FileServer() as running:
         yield running
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "PAUSE_S", 0.02)
 
 
 def make_landing(folder: Path, body: bytes = BODY) -> Landing:
@@ -137,6 +143,48 @@ def test_busy_server_is_asked_again(server: FileServer, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="HTTP 503"):
         web.download(f"{server.address}/f", landing)
     assert len(server.requests) == web.ATTEMPTS
+
+
+def test_dropped_connection_is_made_again(server: FileServer, tmp_path: Path) -> None:
+    server.replies["/f"] = Reply(BODY, drops=web.ATTEMPTS - 1)
+    landing = make_landing(tmp_path)
+    web.download(f"{server.address}/f", landing)
+    assert landing.path.read_bytes() == BODY
+    assert len(server.requests) == web.ATTEMPTS
+
+
+def test_connection_that_is_always_dropped_is_given_up(server: FileServer, tmp_path: Path) -> None:
+    server.replies["/f"] = Reply(BODY, drops=100)
+    with pytest.raises(SourceError, match="no connection"):
+        web.download(f"{server.address}/f", make_landing(tmp_path))
+    assert len(server.requests) == web.ATTEMPTS
+
+
+def test_server_that_starts_late_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web, "PAUSE_S", 0.5)
+    late = FileServer()
+    late.replies["/f"] = Reply(BODY)
+    with late:
+        pass
+    landing = make_landing(tmp_path)
+    waiting = threading.Thread(target=web.download, args=(f"{late.address}/f", landing))
+    waiting.start()
+    time.sleep(0.1)  # the first try is refused
+    again = FileServer(late.port)
+    again.replies = late.replies
+    with again:
+        waiting.join()
+    assert landing.path.read_bytes() == BODY
+
+
+def test_google_drive_page_is_asked_for_again(server: FileServer, tmp_path: Path) -> None:
+    server.replies["/uc"] = Reply(BODY, drops=1)
+    landing = make_landing(tmp_path)
+    with Workspace(tmp_path) as workspace:
+        GoogleDriveSource("abc", f"{server.address}/uc").deliver(landing, workspace)
+    assert landing.path.read_bytes() == BODY
 
 
 def test_redirect_is_followed_without_the_token(server: FileServer, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from anomaly_detector_ros.weights.archives import land_tar_member, land_wheel_member
 from anomaly_detector_ros.weights.landing import Landing, SourceError
+from anomaly_detector_ros.weights.packages import land_tar_member, land_wheel_member
 from anomaly_detector_ros.weights.web import download, make_opener
 
 ROOT = Path(__file__).resolve().parents[2]
