@@ -17,23 +17,14 @@ from launch.substitutions import LaunchConfiguration, TextSubstitution
 from launch_ros.actions import LifecycleNode, Node
 from launch_ros.parameter_descriptions import ParameterValue
 
+from anomaly_detector_ros.ros.parameter_files import launch_arguments
 from anomaly_detector_ros.runtime.environment import ALLOCATOR, fastdds_environment, fastdds_profile
 from anomaly_detector_ros.runtime.resources import share_dir
 
 CONFIG = share_dir("config")
 
 # Node parameters that are arguments too. An empty argument leaves the parameter file's value.
-PARAMETERS = {
-    "cameras": "names of the cameras, as in '[front, rear]'",
-    "image_transport": "raw or compressed",
-    "profile": "models and settings to detect with",
-    "calibration": "calibration file, as anomaly-detector calibrate writes it",
-    "device": "auto, cpu, cuda or cuda:N",
-    "threshold": "heatmap value from which a pixel is an anomaly, 0 to 1; -1: the profile's own",
-}
-# Without a type, launch_ros guesses one: threshold:=1 becomes an integer, which the node refuses,
-# and profile:=7 a number. What is not here is text.
-TYPES = {"cameras": list[str], "threshold": float, "use_sim_time": bool}
+PARAMETERS = launch_arguments()
 ARGUMENTS = {
     "params_file": (CONFIG / "anomaly_detector.yaml", "parameter file"),
     "namespace": ("", "namespace of node and topics"),
@@ -65,9 +56,9 @@ def generate_launch_description() -> LaunchDescription:
     ]
     declared += [
         DeclareLaunchArgument(
-            name, default_value="", description=f"{text}; empty: as in the parameter file"
+            name, default_value="", description=f"{text} Empty: as in the parameter file."
         )
-        for name, text in PARAMETERS.items()
+        for name, (_, text) in PARAMETERS.items()
     ]
     return LaunchDescription([*declared, OpaqueFunction(function=start)])
 
@@ -129,10 +120,13 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
 def parameters(argument: Callable[[str], str]) -> dict[str, ParameterValue]:
     """The node's parameters that were given as arguments, each of its own type."""
     given = {name: argument(name) for name in PARAMETERS if argument(name)}
-    given["use_sim_time"] = argument("use_sim_time")
     if not given.get("cameras", "[").startswith("["):
         given["cameras"] = f"[{given['cameras']}]"  # cameras:=front is a list of one
+
+    def typed(text: str, value_type: type) -> ParameterValue:
+        return ParameterValue(TextSubstitution(text=text), value_type=value_type)
+
     return {
-        name: ParameterValue(TextSubstitution(text=value), value_type=TYPES.get(name, str))
-        for name, value in given.items()
+        **{name: typed(text, PARAMETERS[name][0]) for name, text in given.items()},
+        "use_sim_time": typed(argument("use_sim_time"), bool),
     }

@@ -33,6 +33,10 @@ IMAGE_OUTPUTS: dict[str, OutputSpec] = {
     "overlay": OutputSpec("rgb8", "heatmap and outline of the mask over the image"),
 }
 
+CLASSES = {0: "nominal", 255: "anomaly"}
+"""Values of the output ``mask`` and what they stand for."""
+ANOMALY = 255
+
 JPEG_QUALITY = 90
 JPEG_FORMAT = "rgb8; jpeg compressed bgr8"
 """`sensor_msgs/CompressedImage.format` of :func:`encode_jpeg`, as image_transport writes it."""

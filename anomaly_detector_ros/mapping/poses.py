@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from anomaly_detector_ros.errors import UserError
 
@@ -21,13 +23,8 @@ def mounted(height: float, roll: float = 0.0, pitch: float = 0.0) -> np.ndarray:
         roll, pitch: radians about the robot's forward and left axis (REP 103), roll first; a
             camera that looks down has a positive pitch.
     """
-    cr, sr, cp, sp = np.cos(roll), np.sin(roll), np.cos(pitch), np.sin(pitch)
-    about_x = np.array([[1.0, 0.0, 0.0], [0.0, cr, -sr], [0.0, sr, cr]])
-    about_y = np.array([[cp, 0.0, sp], [0.0, 1.0, 0.0], [-sp, 0.0, cp]])
-    pose = np.eye(4)
-    pose[:3, :3] = about_y @ about_x @ _BODY_FROM_OPTICAL
-    pose[2, 3] = height
-    return pose
+    tilted = Rotation.from_euler("xy", [roll, pitch])  # lower case: about axes that stay
+    return _matrix(tilted.as_matrix() @ _BODY_FROM_OPTICAL, [0.0, 0.0, height])
 
 
 def from_numbers(numbers: Sequence[float]) -> np.ndarray:
@@ -62,21 +59,86 @@ def from_quaternion(translation: Sequence[float], quaternion: Sequence[float]) -
         UserError: numbers that are not finite, or a quaternion of length 0.
     """
     values = np.array([*translation, *quaternion], np.float64)
-    length = np.linalg.norm(values[3:])
-    if values.shape != (7,) or not np.isfinite(values).all() or length < 1e-6:
+    if values.shape != (7,) or not np.isfinite(values).all() or np.linalg.norm(values[3:]) < 1e-6:
         raise UserError("a transform's translation and quaternion must be finite and not all zero")
-    x, y, z, w = values[3:] / length
-    matrix = np.eye(4)
-    matrix[:3, :3] = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-    ]
-    matrix[:3, 3] = values[:3]
-    return matrix
+    return _matrix(Rotation.from_quat(values[3:]).as_matrix(), values[:3])
 
 
 def transform(pose: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Points (N, 3) or more columns, of which x y z count, moved by a pose (4, 4): (N, 3)."""
     rotation = pose[:3, :3].astype(points.dtype)
-    return points[:, :3] @ rotation.T + pose[:3, 3].astype(points.dtype)
+    moved: np.ndarray = points[:, :3] @ rotation.T + pose[:3, 3].astype(points.dtype)
+    return moved
+
+
+def _matrix(rotation: np.ndarray, translation: Sequence[float] | np.ndarray) -> np.ndarray:
+    matrix = np.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = rotation, translation
+    return matrix
+
+
+class Transforms(Protocol):
+    """Looks up transforms, as TF does."""
+
+    def lookup(self, target: str, source: str, stamp: Any) -> np.ndarray:
+        """The pose of frame ``source`` in frame ``target``: float64 (4, 4), target <- source.
+
+        Args:
+            stamp: `builtin_interfaces/Time`, the moment that counts.
+
+        Raises:
+            UserError: it is not known.
+        """
+        ...
+
+    def close(self) -> None:
+        """Stops listening."""
+        ...
+
+
+class Extrinsics:
+    """The pose of one camera in the robot's base frame.
+
+    Given by ``matrix``; or else by ``height``, ``roll`` and ``pitch``; or, where neither is set, by
+    TF at the image's stamp. What a user wrote down for a camera goes before what TF says.
+
+    Args:
+        transforms: where TF is looked up.
+        base_frame: the robot's base frame.
+        height: of the camera above the base frame's origin, metres; 0: not given.
+        roll, pitch: radians; see `mounted`.
+        matrix: 16 numbers, base <- optical frame row by row; empty or all zero: not given.
+
+    Raises:
+        UserError: ``matrix`` is no rigid transform.
+    """
+
+    def __init__(
+        self,
+        transforms: Transforms,
+        base_frame: str,
+        *,
+        height: float = 0.0,
+        roll: float = 0.0,
+        pitch: float = 0.0,
+        matrix: Sequence[float] = (),
+    ) -> None:
+        self._transforms, self._base_frame = transforms, base_frame
+        self._given: np.ndarray | None = None
+        if any(matrix):
+            self._given = from_numbers(matrix)
+        elif height > 0.0:
+            self._given = mounted(height, roll, pitch)
+
+    def pose(self, header: Any) -> np.ndarray:
+        """The camera's pose when an image was taken: float64 (4, 4), base <- optical frame.
+
+        Args:
+            header: `std_msgs/Header` of the image; its frame is the camera's optical frame.
+
+        Raises:
+            UserError: not given by parameters, and TF does not know it.
+        """
+        if self._given is not None:
+            return self._given
+        return self._transforms.lookup(self._base_frame, header.frame_id, header.stamp)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.clock import Clock
+from rclpy.impl.rcutils_logger import RcutilsLogger
 from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
@@ -16,20 +18,16 @@ from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.imaging.messages import compressed_to_rgb, image_to_rgb
 from anomaly_detector_ros.imaging.skipping import FrameSkipper
 from anomaly_detector_ros.imaging.temporal import TemporalFilter
-from anomaly_detector_ros.ros.ages import input_age
 from anomaly_detector_ros.ros.counters import CameraCounters, Dropped, Processed
-from anomaly_detector_ros.ros.obstacles_output import ObstacleOutputs
-from anomaly_detector_ros.ros.publishing import Outputs
-from anomaly_detector_ros.ros.qos import Conflict, subscribe
-from anomaly_detector_ros.ros.worker import Frame, Turn
+from anomaly_detector_ros.ros.obstacles import ObstacleOutputs
+from anomaly_detector_ros.ros.publishers import Outputs
+from anomaly_detector_ros.ros.qos import Topics
+from anomaly_detector_ros.ros.worker import Frame, Turn, input_age
 
 if TYPE_CHECKING:
     from std_msgs.msg import Header
 
     from anomaly_detector_ros.detection import Detection
-    from anomaly_detector_ros.ros.costmap_output import CostmapOutput
-    from anomaly_detector_ros.ros.extrinsics import Transforms
-    from anomaly_detector_ros.ros.node import AnomalyDetectorNode
 
 LOG_INTERVAL = 5.0
 """At most one log line per kind of trouble and this many seconds."""
@@ -64,49 +62,52 @@ class Camera:
     """One camera.
 
     Args:
-        node: the node that owns subscriptions and publishers.
         name: the camera's name, a relative topic name.
         transport: ``raw`` or ``compressed``.
-        transforms: where TF is looked up.
-        costmap: what all cameras add to.
+        topics: its topics.
+        obstacles: what it tells of the space ahead.
+        enabled: asked at each image, which is dropped if it says no.
+        clock: the node's.
+        logger: the node's.
     """
 
     def __init__(
         self,
-        node: AnomalyDetectorNode,
         name: str,
         transport: str,
-        transforms: Transforms,
-        costmap: CostmapOutput,
+        topics: Topics,
+        obstacles: ObstacleOutputs,
+        *,
+        enabled: Callable[[], bool],
+        clock: Clock,
+        logger: RcutilsLogger,
     ) -> None:
-        self.name = name
+        self.name, self.topics = name, topics
         self.counters = CameraCounters()
-        self._node = node
         compressed = transport == "compressed"
         self._type = CompressedImage if compressed else Image
         self._to_rgb = compressed_to_rgb if compressed else image_to_rgb
         self.input_topic = f"{name}/image_raw/compressed" if compressed else f"{name}/image_raw"
-        self._group = MutuallyExclusiveCallbackGroup()
-        self._subscriptions: list[Any] = []
-        self._outputs = Outputs(node, name, self._warn_qos)
-        self._obstacles = ObstacleOutputs(node, name, transforms, costmap, self._warn_qos)
+        self.outputs, self._obstacles = Outputs(topics, name), obstacles
+        self._enabled, self._clock, self._logger = enabled, clock, logger
         self._info: CameraInfo | None = None
         self._filter = TemporalFilter()
         self.skipper: FrameSkipper[Detection] = FrameSkipper()
-        self._conflicts: dict[str, Conflict] = {}
         self._logged: dict[str, float] = {}
 
-    # -- graph ------------------------------------------------------------------------------------
+    def listen(self, put: Callable[[Frame], None], depth: bool) -> None:
+        """Begins to listen; ``put`` gets every image, still serialised.
 
-    def subscribe(self, put: Callable[[Frame], None]) -> None:
-        """Begins to listen; ``put`` gets every image, still serialised."""
+        Args:
+            depth: whether to listen to depth images, too.
+        """
 
         def on_image(data: bytes) -> None:
-            if not self._node.enabled:
+            if not self._enabled():
                 self.counters.received()
                 self.counters.dropped("paused")
                 return
-            put(Frame(data, time.monotonic(), self._now()))
+            put(Frame(data, time.monotonic(), self._clock.now().nanoseconds))
 
         def on_info(data: bytes) -> None:
             try:
@@ -115,69 +116,46 @@ class Camera:
                 self._log("info", f"camera_info cannot be deserialised: {error}")
 
         self.counters.restart_silence()
-        self._listen(self._type, self.input_topic, on_image)
-        self._listen(CameraInfo, f"{self.name}/camera_info", on_info)
-        self._obstacles.subscribe(self._listen)
+        group = MutuallyExclusiveCallbackGroup()
+        self.topics.subscribe(self._type, self.input_topic, on_image, group)
+        self.topics.subscribe(CameraInfo, f"{self.name}/camera_info", on_info, group)
+        if depth:
+            self.topics.subscribe(Image, f"{self.name}/depth", self._obstacles.depth.put, group)
 
-    def _listen(self, message_type: type, topic: str, callback: Callable[[bytes], None]) -> None:
-        self._subscriptions.append(
-            subscribe(self._node, message_type, topic, callback, self._group, self._warn_qos)
-        )
-
-    def unsubscribe(self) -> None:
+    def unlisten(self) -> None:
         """Stops listening."""
-        for subscription in self._subscriptions:
-            self._node.destroy_subscription(subscription)
-        self._subscriptions.clear()
+        self.topics.unsubscribe()
         self._info = None
-        self._conflicts.clear()
         self.reset()
-
-    def close(self) -> None:
-        """Stops listening and removes the publishers."""
-        self.unsubscribe()
-        self._outputs.close()
-        self._obstacles.close()
 
     def reset(self) -> None:
         """Forgets the images seen, as when the clock jumps."""
         self._filter.reset()
         self.skipper.reset()
-        self._obstacles.reset()
-
-    def publisher_count(self) -> int:
-        """Publishers that exist on the input topic."""
-        return self._node.count_publishers(self._node.resolve_topic_name(self.input_topic))
-
-    def qos_problem(self) -> str:
-        """Whose QoS does not match on one of the camera's topics, in one line; else empty."""
-        for topic, conflict in list(self._conflicts.items()):
-            if conflict.over():
-                self._conflicts.pop(topic, None)
-        return next((conflict.text for conflict in list(self._conflicts.values())), "")
-
-    def publish_labels(self, threshold: float) -> None:
-        """Tells what the mask's values stand for and the threshold in force."""
-        self._outputs.publish_labels(self._node.get_clock().now().to_msg(), threshold)
+        self._obstacles.depth.clear()
 
     # -- images, in the worker's thread ------------------------------------------------------------
 
-    def decode(self, turn: Turn, max_input_age: float) -> Picture | None:
-        """The image of a turn; None, the turn being settled, where there is none to work on.
+    def decode(self, frame: Frame, max_input_age: float) -> Picture | Dropped:
+        """The image of a message, or why there is none to work on.
 
         Nothing that a message holds makes this raise.
         """
         started = time.monotonic()
         try:
-            message = deserialize_message(turn.frame.data, self._type)
+            message = deserialize_message(frame.data, self._type)
         except Exception as error:  # rclpy raises its own error types, not documented ones
-            problem = f"message on '{self.input_topic}' cannot be deserialised: {error}"
-            return self.drop(turn, "bad", problem)
-        self._obstacles.begin(message.header)
-        age = self._age(message.header, turn.frame, max_input_age)
+            return Dropped(
+                "bad", f"message on '{self.input_topic}' cannot be deserialised: {error}"
+            )
+        stamp = _nanoseconds(message.header)
+        self._obstacles.depth.watch(stamp)
+        now = self._clock.now().nanoseconds
+        waited = time.monotonic() - frame.arrived
+        age, by_stamp = input_age(stamp, frame.arrived_ros, now, waited, max_input_age)
+        self.counters.stamped(by_stamp)
         if max_input_age and age > max_input_age:
-            return self.drop(
-                turn,
+            return Dropped(
                 "too_old",
                 f"image is {age:.2f} s old, max_input_age is {max_input_age:g} s: if all "
                 "are, synchronise the clocks or raise max_input_age",
@@ -185,14 +163,8 @@ class Camera:
         try:
             pixels = self._to_rgb(message)
         except UserError as error:
-            return self.drop(turn, "bad", str(error))
+            return Dropped("bad", str(error))
         return Picture(message.header, pixels, age, time.monotonic() - started)
-
-    def _age(self, header: Header, frame: Frame, limit: float) -> float:
-        waited = time.monotonic() - frame.arrived
-        age = input_age(_nanoseconds(header), frame.arrived_ros, self._now(), waited, limit)
-        self.counters.stamped(age.by_stamp)
-        return age.seconds
 
     def finish(
         self, turn: Turn, picture: Picture, detection: Detection, settings: Settings
@@ -201,15 +173,14 @@ class Camera:
         started = time.monotonic()
         if turn.settled:
             return False
-        detection = self._filtered(picture.header, detection, settings)
-        trouble = self._outputs.publish(
-            picture.header, picture.pixels, detection, self._info, settings.jpeg_quality
+        header = picture.header
+        detection = self._filtered(header, detection, settings)
+        trouble = self.outputs.publish(
+            header, picture.pixels, detection, self._info, settings.jpeg_quality
         )
         if trouble:
             self._log("info", trouble)
-        trouble = self._obstacles.publish(
-            picture.header, detection.mask, detection.heatmap, self._info
-        )
+        trouble = self._obstacles.publish(header, detection.mask, detection.heatmap, self._info)
         if trouble:
             self._log("obstacles", trouble)
         done = time.monotonic()
@@ -235,31 +206,24 @@ class Camera:
         """Logs an error that nothing here foresaw."""
         self._log("unforeseen", f"{type(error).__name__}: {error}")
 
-    def drop(self, turn: Turn, reason: str, problem: str) -> None:
+    def drop(self, turn: Turn, fate: Dropped) -> None:
         """Settles a turn as dropped and logs why."""
-        problem = one_line(problem)
-        if turn.settle(Dropped(reason, problem)):
-            self._log(reason, problem)
+        if turn.settle(fate):
+            self._log(fate.reason, one_line(fate.problem))
 
     def _log(self, kind: str, text: str) -> None:
         now = time.monotonic()
         if now - self._logged.get(kind, float("-inf")) < LOG_INTERVAL:
             return
         self._logged[kind] = now
-        logger = self._node.get_logger()
         line = f"{self.name}: {text}"
+        # Each call from a line of its own: rclpy refuses another severity from the same one.
         if kind in ("too_old", "info", "obstacles"):
-            logger.warning(line)
+            self._logger.warning(line)
         else:
-            logger.error(line)
-
-    def _warn_qos(self, conflict: Conflict) -> None:
-        self._conflicts[conflict.topic] = conflict
-        self._node.get_logger().warning(conflict.text)
-
-    def _now(self) -> int:
-        return self._node.get_clock().now().nanoseconds
+            self._logger.error(line)
 
 
 def _nanoseconds(header: Header) -> int:
-    return header.stamp.sec * 1_000_000_000 + header.stamp.nanosec
+    nanoseconds: int = header.stamp.sec * 1_000_000_000 + header.stamp.nanosec
+    return nanoseconds

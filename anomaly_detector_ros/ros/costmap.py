@@ -1,28 +1,32 @@
-"""The occupancy grid around the robot: from the cameras' obstacles to a message."""
+"""The topic ``~/costmap``: from all cameras' obstacles to an occupancy grid around the robot."""
 
 from __future__ import annotations
 
 import array
 import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from nav_msgs.msg import OccupancyGrid
 
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.mapping.costmap import RollingGrid
-from anomaly_detector_ros.mapping.poses import transform
-from anomaly_detector_ros.ros.extrinsics import Transforms
-from anomaly_detector_ros.ros.obstacles import Obstacles
+from anomaly_detector_ros.mapping.obstacle_finder import Obstacles
+from anomaly_detector_ros.mapping.poses import Transforms, transform
+from anomaly_detector_ros.ros.qos import Output
 
+if TYPE_CHECKING:
+    from std_msgs.msg import Header
+
+TOPIC = "~/costmap"
 MOST_CELLS = 2000
 """Along each edge of the grid: 4 MB a message."""
 
 
 @dataclass(frozen=True)
 class CostmapSettings:
-    """Shape and memory of the costmap.
+    """Shape and memory of the costmap; the parameters ``costmap.*``.
 
     Attributes:
         frame: a frame that does not move with the robot, as odom, which TF must know; the base
@@ -43,6 +47,7 @@ class Costmap:
     """The grid that all cameras share. Its methods may be called from any thread.
 
     Args:
+        output: where it is published.
         transforms: where TF is looked up.
         base_frame: the robot's base frame.
         ground_z: height of the ground in the base frame, metres.
@@ -52,24 +57,37 @@ class Costmap:
     """
 
     def __init__(
-        self, transforms: Transforms, base_frame: str, ground_z: float, settings: CostmapSettings
+        self,
+        output: Output,
+        transforms: Transforms,
+        base_frame: str,
+        ground_z: float,
+        settings: CostmapSettings,
     ) -> None:
         if settings.size / settings.resolution > MOST_CELLS:
             raise UserError(
                 f"costmap.size {settings.size:g} m in cells of {settings.resolution:g} m has over "
                 f"{MOST_CELLS} cells an edge: raise costmap.resolution"
             )
-        self._transforms, self._base_frame = transforms, base_frame
+        self._output, self._transforms, self._base_frame = output, transforms, base_frame
         self._ground_z, self._settings = ground_z, settings
         self._grid = RollingGrid(settings.size, settings.resolution, settings.decay)
         self._lock = threading.Lock()
 
-    def update(self, header: Any, obstacles: Obstacles) -> str:
-        """Adds what one image showed; returns the problem, in one line, or nothing.
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody listens."""
+        return self._output.wanted
+
+    def add(self, header: Header, obstacles: Obstacles) -> str:
+        """Adds what one image showed and publishes the grid.
 
         Args:
             header: the image's.
             obstacles: what `ObstacleFinder.find` made of it, with free ground.
+
+        Returns:
+            Why it cannot be added, in one line; else empty.
         """
         if obstacles.problem:
             return obstacles.problem
@@ -91,6 +109,7 @@ class Costmap:
                 transform(fixed, hits)[:, :2],
                 transform(fixed, misses)[:, :2],
             )
+        self._output.send(self.message(header))
         return ""
 
     def clear(self) -> None:
@@ -98,7 +117,7 @@ class Costmap:
         with self._lock:
             self._grid.clear()
 
-    def message(self, header: Any) -> OccupancyGrid:
+    def message(self, header: Header) -> OccupancyGrid:
         """The grid as it is, stamped as the image that changed it last."""
         with self._lock:
             cells, (x, y) = self._grid.occupancy(), self._grid.origin

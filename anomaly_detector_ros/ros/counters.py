@@ -8,6 +8,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from anomaly_detector_ros.errors import one_line
+
 DROP_REASONS: dict[str, str] = {
     "replaced": "a newer image came before this one's turn",
     "too_old": "older than max_input_age",
@@ -42,7 +44,7 @@ class Dropped:
 
     Attributes:
         reason: one of `DROP_REASONS`.
-        problem: one line about this image; empty where the reason says all.
+        problem: about this image; empty where the reason says all.
     """
 
     reason: str
@@ -115,7 +117,7 @@ class CameraCounters:
             self._dropped[reason] += 1
             self._fates.append((now, reason))
             if problem:
-                self._problem, self._problem_time = problem, now
+                self._problem, self._problem_time = one_line(problem), now
             self._trim(now)
 
     def processed(self, age: float, latency: float, stages: Mapping[str, float]) -> None:

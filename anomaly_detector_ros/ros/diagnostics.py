@@ -1,6 +1,7 @@
 """What the node says of itself on /diagnostics, once a second.
 
 The judgements are plain functions of plain values; only `to_message` knows ROS messages.
+diagnostic_updater is not among the Python wheels of ROS.
 """
 
 from __future__ import annotations
@@ -100,7 +101,8 @@ def camera_status(
         topic: the input topic.
         publishers: publishers on that topic.
         qos: what was last found incompatible; empty if nothing was.
-        calibrating: a warning, empty if there is none, and details; see `Calibrating.report`.
+        calibrating: a warning, empty if there is none, and details; see
+            `CalibrationService.report`.
     """
     level, message = _judge(snapshot, active, enabled, topic, publishers, qos)
     values = {

@@ -7,6 +7,7 @@ from typing import Any
 
 from rclpy.callback_groups import CallbackGroup
 from rclpy.executors import Executor, ShutdownException, TimeoutException
+from rclpy.task import Task
 
 
 class NodeExecutor(Executor):
@@ -25,13 +26,26 @@ class NodeExecutor(Executor):
         self._slow = slow
 
     def spin_once(self, timeout_sec: float | None = None) -> None:
-        """Waits for a callback and runs it, or starts it; raises what it raises in this thread."""
+        """Waits for a callback and runs it, or starts it.
+
+        Raises what the callback raises; what one in a thread of its own raises, once it has.
+        """
         try:
             task, entity, _ = self.wait_for_ready_callbacks(timeout_sec=timeout_sec)
         except (ShutdownException, TimeoutException):
             return
         if entity is not None and entity.callback_group is self._slow:
-            threading.Thread(target=task, name="transition", daemon=True).start()
+            threading.Thread(target=self._run, args=(task,), name="transition", daemon=True).start()
             return
         task()
         task.result()
+
+    def _run(self, task: Task) -> None:
+        task()  # keeps to itself what the callback raises
+        error = task.exception()
+        if error is not None:
+            self.create_task(_throw, error)
+
+
+def _throw(error: BaseException) -> None:
+    raise error

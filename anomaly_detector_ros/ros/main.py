@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 EXIT_TIME = 1.0
 """Seconds the image in work gets to finish after SIGINT or SIGTERM."""
 DEADLINE = 2.5
-"""Seconds after which the process ends in any case."""
+"""Seconds after which the process ends in any case, with exit code 1."""
 
 
 class _Signals:
@@ -78,7 +78,7 @@ def run(signals: _Signals, args: list[str] | None = None) -> int:
     executor.add_node(node)
     signals.running = True
     spin(executor, node)
-    _end_within(DEADLINE)
+    _give_up_after(DEADLINE)
     if not node.busy:  # a transition in another thread still uses what would be destroyed
         node.close(EXIT_TIME)
         executor.shutdown(timeout_sec=EXIT_TIME)
@@ -87,9 +87,19 @@ def run(signals: _Signals, args: list[str] | None = None) -> int:
     return 0
 
 
-def _end_within(seconds: float) -> None:
-    """Ends the process after this time, should putting things in order hang."""
-    timer = threading.Timer(seconds, os._exit, (0,))
+def _give_up_after(seconds: float) -> None:
+    """Ends the process with exit code 1 after this time, should putting things in order hang."""
+
+    def end() -> None:
+        with contextlib.suppress(OSError):
+            print(
+                f"anomaly_detector_node: not put in order within {seconds:g} s: ended as it is",
+                file=sys.stderr,
+                flush=True,
+            )
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
 

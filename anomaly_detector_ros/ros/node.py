@@ -6,26 +6,29 @@ import threading
 import time
 from typing import Any
 
+from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
-from rclpy.clock import JumpThreshold
+from rclpy.clock import Clock, JumpThreshold
+from rclpy.clock_type import ClockType
 from rclpy.duration import Duration
 from rclpy.lifecycle.node import LifecycleNodeMixin, LifecycleState, TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.parameter import Parameter
-from std_srvs.srv import SetBool
+from std_srvs.srv import SetBool, Trigger
 
 from anomaly_detector_ros.errors import UserError, one_line
-from anomaly_detector_ros.ros.calibrating import Calibrating
-from anomaly_detector_ros.ros.health import Health
+from anomaly_detector_ros.ros.diagnostics import node_status, to_message
 from anomaly_detector_ros.ros.parameters import Parameters, refusal
+from anomaly_detector_ros.ros.qos import Topics
 from anomaly_detector_ros.ros.session import Session
+from anomaly_detector_ros.ros.transforms import make_transforms
 
 NODE_NAME = "anomaly_detector"
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
-class AnomalyDetectorNode(LifecycleNodeMixin, Node):
+class AnomalyDetectorNode(LifecycleNodeMixin, Node):  # type: ignore[misc]
     """Finds anomalies in the images of one or more cameras.
 
     Models load on configure and are released on cleanup; subscriptions exist while active. The
@@ -65,8 +68,13 @@ class AnomalyDetectorNode(LifecycleNodeMixin, Node):
     def _create_interfaces(self) -> None:
         group = MutuallyExclusiveCallbackGroup()
         self.create_service(SetBool, "~/enable", self._on_enable, callback_group=group)
-        self.calibrating = Calibrating(self, group)
-        self._health = Health(self)
+        self.create_service(Trigger, "~/calibrate", self._on_calibrate, callback_group=group)
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        # The node's own timers run whatever simulated time does.
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(
+            1.0, self._tick, callback_group=MutuallyExclusiveCallbackGroup(), clock=steady
+        )
         backward = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1))
         self._jumps = self.get_clock().create_jump_callback(
             backward, post_callback=self._on_clock_jump
@@ -74,7 +82,7 @@ class AnomalyDetectorNode(LifecycleNodeMixin, Node):
         if self.parameters["autostart"]:
             # From a timer, so that it happens once the executor spins and services answer.
             self._start_timer = self.create_timer(
-                0.0, self._autostart, callback_group=self.transitions, clock=self._health.clock
+                0.0, self._autostart, callback_group=self.transitions, clock=steady
             )
 
     # -- lifecycle ---------------------------------------------------------------------------------
@@ -93,16 +101,23 @@ class AnomalyDetectorNode(LifecycleNodeMixin, Node):
         started = time.monotonic()
         try:
             self.parameters.declare_cameras()
-            self.session = Session(self)
+            self.session = Session(
+                self.parameters,
+                self.get_fully_qualified_name(),
+                topics=lambda: Topics(self, self.get_logger().warning),
+                transforms=make_transforms(self),
+                enabled=lambda: self.enabled,
+                alive=self.context.ok,
+                clock=self.get_clock(),
+                logger=self.get_logger(),
+            )
         except UserError as error:
             return self._fail(str(error))
         except Exception as error:  # whatever a damaged model file or a driver makes torch raise
             return self._fail(f"cannot load profile '{profile}': {type(error).__name__}: {error}")
         self.fault = ""
-        detector = self.session.detector
-        device = detector.device if detector else ""
         took = time.monotonic() - started
-        self.get_logger().info(f"models loaded on {device} in {took:.1f} s")
+        self.get_logger().info(f"models loaded on {self.session.device} in {took:.1f} s")
         return SUCCESS
 
     def _fail(self, reason: str) -> TransitionCallbackReturn:
@@ -162,8 +177,12 @@ class AnomalyDetectorNode(LifecycleNodeMixin, Node):
 
     @property
     def state(self) -> str:
-        """Label of the lifecycle state."""
-        return self._state_machine.current_state[1]
+        """Label of the lifecycle state.
+
+        rclpy tells a node its own state by a service only, so this reads a private attribute.
+        """
+        label: str = self._state_machine.current_state[1]
+        return label
 
     def _autostart(self) -> None:
         self._start_timer.cancel()
@@ -175,7 +194,8 @@ class AnomalyDetectorNode(LifecycleNodeMixin, Node):
         """Answers an impossible transition with ``success = False``.
 
         rclpy lets the state machine's exception end the executor, and two transitions at once run
-        into each other.
+        into each other. It has no hook for that, so this replaces the callback of a private
+        attribute.
         """
         original = self._service_change_state.callback
 
@@ -197,6 +217,18 @@ class AnomalyDetectorNode(LifecycleNodeMixin, Node):
         self._service_change_state.callback = guarded
 
     # -- callbacks ---------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        """Once a second: looks after the session and tells on /diagnostics how things are."""
+        session, prefix = self.session, self.get_fully_qualified_name().lstrip("/")
+        if session is None:
+            found = [("node", node_status(self.state, self.enabled, self.fault, None, 0.0))]
+        else:
+            session.supervise()
+            found = session.statuses(self.state)
+        named = [(f"{prefix}: {name}", status) for name, status in found]
+        device = session.device if session else ""
+        self._diagnostics.publish(to_message(self.get_clock().now().to_msg(), device, named))
 
     def _on_set_parameters(self, changed: list[Parameter]) -> SetParametersResult:
         configured = self._configuring or self.session is not None
@@ -220,6 +252,20 @@ class AnomalyDetectorNode(LifecycleNodeMixin, Node):
         response.message = f"processing {'enabled' if self.enabled else 'paused'}"
         if self.state != "active":
             response.message += f"; the node is {self.state}"
+        return response
+
+    def _on_calibrate(
+        self, request: Trigger.Request, response: Trigger.Response
+    ) -> Trigger.Response:
+        session = self.session
+        try:
+            if session is None or self.state != "active" or not self.enabled:
+                raise UserError("no frames to calibrate on: activate the node and enable it first")
+            response.message = session.calibrate()
+            response.success = True
+        except Exception as error:  # without an answer the caller would wait for ever
+            response.message = one_line(error)
+            response.success = False
         return response
 
     def _on_clock_jump(self, jump: Any) -> None:

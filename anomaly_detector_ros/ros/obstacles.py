@@ -1,178 +1,113 @@
-"""What a camera's anomalies come to in space: from messages to points, without rclpy."""
+"""A camera's obstacles on the ROS graph, and its share in the costmap."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from rclpy.serialization import deserialize_message
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 
 from anomaly_detector_ros.errors import UserError, one_line
-from anomaly_detector_ros.mapping.camera_model import CameraModel
-from anomaly_detector_ros.mapping.depth import depth_metres
-from anomaly_detector_ros.mapping.obstacles import (
-    ObstacleSettings,
-    free_ground,
-    obstacles_from_depth,
-    obstacles_from_ground,
-    organised,
-)
-from anomaly_detector_ros.ros.extrinsics import Extrinsics
+from anomaly_detector_ros.mapping.depth import DepthBuffer
+from anomaly_detector_ros.mapping.obstacle_finder import ObstacleFinder
+from anomaly_detector_ros.mapping.obstacles import ObstacleSettings
+from anomaly_detector_ros.mapping.poses import Extrinsics, Transforms
+from anomaly_detector_ros.ros.costmap import Costmap
+from anomaly_detector_ros.ros.parameters import POSES, Parameters
+from anomaly_detector_ros.ros.publishers import cloud_message
+from anomaly_detector_ros.ros.qos import Topics
 
-SOURCES: tuple[str, ...] = ("auto", "depth", "ground")
-"""Values of the parameter ``obstacles.source``."""
+if TYPE_CHECKING:
+    from std_msgs.msg import Header
+
+OUTPUTS: tuple[str, ...] = ("obstacles", "points")
+"""Topics of a camera: the obstacles, and an organised cloud of all pixels."""
 
 
-@dataclass(frozen=True)
-class Obstacles:
-    """What one image came to, in the camera's optical frame, metres.
+class ObstacleOutputs:
+    """What one camera tells of the space ahead; computed for nobody who does not listen.
 
     Attributes:
-        points: float32 (N, 4), x y z intensity, on anomalies.
-        free: float32 (M, 3), on nominal ground; empty without a pose.
-        pose: float64 (4, 4), base <- optical frame; None: not known.
-        source: ``depth`` or ``ground``; empty where there is a problem.
-        problem: why there are no points, in one line; else empty. No anomaly is no problem.
-    """
-
-    points: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
-    free: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.float32))
-    pose: np.ndarray | None = None
-    source: str = ""
-    problem: str = ""
-
-
-@dataclass(frozen=True)
-class _View:
-    model: CameraModel
-    depth: np.ndarray | None
-    pose: np.ndarray | None
-
-
-class ObstacleFinder:
-    """Finds the obstacles of one camera.
+        depth: takes the camera's depth images, serialised. message_filters would synchronise them,
+            but is not among the Python wheels of ROS, deserialises every image and knows nothing
+            of one that is still in work.
 
     Args:
-        extrinsics: where the camera is; may be replaced between two images.
+        topics: makes the publishers.
+        parameters: the node's, in force at any time.
+        camera: the camera's name.
+        transforms: where TF is looked up.
+        costmap: what all cameras add to.
     """
 
-    def __init__(self, extrinsics: Extrinsics) -> None:
-        self.extrinsics = extrinsics
-        self._model: CameraModel | None = None
-
-    def find(
+    def __init__(
         self,
-        info: Any | None,
-        depth: Any | None,
-        mask: np.ndarray,
-        heatmap: np.ndarray,
-        header: Any,
-        settings: ObstacleSettings,
-        source: str = "auto",
-        free: bool = False,
-    ) -> Obstacles:
-        """The obstacles of one image. Nothing in a message makes this raise.
+        topics: Topics,
+        parameters: Parameters,
+        camera: str,
+        transforms: Transforms,
+        costmap: Costmap,
+    ) -> None:
+        self._parameters, self._camera = parameters, camera
+        self._transforms, self._costmap = transforms, costmap
+        self._finder = ObstacleFinder(Extrinsics(transforms, ""))
+        self.depth = DepthBuffer(parameters["obstacles.depth_tolerance"])
+        self._obstacles, self._points = (
+            topics.advertise(PointCloud2, f"~/{camera}/{output}") for output in OUTPUTS
+        )
+
+    def publish(
+        self, header: Header, mask: np.ndarray, heatmap: np.ndarray, info: CameraInfo | None
+    ) -> str:
+        """Publishes what somebody listens to.
 
         Args:
-            info: `sensor_msgs/CameraInfo`, or None where none came.
-            depth: `sensor_msgs/Image`, registered, or None where none matches the image's stamp.
+            header: the image's.
             mask: bool (H, W).
             heatmap: float32 (H, W).
-            header: the image's.
-            source: ``depth``, ``ground``, or ``auto``: depth where there is a depth image, else
-                ground.
-            free: whether free ground is asked for, too.
+            info: the last message on the camera's ``camera_info``.
+
+        Returns:
+            Why something that somebody listens to is missing, in one line; else empty.
         """
+        points, obstacles = self._points.wanted, self._obstacles.wanted
+        mapped = self._costmap.wanted
+        if not (points or obstacles or mapped):
+            return ""
+        settings = self._parameters.settings(ObstacleSettings, "obstacles")
+        source = self._parameters["obstacles.source"]
         try:
-            view = self._view(info, depth, mask.shape, header, source, wants_pose=free)
-            if view.depth is not None:
-                points = obstacles_from_depth(view.model, view.depth, mask, heatmap, settings)
-            else:
-                points = obstacles_from_ground(view.model, view.pose, mask, heatmap, settings)
-            ground = (
-                {"free": free_ground(view.model, view.pose, mask, view.depth, settings)}
-                if free and view.pose is not None
-                else {}
-            )
-            used = "ground" if view.depth is None else "depth"
-            return Obstacles(points, pose=view.pose, source=used, **ground)
-        except Exception as error:
-            return Obstacles(problem=_line(error))
-
-    def organised(
-        self,
-        info: Any | None,
-        depth: Any | None,
-        mask: np.ndarray,
-        heatmap: np.ndarray,
-        header: Any,
-        settings: ObstacleSettings,
-        source: str = "auto",
-    ) -> tuple[np.ndarray | None, str]:
-        """A point for each pixel, float32 (H, W, 4), and why there is none, in one line.
-
-        Arguments as for :meth:`find`.
-        """
-        try:
-            view = self._view(info, depth, mask.shape, header, source, wants_pose=False)
-            cloud = organised(view.model, view.pose, view.depth, mask, heatmap, settings)
-            return cloud, ""
-        except Exception as error:
-            return None, _line(error)
-
-    def _view(
-        self,
-        info: Any | None,
-        depth: Any | None,
-        size: tuple[int, ...],
-        header: Any,
-        source: str,
-        wants_pose: bool,
-    ) -> _View:
-        """What is needed of the messages; with depth the pose is only a wish."""
-        if source not in SOURCES:
-            raise UserError(f"obstacles.source must be one of {', '.join(SOURCES)}, not {source!r}")
-        model = self._calibrated(info, size)
-        if source == "depth" and depth is None:
-            raise UserError(
-                "no depth image matches the image's stamp: check the depth topic, raise "
-                "obstacles.depth_tolerance or set obstacles.source to auto"
-            )
-        if depth is None or source == "ground":
-            return _View(model, None, self._ground_pose(header))
-        metres = depth_metres(depth, (size[0], size[1]))
-        if not wants_pose:
-            return _View(model, metres, None)
-        try:
-            return _View(model, metres, self.extrinsics.pose(header))
-        except UserError:
-            return _View(model, metres, None)
-
-    def _calibrated(self, info: Any | None, size: tuple[int, ...]) -> CameraModel:
-        """The camera's model; the same one, with its rays, while the calibration stays."""
-        if info is None:
-            raise UserError("no camera_info: publish the camera's calibration")
-        model = CameraModel.from_info(info)
-        if (model.height, model.width) != tuple(size):
-            raise UserError(
-                f"camera_info is for {model.width}x{model.height}, the image is "
-                f"{size[1]}x{size[0]}: correct the camera driver's calibration"
-            )
-        if self._model != model:
-            self._model = model
-        return self._model
-
-    def _ground_pose(self, header: Any) -> np.ndarray:
-        try:
-            return self.extrinsics.pose(header)
+            depth = self._matched_depth(source)
+            self._finder.extrinsics = self._extrinsics()
         except UserError as error:
+            return str(error)
+        trouble = ""
+        if points:
+            cloud, trouble = self._finder.organised(
+                info, depth, mask, heatmap, header, settings, source
+            )
+            if cloud is not None:
+                self._points.send(cloud_message(header, cloud))
+        if not (obstacles or mapped):
+            return trouble
+        found = self._finder.find(info, depth, mask, heatmap, header, settings, source, free=mapped)
+        if obstacles and not found.problem:
+            self._obstacles.send(cloud_message(header, found.points))
+        return (self._costmap.add(header, found) if mapped else found.problem) or trouble
+
+    def _matched_depth(self, source: str) -> Image | None:
+        data = self.depth.matched()
+        if data is None or source == "ground":
+            return None
+        try:
+            return deserialize_message(data, Image)
+        except Exception as error:  # rclpy raises its own error types, not documented ones
             raise UserError(
-                f"{error}; without depth the camera's pose is needed: publish it on TF or set the "
-                "camera's height, roll and pitch"
+                f"depth image cannot be deserialised: {one_line(error, 200)}"
             ) from error
 
-
-def _line(error: Exception) -> str:
-    """What went wrong, in one line; the type where nobody foresaw it."""
-    known = isinstance(error, UserError)
-    return one_line(error if known else f"{type(error).__name__}: {error}", 400)
+    def _extrinsics(self) -> Extrinsics:
+        own = {spec.name: self._parameters.of_camera(self._camera, spec.name) for spec in POSES}
+        own["matrix"] = own.pop("extrinsics")
+        return Extrinsics(self._transforms, self._parameters["base_frame"], **own)

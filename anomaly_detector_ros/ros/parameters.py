@@ -1,35 +1,423 @@
-"""The node's parameters: what values are possible, and their declaration and reading.
+"""The node's parameters: the table that says all of them, and their checks and declaration.
 
-No rclpy but in the functions that take a node, and in `descriptor`.
+The parameter file, the documentation and the launch arguments are made of the table; see
+`parameter_files`. No rclpy but in `descriptor` and `Parameters`.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from anomaly_detector_ros.errors import UserError, one_line
+from anomaly_detector_ros.mapping.obstacle_finder import SOURCES
 from anomaly_detector_ros.mapping.poses import from_numbers
-from anomaly_detector_ros.profiles import load_profile
-from anomaly_detector_ros.ros.parameter_table import (
-    BY_NAME,
-    CAMERA_BY_NAME,
-    CAMERA_SPECS,
-    Spec,
-    camera_parameter,
-)
+from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile
 
 if TYPE_CHECKING:
     from rcl_interfaces.msg import ParameterDescriptor
     from rclpy.node import Node
 
-_TRANSPORTS = ("raw", "compressed")
-_SOURCES = ("auto", "depth", "ground")
+UNSET = -1.0
+"""A number that stands for another one: the profile's threshold, or the node's own parameter."""
 _CAMERA = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One parameter.
+
+    Attributes:
+        name, default, text: as ``ros2 param describe`` shows them.
+        bounds: least and largest of a number; None: not a number.
+        choices: the texts it may be; empty: any.
+        constraints: what else a value must fulfil, in words. Of a number: that below 0 only its
+            default is possible.
+        check: what is wrong with a value of the right type that is not the default, for a message
+            that begins with the name; None if nothing is.
+        read_only: only set at start.
+        live: may change at any time; otherwise only while the node is unconfigured.
+        launch: an argument of the launch file, too.
+    """
+
+    name: str
+    default: Any
+    text: str
+    bounds: tuple[float, float] | None = None
+    choices: tuple[str, ...] = ()
+    constraints: str = ""
+    check: Callable[[Any], str | None] | None = None
+    read_only: bool = False
+    live: bool = False
+    launch: bool = False
+
+    @property
+    def when(self) -> str:
+        """When it can be set, in words."""
+        return "any time" if self.live else "at start" if self.read_only else "while unconfigured"
+
+
+# -- checks ----------------------------------------------------------------------------------------
+
+
+def _directory(value: str) -> str | None:
+    return None if Path(value).is_dir() else f" '{value}' is not a directory"
+
+
+def _file(value: str) -> str | None:
+    return None if Path(value).is_file() else f" '{value}' is not a file"
+
+
+def _frame(value: str) -> str | None:
+    return None if value else " must name a frame"
+
+
+def _device(value: str) -> str | None:
+    known = _DEVICE.fullmatch(value)
+    return None if known else f" must be auto, cpu, cuda or cuda:N, not '{value}'"
+
+
+def _extrinsics(value: Any) -> str | None:
+    try:
+        numbers = [float(number) for number in value]
+        if len(numbers) != 16 or any(numbers):
+            from_numbers(numbers)
+    except (TypeError, ValueError):
+        return f" must be 16 numbers, not {value!r}"
+    except UserError as error:
+        return f": {error}"
+    return None
+
+
+def _cameras(cameras: Any) -> str | None:
+    if not isinstance(cameras, (list, tuple)) or not all(isinstance(each, str) for each in cameras):
+        return f" must be a string array, not {cameras!r}"
+    if not cameras:
+        return " must name at least one camera"
+    for camera in cameras:
+        if not _CAMERA.fullmatch(camera):
+            return (
+                f": '{camera}' is not a relative topic name (letters, digits, _ and /): "
+                "give one, and remap topics that are elsewhere"
+            )
+    twice = _twice(list(cameras))
+    if twice:
+        return f": '{twice}' is named twice"
+    twice = _twice([*BY_NAME, *(camera_parameter(c, n) for c in cameras for n in CAMERA_BY_NAME)])
+    return f": two parameters would be called '{twice}': rename a camera" if twice else None
+
+
+def _twice(names: list[str]) -> str | None:
+    return next((name for name in names if names.count(name) > 1), None)
+
+
+# -- the table -------------------------------------------------------------------------------------
+
+_THRESHOLD = Spec(
+    "threshold",
+    UNSET,
+    "Heatmap value from which a pixel of the mask is an anomaly; -1: the profile's own.",
+    (-1.0, 1.0),
+    constraints="0 to 1, or -1",
+    live=True,
+    launch=True,
+)
+_MAX_RATE = Spec(
+    "max_rate",
+    0.0,
+    "Most images per second and camera that are processed; 0: as many as the device manages.",
+    (0.0, 100.0),
+    live=True,
+)
+_TRANSPORT = Spec(
+    "image_transport",
+    "raw",
+    "raw: <camera>/image_raw is read; compressed: <camera>/image_raw/compressed.",
+    choices=("raw", "compressed"),
+    launch=True,
+)
+_CALIBRATION = Spec(
+    "calibration",
+    "",
+    "Calibration file, as anomaly-detector calibrate writes it; empty: the profile's own, if it "
+    "has one.",
+    constraints="empty or an existing file",
+    check=_file,
+    launch=True,
+)
+
+SECTIONS: dict[str, tuple[Spec, ...]] = {
+    "Cameras and models": (
+        Spec(
+            "autostart",
+            True,
+            "Configure and activate by itself at start; false leaves it to a lifecycle manager.",
+            read_only=True,
+        ),
+        Spec(
+            "cameras",
+            ["camera"],
+            "Names of the cameras: images are read from <camera>/image_raw, outputs published "
+            "under ~/<camera>/.",
+            constraints="at least one relative topic name, none twice",
+            check=_cameras,
+            launch=True,
+        ),
+        _TRANSPORT,
+        Spec(
+            "profile",
+            DEFAULT_PROFILE,
+            "Models and settings to detect with: the name of a profile or the path of a YAML file.",
+            constraints="a name in profiles.yaml, or a path that ends in .yaml",
+            launch=True,
+        ),
+        Spec(
+            "models_dir",
+            "",
+            "Directory with a profiles.yaml to use in place of the installed one; empty: "
+            "installed.",
+            constraints="empty or an existing directory",
+            check=_directory,
+        ),
+        Spec(
+            "device",
+            "auto",
+            "Device the models run on; auto: CUDA where there is one.",
+            constraints="auto, cpu, cuda or cuda:N",
+            check=_device,
+            launch=True,
+        ),
+        Spec(
+            "offline",
+            False,
+            "Never fetch missing models from the network; configuring fails instead.",
+        ),
+    ),
+    "Threshold and calibration": (
+        _THRESHOLD,
+        _CALIBRATION,
+        Spec(
+            "calibration_frames",
+            30,
+            "Frames of each camera that ~/calibrate takes as nominal.",
+            (2, 100_000),
+            live=True,
+        ),
+        Spec(
+            "calibration_output",
+            "",
+            "File that ~/calibrate writes, to be given as calibration at the next start; empty: "
+            "<node>_calibration.safetensors in $ROS_HOME or ~/.ros.",
+            live=True,
+        ),
+        Spec(
+            "drift_window",
+            60,
+            "Frames of each camera, at most one a second, that are compared with the nominal ones "
+            "to tell whether the scene still is that of the calibration.",
+            (10, 3600),
+        ),
+    ),
+    "Images": (
+        Spec(
+            "max_input_age",
+            1.0,
+            "Images older than this many seconds when their turn comes are dropped and counted; 0: "
+            "none is. Age is the node's clock minus the header's stamp. Where the stamp cannot be "
+            "of the node's clock (zero, in the future, or over 10 s and over twice this limit old "
+            "on arrival, as in a bag replayed without simulated time) it is the time since "
+            "arrival.",
+            (0.0, 60.0),
+            live=True,
+        ),
+        _MAX_RATE,
+        Spec(
+            "batch_cameras",
+            False,
+            "Process one image of every camera that has one waiting together, in one batch: more "
+            "images per second on a GPU, each of them later.",
+            live=True,
+        ),
+        Spec(
+            "skip_similar",
+            0.0,
+            "Images that hardly differ from the last one processed take over what was found there, "
+            "at most 10 in a row: the largest change of the mean grey value (0 to 255) of any of "
+            "64x36 cells that still counts as none; noise makes about 1, 4 is a start; 0: all are "
+            "processed.",
+            (0.0, 255.0),
+            live=True,
+        ),
+        Spec(
+            "temporal_filter",
+            0.0,
+            "Time constant in seconds of an exponential average of the heatmaps of each camera, by "
+            "their stamps; 0: off. It knows nothing of the camera's motion and smears while it "
+            "moves.",
+            (0.0, 10.0),
+            live=True,
+        ),
+        Spec(
+            "watchdog_timeout",
+            60.0,
+            "Seconds that the models may work on one image, or one batch; then their thread is "
+            "given up and another one started with fresh models; 0: any time.",
+            (0.0, 600.0),
+            live=True,
+        ),
+        Spec("jpeg_quality", 90, "JPEG quality of overlay/compressed.", (1, 100), live=True),
+    ),
+    "Obstacles": (
+        Spec(
+            "base_frame",
+            "base_link",
+            "The robot's base frame: x forward, y left, z up.",
+            constraints="not empty",
+            check=_frame,
+        ),
+        Spec(
+            "obstacles.source",
+            "auto",
+            "Where distances come from. depth: <camera>/depth, registered to the image; ground: "
+            "where an obstacle stands on flat ground, by camera_info and the camera's pose; auto: "
+            "depth where a depth image matches, else ground.",
+            choices=SOURCES,
+        ),
+        Spec(
+            "obstacles.max_range",
+            15.0,
+            "Points further from the camera than so many metres are left out.",
+            (0.1, 200.0),
+            live=True,
+        ),
+        Spec(
+            "obstacles.voxel_size",
+            0.1,
+            "One point is kept in each cube of so many metres; 0: every pixel is a point.",
+            (0.0, 2.0),
+            live=True,
+        ),
+        Spec(
+            "obstacles.min_pixels",
+            25,
+            "Connected anomalies of fewer pixels are no obstacles.",
+            (1, 1_000_000),
+            live=True,
+        ),
+        Spec(
+            "obstacles.standing",
+            True,
+            "Without depth, take anomalies for things that stand on the ground; false: for patches "
+            "of the ground, such as puddles.",
+            live=True,
+        ),
+        Spec(
+            "obstacles.ground_z",
+            0.0,
+            "Height of the ground in base_frame, metres; negative where that is above the ground.",
+            (-10.0, 10.0),
+        ),
+        Spec(
+            "obstacles.depth_tolerance",
+            0.05,
+            "A depth image belongs to an image if their stamps differ by no more than so many "
+            "seconds.",
+            (0.0, 1.0),
+        ),
+    ),
+    "Costmap": (
+        Spec(
+            "costmap.frame",
+            "odom",
+            "Frame of ~/costmap: one that does not move with the robot, known to TF. base_frame "
+            "needs no TF, but then what was seen moves along with the robot.",
+            constraints="not empty",
+            check=_frame,
+        ),
+        Spec("costmap.size", 20.0, "Edge of ~/costmap in metres.", (1.0, 200.0)),
+        Spec("costmap.resolution", 0.1, "Edge of a cell of ~/costmap in metres.", (0.01, 10.0)),
+        Spec(
+            "costmap.decay",
+            10.0,
+            "Seconds in which evidence in ~/costmap loses half of its weight; 0: it is kept.",
+            (0.0, 600.0),
+        ),
+        Spec(
+            "costmap.max_height",
+            2.0,
+            "Points higher above the ground than so many metres do not count in ~/costmap.",
+            (0.0, 10.0),
+        ),
+    ),
+}
+SPECS: tuple[Spec, ...] = tuple(spec for section in SECTIONS.values() for spec in section)
+BY_NAME: dict[str, Spec] = {spec.name: spec for spec in SPECS}
+
+OVERRIDES: tuple[Spec, ...] = (
+    replace(_TRANSPORT, default="", text="This camera's image_transport; empty: the node's."),
+    replace(_CALIBRATION, text="This camera's calibration file; empty: the node's."),
+    replace(_THRESHOLD, text="This camera's threshold; -1: the node's."),
+    replace(
+        _MAX_RATE,
+        default=UNSET,
+        text="This camera's max_rate; 0: no limit; -1: the node's.",
+        bounds=(-1.0, 100.0),
+        constraints="0 or more, or -1",
+    ),
+)
+"""What a camera may have of its own; each default stands for the node's parameter of that name."""
+
+POSES: tuple[Spec, ...] = (
+    Spec(
+        "height",
+        0.0,
+        "Height of the camera above base_frame's origin, metres, for obstacles without TF; 0: the "
+        "camera's pose is that of TF.",
+        (0.0, 10.0),
+        live=True,
+    ),
+    Spec(
+        "roll",
+        0.0,
+        "Roll of the camera about the robot's forward axis, radians; counts with height.",
+        (-3.2, 3.2),
+        live=True,
+    ),
+    Spec(
+        "pitch",
+        0.0,
+        "Pitch of the camera, radians, positive downwards; counts with height.",
+        (-3.2, 3.2),
+        live=True,
+    ),
+    Spec(
+        "extrinsics",
+        [0.0] * 16,
+        "Pose of the camera, base_frame <- optical frame, as a 4x4 matrix row by row; goes before "
+        "height, roll and pitch; all zero: not given.",
+        constraints="a rotation and a translation, or 16 zeros",
+        check=_extrinsics,
+        live=True,
+    ),
+)
+"""Where a camera is; each camera has these of its own."""
+
+CAMERA_SPECS: tuple[Spec, ...] = (*OVERRIDES, *POSES)
+"""What each camera may have of its own, as ``<camera>.<name>``; see `camera_parameter`."""
+CAMERA_BY_NAME: dict[str, Spec] = {spec.name: spec for spec in CAMERA_SPECS}
+
+
+def camera_parameter(camera: str, name: str) -> str:
+    """The full name of a camera's own parameter; ``/`` in a camera's name becomes ``.``.
+
+    >>> camera_parameter("rear/left", "max_rate")
+    'rear.left.max_rate'
+    """
+    return f"{camera.replace('/', '.')}.{name}"
 
 
 def camera_specs(cameras: Sequence[str]) -> dict[str, Spec]:
@@ -37,43 +425,7 @@ def camera_specs(cameras: Sequence[str]) -> dict[str, Spec]:
     return {camera_parameter(c, spec.name): spec for c in cameras for spec in CAMERA_SPECS}
 
 
-def problem(name: str, value: Any) -> str | None:
-    """Why a value cannot be that of the node's parameter, in one line; None if it can."""
-    return _problem(name, BY_NAME[name], value)
-
-
-def _problem(name: str, spec: Spec, value: Any) -> str | None:
-    if spec.name == "extrinsics":
-        return _extrinsics_problem(name, value)
-    if isinstance(spec.default, list):
-        if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
-            return f"{name} must be a string array, not {value!r}"
-        return _cameras_problem(list(value))
-    if type(value) is not type(spec.default):
-        return f"{name} must be {_TYPE_NAMES[type(spec.default)]}, not {value!r}"
-    if value == spec.default:
-        return None
-    if spec.minimum is not None and spec.maximum is not None:
-        # Written so that NaN, which compares false with everything, is refused.
-        if not (math.isfinite(value) and spec.minimum <= value <= spec.maximum):
-            return f"{name} must be within [{spec.minimum}, {spec.maximum}], not {value}"
-        if value < 0 and spec.constraints:  # -1 is no number of the range but stands for another
-            return f"{name} must be {spec.constraints}, not {value}"
-    kind = spec.name
-    if kind == "image_transport" and value not in _TRANSPORTS:
-        return f"{name} must be one of {', '.join(_TRANSPORTS)}, not '{value}'"
-    if kind == "device" and not _DEVICE.fullmatch(value):
-        return f"{name} must be auto, cpu, cuda or cuda:N, not '{value}'"
-    if kind == "obstacles.source" and value not in _SOURCES:
-        return f"{name} must be one of {', '.join(_SOURCES)}, not '{value}'"
-    if kind in ("base_frame", "costmap.frame") and not value:
-        return f"{name} must name a frame"
-    if kind == "models_dir" and value and not Path(value).is_dir():
-        return f"{name} '{value}' is not a directory"
-    if kind == "calibration" and value and not Path(value).is_file():
-        return f"{name} '{value}' is not a file"
-    return None
-
+# -- what is possible ------------------------------------------------------------------------------
 
 _TYPE_NAMES = {
     bool: "true or false",
@@ -83,33 +435,23 @@ _TYPE_NAMES = {
 }
 
 
-def _extrinsics_problem(name: str, value: Any) -> str | None:
-    try:
-        numbers = [float(number) for number in value]
-        if len(numbers) != 16 or any(numbers):
-            from_numbers(numbers)
-    except (TypeError, ValueError):
-        return f"{name} must be 16 numbers, not {value!r}"
-    except UserError as error:
-        return f"{name}: {error}"
-    return None
-
-
-def _cameras_problem(cameras: list[str]) -> str | None:
-    if not cameras:
-        return "cameras must name at least one camera"
-    for camera in cameras:
-        if not _CAMERA.fullmatch(camera):
-            return (
-                f"cameras: '{camera}' is not a relative topic name (letters, digits, _ and /): "
-                "give one, and remap topics that are elsewhere"
-            )
-    twice = next((camera for camera in cameras if cameras.count(camera) > 1), None)
-    if twice:
-        return f"cameras: '{twice}' is named twice"
-    full = [*BY_NAME, *(camera_parameter(c, name) for c in cameras for name in CAMERA_BY_NAME)]
-    twice = next((name for name in full if full.count(name) > 1), None)
-    return f"cameras: two parameters would be called '{twice}': rename a camera" if twice else None
+def problem(name: str, spec: Spec, value: Any) -> str | None:
+    """Why a value cannot be that of the parameter ``name``, in one line; None if it can."""
+    if type(spec.default) in _TYPE_NAMES:
+        if type(value) is not type(spec.default):
+            return f"{name} must be {_TYPE_NAMES[type(spec.default)]}, not {value!r}"
+        if value == spec.default:
+            return None
+    if spec.bounds:
+        # Written so that NaN, which compares false with everything, is refused.
+        if not spec.bounds[0] <= value <= spec.bounds[1]:
+            return f"{name} must be within {list(spec.bounds)}, not {value}"
+        if value < 0 and spec.constraints:
+            return f"{name} must be {spec.constraints}, not {value}"
+    if spec.choices and value not in spec.choices:
+        return f"{name} must be one of {', '.join(spec.choices)}, not '{value}'"
+    wrong = spec.check(value) if spec.check else None
+    return f"{name}{wrong}" if wrong else None
 
 
 def refusal(changes: Mapping[str, Any], current: Mapping[str, Any], configured: bool) -> str | None:
@@ -125,7 +467,7 @@ def refusal(changes: Mapping[str, Any], current: Mapping[str, Any], configured: 
     for name, value in own.items():
         if configured and not known[name].live and value != current.get(name):
             return f"{name} can change only while the node is unconfigured: clean it up first"
-        reason = _problem(name, known[name], value)
+        reason = problem(name, known[name], value)
         if reason:
             return reason
     if "profile" in own or "models_dir" in own:
@@ -142,26 +484,29 @@ def models_path(models_dir: str) -> Path | None:
     return Path(models_dir) if models_dir else None
 
 
+# -- in a node -------------------------------------------------------------------------------------
+
+
 def descriptor(name: str, spec: Spec) -> ParameterDescriptor:
     """The parameter's descriptor for rclpy, under its full name."""
     from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 
-    when = "any time" if spec.live else "at start" if spec.read_only else "while unconfigured"
     made = ParameterDescriptor(
         name=name,
-        description=f"{spec.text} Settable {when}.",
-        additional_constraints=spec.constraints,
+        description=f"{spec.text} Settable {spec.when}.",
+        additional_constraints=spec.constraints or " or ".join(spec.choices),
         read_only=spec.read_only,
     )
-    if spec.minimum is not None and spec.maximum is not None:
-        if isinstance(spec.default, int):
-            bounds = IntegerRange(from_value=int(spec.minimum), to_value=int(spec.maximum), step=1)
-            made.integer_range = [bounds]
-        else:
-            made.floating_point_range = [
-                FloatingPointRange(from_value=float(spec.minimum), to_value=float(spec.maximum))
-            ]
+    if spec.bounds and isinstance(spec.default, int):
+        least, largest = map(int, spec.bounds)
+        made.integer_range = [IntegerRange(from_value=least, to_value=largest, step=1)]
+    elif spec.bounds:
+        least, largest = spec.bounds
+        made.floating_point_range = [FloatingPointRange(from_value=least, to_value=largest)]
     return made
+
+
+Settings = TypeVar("Settings")
 
 
 class Parameters:
@@ -202,7 +547,20 @@ class Parameters:
     def of_camera(self, camera: str, name: str) -> Any:
         """A camera's own value of a parameter, or the node's where it has none."""
         value = self[camera_parameter(camera, name)]
-        return self[name] if value == CAMERA_BY_NAME[name].default else value
+        if name in BY_NAME and value == CAMERA_BY_NAME[name].default:
+            return self[name]
+        return value
+
+    def settings(self, kind: type[Settings], group: str, **more: Any) -> Settings:
+        """A dataclass of the parameters ``<group>.<field>``, but for those given here."""
+        names = {field.name for field in fields(kind)} - set(more)  # type: ignore[arg-type]
+        return kind(**{name: self[f"{group}.{name}"] for name in names}, **more)
+
+    def set(self, values: Mapping[str, Any]) -> None:
+        """Sets parameters, as a service call does."""
+        from rclpy.parameter import Parameter
+
+        self._node.set_parameters([Parameter(name, value=value) for name, value in values.items()])
 
     def current(self) -> dict[str, Any]:
         """All values by full name."""
@@ -219,7 +577,7 @@ class Parameters:
             value = self._node.declare_parameter(name, spec.default, made).value
         except (InvalidParameterTypeException, InvalidParameterValueException) as error:
             raise UserError(f"parameter {name}: {one_line(error)}") from error
-        reason = _problem(name, spec, value)
+        reason = problem(name, spec, value)
         if reason:
             if not spec.read_only:
                 self._node.undeclare_parameter(name)

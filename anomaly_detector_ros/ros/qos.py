@@ -1,13 +1,13 @@
-"""Quality of service of the node's topics, and what to tell the user where two sides differ."""
+"""Topics of the node: their quality of service, and what to tell where two sides differ."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rclpy.node import Node
 from rclpy.qos import (
     DurabilityPolicy,
     HistoryPolicy,
@@ -33,131 +33,184 @@ except ImportError:  # Humble
         UnsupportedEventTypeError,
     )
 
+if TYPE_CHECKING:
+    from rclpy.callback_groups import CallbackGroup
+    from rclpy.lifecycle import LifecycleNode
+
 SETTLING = 3.0
 """Seconds until the graph surely shows whoever an event told of."""
 _OVERRIDABLE = ("history", "depth", "reliability", "durability")
 
 
-def input_qos() -> QoSProfile:
-    """BEST_EFFORT, the newest message only: matches any publisher."""
-    return QoSProfile(
-        history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT
-    )
+def newest(**policies: Any) -> QoSProfile:
+    """The newest message only, with these policies."""
+    return QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, **policies)
 
 
-def output_qos() -> QoSProfile:
-    """RELIABLE, the newest message only: matches any volatile subscriber."""
-    return QoSProfile(
-        history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.RELIABLE
-    )
+INPUT = newest(reliability=ReliabilityPolicy.BEST_EFFORT)
+"""Matches any publisher."""
+OUTPUT = newest(reliability=ReliabilityPolicy.RELIABLE)
+"""Matches any volatile subscriber."""
+LATCHED = newest(
+    reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
+)
+"""As maps are published: who comes later gets the newest message."""
 
 
-def latched_qos() -> QoSProfile:
-    """RELIABLE and TRANSIENT_LOCAL, as maps are: who comes later gets the newest message."""
-    return QoSProfile(
-        history=HistoryPolicy.KEEP_LAST,
-        depth=1,
-        reliability=ReliabilityPolicy.RELIABLE,
-        durability=DurabilityPolicy.TRANSIENT_LOCAL,
-    )
+class Output:
+    """A topic that the node publishes on, for those who listen.
 
-
-def overridable() -> QoSOverridingOptions:
-    """History, depth, reliability and durability may be set by ``qos_overrides`` parameters."""
-    kinds = (
-        QoSPolicyKind.HISTORY,
-        QoSPolicyKind.DEPTH,
-        QoSPolicyKind.RELIABILITY,
-        QoSPolicyKind.DURABILITY,
-    )
-    return QoSOverridingOptions(kinds)
-
-
-@dataclass(frozen=True)
-class Conflict:
-    """Somebody on a topic whose QoS does not match the node's.
-
-    Attributes:
-        node: the node.
-        topic: the topic's full name.
-        text: one line: what differs, what follows and what to do.
-        since: monotonic clock, seconds.
+    Args:
+        publisher: None: nobody ever listens.
     """
 
-    node: Node
-    topic: str
-    text: str
-    since: float = field(default_factory=time.monotonic)
+    def __init__(self, publisher: Any) -> None:
+        self._publisher = publisher
 
-    def over(self) -> bool:
-        """Whether those who did not match are gone."""
-        return time.monotonic() - self.since > SETTLING and not self._present()
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody listens."""
+        publisher = self._publisher
+        return publisher is not None and publisher.get_subscription_count() > 0
 
-    def _present(self) -> bool:
+    def send(self, message: Any) -> None:
+        """Publishes; does nothing once the topic is given up, as in a thread that comes late."""
+        publisher = self._publisher
+        if publisher is not None:
+            publisher.publish(message)
+
+    def give_up(self) -> Any:
+        """Returns the publisher, to be destroyed."""
+        publisher, self._publisher = self._publisher, None
+        return publisher
+
+
+class Topics:
+    """Topics of a node that are made and given up together, as those of one camera.
+
+    Args:
+        node: owns publishers and subscriptions.
+        warn: is told in one line of somebody whose QoS does not match.
+    """
+
+    def __init__(self, node: LifecycleNode, warn: Callable[[str], None]) -> None:
+        self._node, self._warn = node, warn
+        self._subscriptions: list[Any] = []
+        self._outputs: list[Output] = []
+        self._conflicts: dict[str, _Conflict] = {}
+
+    def name(self, topic: str) -> str:
+        """A topic's full name."""
+        resolved: str = self._node.resolve_topic_name(topic)
+        return resolved
+
+    def publisher_count(self, topic: str) -> int:
+        """Publishers that exist on a topic."""
+        count: int = self._node.count_publishers(self.name(topic))
+        return count
+
+    def subscribe(
+        self,
+        message_type: type,
+        topic: str,
+        callback: Callable[[bytes], None],
+        group: CallbackGroup,
+    ) -> None:
+        """Subscribes to the serialised messages of a topic."""
+
+        def make(events: Any) -> Any:
+            return self._node.create_subscription(
+                message_type,
+                topic,
+                callback,
+                copy(INPUT),  # overrides are written into it
+                callback_group=group,
+                event_callbacks=events,
+                qos_overriding_options=_overridable(),
+                raw=True,
+            )
+
+        self._subscriptions.append(
+            self._make(make, SubscriptionEventCallbacks, topic, "publisher", "subscription")
+        )
+
+    def advertise(self, message_type: type, topic: str, qos: QoSProfile = OUTPUT) -> Output:
+        """Publishes on a topic while the node is active."""
+
+        def make(events: Any) -> Any:
+            return self._node.create_lifecycle_publisher(
+                message_type,
+                topic,
+                copy(qos),
+                event_callbacks=events,
+                qos_overriding_options=_overridable(),
+            )
+
+        output = Output(self._make(make, PublisherEventCallbacks, topic, "subscriber", "publisher"))
+        self._outputs.append(output)
+        return output
+
+    def _make(
+        self, make: Callable[[Any], Any], callbacks: type, topic: str, other: str, entity: str
+    ) -> Any:
+        name = self.name(topic)
+
+        def incompatible(event: Any) -> None:
+            conflict = _Conflict(_advice(name, other, entity, event))
+            self._conflicts[name] = conflict
+            self._warn(conflict.text)
+
+        try:
+            return make(callbacks(incompatible_qos=incompatible))
+        except UnsupportedEventTypeError:  # the middleware tells nothing of it
+            return make(None)
+
+    def unsubscribe(self) -> None:
+        """Gives the subscriptions up."""
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        self._subscriptions.clear()
+        self._conflicts.clear()
+
+    def close(self) -> None:
+        """Gives subscriptions and publishers up."""
+        self.unsubscribe()
+        for output in self._outputs:
+            self._node.destroy_lifecycle_publisher(output.give_up())
+        self._outputs.clear()
+
+    def problem(self) -> str:
+        """Whose QoS does not match on one of the topics, in one line; else empty."""
+        for topic, conflict in list(self._conflicts.items()):
+            if time.monotonic() - conflict.since > SETTLING and not self._in_conflict(topic):
+                self._conflicts.pop(topic, None)
+        return next((conflict.text for conflict in list(self._conflicts.values())), "")
+
+    def _in_conflict(self, topic: str) -> bool:
         # As the graph has them: profiles that publishers were made with leave open what is default.
-        publishers = self.node.get_publishers_info_by_topic(self.topic)
-        subscriptions = self.node.get_subscriptions_info_by_topic(self.topic)
         return any(
             qos_check_compatible(one.qos_profile, other.qos_profile)[0] == QoSCompatibility.ERROR
-            for one in publishers
-            for other in subscriptions
+            for one in self._node.get_publishers_info_by_topic(topic)
+            for other in self._node.get_subscriptions_info_by_topic(topic)
             if self._own(one) or self._own(other)
         )
 
     def _own(self, endpoint: Any) -> bool:
-        own = (self.node.get_name(), self.node.get_namespace())
+        own = (self._node.get_name(), self._node.get_namespace())
         return (endpoint.node_name, endpoint.node_namespace) == own
 
 
-Warn = Callable[[Conflict], None]
+@dataclass(frozen=True)
+class _Conflict:
+    """What was said of somebody whose QoS does not match, and when by the monotonic clock."""
+
+    text: str
+    since: float = field(default_factory=time.monotonic)
 
 
-def subscribe(
-    node: Node,
-    message_type: type,
-    topic: str,
-    callback: Callable[[bytes], None],
-    group: Any,
-    warn: Warn,
-) -> Any:
-    """A subscription to serialised messages; ``warn`` hears of publishers that do not match."""
-    name = node.resolve_topic_name(topic)
-
-    def incompatible(event: Any) -> None:
-        text = _advice(name, "publisher", "subscription", event)
-        warn(Conflict(node, name, text))
-
-    options = {"callback_group": group, "qos_overriding_options": overridable(), "raw": True}
-    try:
-        events = SubscriptionEventCallbacks(incompatible_qos=incompatible)
-        return node.create_subscription(
-            message_type, topic, callback, input_qos(), event_callbacks=events, **options
-        )
-    except UnsupportedEventTypeError:  # the middleware tells nothing of it
-        return node.create_subscription(message_type, topic, callback, input_qos(), **options)
-
-
-def advertise(
-    node: Any, message_type: type, topic: str, warn: Warn, qos: QoSProfile | None = None
-) -> Any:
-    """A lifecycle publisher, of `output_qos` unless told otherwise.
-
-    ``warn`` hears of subscribers that do not match.
-    """
-    name, qos = node.resolve_topic_name(topic), qos or output_qos()
-
-    def incompatible(event: Any) -> None:
-        text = _advice(name, "subscriber", "publisher", event)
-        warn(Conflict(node, name, text))
-
-    options = {"qos_overriding_options": overridable()}
-    try:
-        events = PublisherEventCallbacks(incompatible_qos=incompatible)
-        return node.create_lifecycle_publisher(
-            message_type, topic, qos, event_callbacks=events, **options
-        )
-    except UnsupportedEventTypeError:
-        return node.create_lifecycle_publisher(message_type, topic, qos, **options)
+def _overridable() -> QoSOverridingOptions:
+    """``qos_overrides`` parameters may set the policies that `_OVERRIDABLE` names."""
+    return QoSOverridingOptions([QoSPolicyKind[name.upper()] for name in _OVERRIDABLE])
 
 
 def _advice(topic: str, other: str, entity: str, event: Any) -> str:

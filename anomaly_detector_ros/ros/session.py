@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from anomaly_detector_ros.errors import one_line
+from nav_msgs.msg import OccupancyGrid
+from rclpy.clock import Clock
+from rclpy.impl.rcutils_logger import RcutilsLogger
+
+from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.mapping.poses import Transforms
+from anomaly_detector_ros.ros import costmap
+from anomaly_detector_ros.ros.calibration_service import CalibrationService
 from anomaly_detector_ros.ros.camera import Camera, Picture, Settings
-from anomaly_detector_ros.ros.costmap_output import CostmapOutput
+from anomaly_detector_ros.ros.costmap import Costmap, CostmapSettings
 from anomaly_detector_ros.ros.counters import Dropped
-from anomaly_detector_ros.ros.detection_parameters import PROFILE_THRESHOLD
-from anomaly_detector_ros.ros.extrinsics import make_transforms
-from anomaly_detector_ros.ros.parameters import models_path
-from anomaly_detector_ros.ros.watchdog import Watchdog
-from anomaly_detector_ros.ros.worker import Frame, Turn, Worker
+from anomaly_detector_ros.ros.diagnostics import Status, camera_status, node_status
+from anomaly_detector_ros.ros.obstacles import ObstacleOutputs
+from anomaly_detector_ros.ros.parameters import UNSET, Parameters, models_path
+from anomaly_detector_ros.ros.qos import LATCHED, Topics
+from anomaly_detector_ros.ros.worker import Frame, Turn, Watchdog, Worker
 
 if TYPE_CHECKING:
     from anomaly_detector_ros.detection import Detection
-    from anomaly_detector_ros.detector import Detector
-    from anomaly_detector_ros.ros.models import Models
-    from anomaly_detector_ros.ros.node import AnomalyDetectorNode
+    from anomaly_detector_ros.ros.detectors import Detectors
 
 LOADING_TIMEOUT = 600.0
 """Seconds that the worker's thread may take to load models; see `Watchdog`."""
@@ -29,76 +35,131 @@ class Session:
     """Loads the models, creates the cameras and starts the thread that serves them.
 
     Args:
-        node: its parameters are in force; it owns publishers and subscriptions.
+        parameters: the node's, in force at any time.
+        name: the node's fully qualified name.
+        topics: makes the topics of one camera, or of the costmap.
+        transforms: where TF is looked up.
+        enabled: whether images are worked on, asked at each.
+        alive: whether rclpy is not shut down.
+        clock: the node's.
+        logger: the node's.
+
+    Attributes:
+        cameras: in the order of the parameter.
+        calibrating: what ~/calibrate asks for.
 
     Raises:
         UserError: the models cannot be had.
     """
 
-    def __init__(self, node: AnomalyDetectorNode) -> None:
-        self._node, self._parameters = node, node.parameters
-        names = self._parameters["cameras"]
+    def __init__(
+        self,
+        parameters: Parameters,
+        name: str,
+        *,
+        topics: Callable[[], Topics],
+        transforms: Transforms,
+        enabled: Callable[[], bool],
+        alive: Callable[[], bool],
+        clock: Clock,
+        logger: RcutilsLogger,
+    ) -> None:
+        self._parameters, self._transforms = parameters, transforms
+        self._enabled, self._alive = enabled, alive
+        self._clock, self._logger = clock, logger
+        self._topics: list[Topics] = []
         self.cameras: list[Camera] = []
-        self._transforms = make_transforms(node)
-        self._costmap: CostmapOutput | None = None
         try:
-            self._costmap = CostmapOutput(node, self._transforms)
-            for name in names:
-                transport = self._parameters.of_camera(name, "image_transport")
-                camera = Camera(node, name, transport, self._transforms, self._costmap)
-                self.cameras.append(camera)
+            self._costmap = self._make_costmap(self._own(topics()))
+            for camera in parameters["cameras"]:
+                self.cameras.append(self._make_camera(camera, self._own(topics())))
             self._worker = Worker(
                 [camera.counters for camera in self.cameras],
                 self._serve,
                 min_interval=self._min_interval,
-                batch=lambda: self._parameters["batch_cameras"],
+                batch=lambda: bool(parameters["batch_cameras"]),
                 report=self._report,
             )
-            self._models = self._load(names)
+            self._detectors = self._load()
         except Exception:
-            self._close_cameras()
+            self._close_topics()
             raise
-        self.watchdog = Watchdog(self._worker, self._renew)
+        self._watchdog = Watchdog(self._worker, self._renew)
+        self.calibrating = CalibrationService(
+            [camera.name for camera in self.cameras],
+            parameters,
+            name,
+            threshold=self.threshold,
+            done=self._forget_frames,  # heatmaps seen so far are on another scale
+            logger=logger,
+        )
         self._worker.start()
 
-    def _load(self, cameras: list[str]) -> Models:
-        # Imports torch, which takes seconds: not before somebody wants the models.
-        from anomaly_detector_ros.ros.models import Models, Wanted
+    def _own(self, topics: Topics) -> Topics:
+        self._topics.append(topics)
+        return topics
 
-        wanted = Wanted(
-            self._parameters["profile"],
-            self._parameters["device"],
-            models_path(self._parameters["models_dir"]),
-            self._parameters["offline"],
-            {name: self._parameters.of_camera(name, "calibration") for name in cameras},
+    def _make_costmap(self, topics: Topics) -> Costmap:
+        return Costmap(
+            topics.advertise(OccupancyGrid, costmap.TOPIC, LATCHED),
+            self._transforms,
+            self._parameters["base_frame"],
+            self._parameters["obstacles.ground_z"],
+            self._parameters.settings(CostmapSettings, "costmap"),
         )
-        models = Models(wanted, self._worker.beat)
-        models.load()
-        return models
+
+    def _make_camera(self, name: str, topics: Topics) -> Camera:
+        return Camera(
+            name,
+            self._parameters.of_camera(name, "image_transport"),
+            topics,
+            ObstacleOutputs(topics, self._parameters, name, self._transforms, self._costmap),
+            enabled=self._enabled,
+            clock=self._clock,
+            logger=self._logger,
+        )
+
+    def _load(self) -> Detectors:
+        # Imports torch, which takes seconds: not before somebody wants the models.
+        from anomaly_detector_ros.ros.detectors import Detectors, Wanted
+
+        parameters = self._parameters
+        wanted = Wanted(
+            parameters["profile"],
+            parameters["device"],
+            models_path(parameters["models_dir"]),
+            parameters["offline"],
+            {c.name: parameters.of_camera(c.name, "calibration") for c in self.cameras},
+        )
+        detectors = Detectors(wanted, self._worker.beat)
+        # Kept for the times when models are loaded in place of others, and there is none to ask.
+        self._profile_threshold = detectors.load().threshold
+        return detectors
 
     def _renew(self) -> None:
-        self._models = self._models.fresh()
+        self._detectors = self._detectors.fresh()
 
     # -- life --------------------------------------------------------------------------------------
 
     def listen(self) -> None:
         """Begins to listen to the cameras."""
+        depth = self._parameters["obstacles.source"] != "ground"
         try:
             for index, camera in enumerate(self.cameras):
 
                 def put(frame: Frame, index: int = index) -> None:
                     self._worker.put(index, frame)
 
-                camera.subscribe(put)
+                camera.listen(put, depth)
         except Exception:  # an impossible qos_overrides value, for one
             self.unlisten()
             raise
 
     def unlisten(self) -> None:
         """Stops listening."""
-        self._node.calibrating.cancel()
+        self.calibrating.cancel()
         for camera in self.cameras:
-            camera.unsubscribe()
+            camera.unlisten()
         self.discard()
 
     def discard(self) -> None:
@@ -107,96 +168,133 @@ class Session:
 
     def reset(self) -> None:
         """Forgets what was seen, as when the clock jumps."""
+        self._forget_frames()
+        self._costmap.clear()
+
+    def _forget_frames(self) -> None:
         for camera in self.cameras:
             camera.reset()
-        if self._costmap is not None:
-            self._costmap.reset()
 
     def close(self, timeout: float | None) -> bool:
         """Ends everything after the image in work; False if that took longer than ``timeout``."""
         self.unlisten()
         stopped = self._worker.stop(timeout)
-        self._close_cameras()
+        self._close_topics()
         return stopped
 
-    def _close_cameras(self) -> None:
-        for camera in self.cameras:
-            camera.close()
-        if self._costmap is not None:
-            self._costmap.close()
+    def _close_topics(self) -> None:
+        for topics in self._topics:
+            topics.close()
         self._transforms.close()
 
     # -- in force ----------------------------------------------------------------------------------
 
     @property
-    def detector(self) -> Detector | None:
-        """A detector of the cameras; None while models are loaded in place of others."""
-        return self._models.any
-
-    @property
-    def degraded(self) -> str:
-        """What the models do without because memory ran out; empty if nothing."""
-        return self._models.problem
+    def device(self) -> str:
+        """The device the models run on; empty while they are loaded anew."""
+        detector = self._detectors.any
+        return str(detector.device) if detector else ""
 
     def threshold(self, camera: str) -> float:
         """The threshold in force for a camera: its own, the node's or the profile's."""
-        value = self._parameters.of_camera(camera, "threshold")
-        detector = self._models.detector(camera)
-        return detector.threshold if value == PROFILE_THRESHOLD and detector else value
+        value: float = self._parameters.of_camera(camera, "threshold")
+        return self._profile_threshold if value == UNSET else value
 
-    def supervise(self) -> str:
-        """Looks after the worker's thread; to be called every second. See `Watchdog.check`."""
+    def calibrate(self) -> str:
+        """Takes the next frames as nominal; see `CalibrationService.begin`."""
+        if self._detectors.problem:
+            problem = self._detectors.problem
+            raise UserError(f"the models are not as the profile says ({problem}): later")
+        return self.calibrating.begin()
+
+    # -- once a second -----------------------------------------------------------------------------
+
+    def supervise(self) -> None:
+        """Looks after the worker's thread and tells of the thresholds in force."""
         timeout = self._parameters["watchdog_timeout"]
-        if timeout and self._models.loading:
+        if timeout and self._detectors.loading:
             timeout = max(timeout, LOADING_TIMEOUT)
-        return self.watchdog.check(timeout)
+        done = self._watchdog.check(timeout)
+        if done:
+            self._logger.error(done)
+        stamp = self._clock.now().to_msg()
+        for camera in self.cameras:
+            camera.outputs.publish_labels(stamp, self.threshold(camera.name))
+
+    def statuses(self, state: str) -> list[tuple[str, Status]]:
+        """The diagnostics of the node and of each camera, by name.
+
+        Args:
+            state: label of the lifecycle state.
+        """
+        node = node_status(
+            state,
+            self._enabled(),
+            self._watchdog.problem,
+            self._detectors.any,
+            self.threshold(self.cameras[0].name),
+            degraded=self._detectors.problem,
+            restarts=self._watchdog.restarts,
+        )
+        return [
+            ("node", node),
+            *((camera.name, self._of(camera, state)) for camera in self.cameras),
+        ]
+
+    def _of(self, camera: Camera, state: str) -> Status:
+        return camera_status(
+            camera.counters.snapshot(),
+            active=state == "active",
+            enabled=self._enabled(),
+            topic=camera.topics.name(camera.input_topic),
+            publishers=camera.topics.publisher_count(camera.input_topic),
+            qos=camera.topics.problem(),
+            calibrating=self.calibrating.report(camera.name),
+        )
 
     # -- images, in the worker's thread ------------------------------------------------------------
 
     def _serve(self, turns: list[Turn]) -> None:
-        models = self._models
-        pictures: dict[Turn, Picture] = {}
+        detectors = self._detectors
+        groups: dict[str, dict[Turn, Picture]] = {}
         for turn in turns:
             camera = self.cameras[turn.index]
-            if not self._node.enabled:
+            if not self._enabled():
                 turn.settle(Dropped("paused"))
                 continue
-            picture = camera.decode(turn, self._parameters["max_input_age"])
-            if picture is None:
+            picture = camera.decode(turn.frame, self._parameters["max_input_age"])
+            if isinstance(picture, Dropped):
+                camera.drop(turn, picture)
                 continue
             similar = camera.skipper.recall(picture.pixels, self._parameters["skip_similar"])
             if similar is None:
-                pictures[turn] = picture
+                groups.setdefault(detectors.calibration(camera.name), {})[turn] = picture
             else:
                 self._finish(turn, picture, similar)
-        groups: dict[str, dict[Turn, Picture]] = {}
-        for turn, picture in pictures.items():
-            calibration = models.calibration(self.cameras[turn.index].name)
-            groups.setdefault(calibration, {})[turn] = picture
         for group in groups.values():
-            self._detect(models, group)
+            self._detect(detectors, group)
 
-    def _detect(self, models: Models, pictures: dict[Turn, Picture]) -> None:
+    def _detect(self, detectors: Detectors, pictures: dict[Turn, Picture]) -> None:
         """Takes images of cameras with the same calibration through the models in one batch."""
         names = [self.cameras[turn.index].name for turn in pictures]
-        level = models.level
-        found = models.detect(names, [picture.pixels for picture in pictures.values()])
-        if models.level != level:
-            doing = models.problem or "memory suffices again: the models are as the profile says"
-            self._node.get_logger().warning(f"models changed: {doing}")
+        level = detectors.level
+        found = detectors.detect(names, [picture.pixels for picture in pictures.values()])
+        if detectors.level != level:
+            doing = detectors.problem or "memory suffices again: the models are as the profile says"
+            self._logger.warning(f"models changed: {doing}")
         done: list[tuple[str, Detection]] = []
         for (turn, picture), detection in zip(pictures.items(), found, strict=True):
             camera = self.cameras[turn.index]
             if isinstance(detection, Exception):
                 problem = f"detection failed: {type(detection).__name__}: {detection}"
-                camera.drop(turn, "failed", problem)
+                camera.drop(turn, Dropped("failed", problem))
             elif self._finish(turn, picture, detection):
                 camera.skipper.remember(picture.pixels, replace(detection, timings={}))
                 done.append((camera.name, detection))
         # At the end, as this may change what heatmap values mean; and only here, as an image that
         # takes over what was found in another one is no further nominal frame.
         for name, detection in done:
-            self._node.calibrating.frame(name, models, detection)
+            self.calibrating.frame(name, detectors, detection)
 
     def _finish(self, turn: Turn, picture: Picture, detection: Detection) -> bool:
         """Publishes what was found; False if that failed or the turn's thread was given up."""
@@ -209,13 +307,13 @@ class Session:
         try:
             return camera.finish(turn, picture, detection, settings)
         except Exception as error:  # the batch's other images go on
-            turn.settle(Dropped("failed", one_line(f"{type(error).__name__}: {error}")))
+            turn.settle(Dropped("failed", f"{type(error).__name__}: {error}"))
             self._report(turn.index, error)
             return False
 
     def _report(self, index: int, error: Exception) -> None:
         # While the node shuts down, publishing fails by itself.
-        if not self._worker.stopping and self._node.context.ok():
+        if self._alive() and not self._worker.stopping:
             self.cameras[index].report(error)
 
     def _min_interval(self, index: int) -> float:

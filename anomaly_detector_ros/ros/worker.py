@@ -1,6 +1,7 @@
 """The thread that runs the models: one slot per camera, the newest image in it, turn by turn.
 
-No rclpy: what an image is, and what is done with it, is the caller's.
+Also how old an image is when its turn comes, and what is done about a thread that hangs. No rclpy:
+what an image is, and what is done with it, is the caller's.
 """
 
 from __future__ import annotations
@@ -9,12 +10,16 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from anomaly_detector_ros.ros.counters import CameraCounters, Dropped, Fate
 
 RECHECK = 0.1
 """The shortest interval is asked again after this many seconds, as it may change meanwhile."""
+OWN_CLOCK_BOUND = 10.0
+"""A stamp further than this many seconds before its arrival is taken for another clock's."""
+MAX_HANGS = 3
+"""Threads that may hang at the same time; each keeps its models in memory."""
 
 
 @dataclass(frozen=True)
@@ -230,3 +235,98 @@ class Worker:
         slot.last_start = self._clock()
         assert frame is not None
         return Turn(index, frame, slot.counters)
+
+
+class InputAge(NamedTuple):
+    """Age of an image and what it was measured by."""
+
+    seconds: float
+    by_stamp: bool
+    """True: the header's stamp; False: the time since arrival, the stamp being of no use."""
+
+
+def input_age(
+    stamp: int, arrived: int, now: int, waited: float, max_input_age: float = 0.0
+) -> InputAge:
+    """Age of an image in seconds, never negative.
+
+    A stamp tells the age only if it was taken with the node's clock. A replayed bag without
+    simulated time, a driver that stamps zero and a camera with a clock of its own do not; dropping
+    all of their images as too old would help nobody, so these are aged by their waiting time alone.
+
+    Args:
+        stamp: the header's stamp in nanoseconds.
+        arrived: the node's clock at arrival, nanoseconds.
+        now: the node's clock, nanoseconds.
+        waited: seconds since arrival by a monotonic clock.
+        max_input_age: the limit in force; a stamp counts as the node's clock up to twice this limit
+            before its arrival, and up to `OWN_CLOCK_BOUND` in any case.
+    """
+    bound = max(OWN_CLOCK_BOUND, 2.0 * max_input_age)
+    transport = (arrived - stamp) * 1e-9
+    age = (now - stamp) * 1e-9
+    if stamp > 0 and 0.0 <= transport <= bound and age >= 0.0:
+        return InputAge(age, True)
+    return InputAge(max(0.0, waited), False)
+
+
+class Watchdog:
+    """Watches one worker.
+
+    Args:
+        worker: its thread is watched.
+        renew: called before another thread starts, to put other models in place of those that
+            the thread given up still holds.
+    """
+
+    def __init__(self, worker: Worker, renew: Callable[[], None]) -> None:
+        self._worker, self._renew = worker, renew
+        self._hung: list[threading.Thread] = []
+        self._stopped = False
+        self.restarts = 0
+
+    @property
+    def problem(self) -> str:
+        """Why no image is worked on any more; empty while there is a thread that does."""
+        if not self._stopped:
+            return ""
+        return (
+            f"{MAX_HANGS} detector threads hang: the device does not answer; restart the node, or "
+            "raise watchdog_timeout if an image takes that long"
+        )
+
+    def check(self, timeout: float) -> str:
+        """Looks after the thread; to be called about once a second.
+
+        Args:
+            timeout: seconds that one turn may take; 0: any number.
+
+        Returns:
+            What was done, for the log; empty if nothing was.
+        """
+        if self._worker.stopping:
+            return ""
+        self._hung = [thread for thread in self._hung if thread.is_alive()]
+        if self._stopped:
+            if len(self._hung) == MAX_HANGS:
+                return ""
+            self._restart()
+            return "a detector thread that hung came back: images are worked on again"
+        seconds = self._worker.busy_for()
+        if not timeout or seconds <= timeout:
+            return ""
+        problem = f"no result after {seconds:.0f} s, watchdog_timeout is {timeout:g} s"
+        thread = self._worker.give_up(problem)
+        if thread is not None:
+            self._hung.append(thread)
+        if len(self._hung) >= MAX_HANGS:
+            self._stopped = True
+            return f"{problem}: {self.problem}"
+        self._restart()
+        return f"{problem}: the thread was given up and another one started, with fresh models"
+
+    def _restart(self) -> None:
+        self._stopped = False
+        self.restarts += 1
+        self._renew()
+        self._worker.start()

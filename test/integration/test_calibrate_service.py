@@ -13,7 +13,7 @@ from ros_graph import Graph, image, wait_until
 from std_srvs.srv import Trigger
 
 from anomaly_detector_ros.calibration.calibration import load_calibration
-from anomaly_detector_ros.ros import calibrating
+from anomaly_detector_ros.ros import calibration_service
 
 FRAMES = 10
 CAMERAS = ["front", "rear"]
@@ -59,7 +59,7 @@ def listen(graph: Graph) -> dict[str, list]:
 def test_the_next_frames_calibrate_the_running_node(
     graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(calibrating, "WATCH_INTERVAL", 0.0)
+    monkeypatch.setattr(calibration_service, "WATCH_INTERVAL", 0.0)
     file = tmp_path / "out" / "live.safetensors"
     heatmaps = listen(graph)
     answer = calibrate(graph)
@@ -88,7 +88,7 @@ def test_the_next_frames_calibrate_the_running_node(
     )
     send(graph, heatmaps, 20, brightness=20)
     drifted = graph.diagnostics(
-        "front", lambda status, found: calibrating.DRIFTED in status.message
+        "front", lambda status, found: calibration_service.DRIFTED in status.message
     )
     assert drifted.level == b"\x01"
 

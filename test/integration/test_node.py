@@ -19,8 +19,7 @@ from ros_graph import Graph, image, picture, values, wait_until, with_stamp
 from sensor_msgs.msg import CameraInfo, CompressedImage
 
 from anomaly_detector_ros.imaging.messages import image_to_rgb
-from anomaly_detector_ros.imaging.rendering import IMAGE_OUTPUTS
-from anomaly_detector_ros.ros.vision import CLASSES
+from anomaly_detector_ros.imaging.rendering import CLASSES, IMAGE_OUTPUTS
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +77,10 @@ def test_other_encodings_and_sizes_follow_each_other(live: Graph):
 
 
 def test_outputs_without_subscribers_are_not_rendered(live: Graph, monkeypatch: pytest.MonkeyPatch):
-    from anomaly_detector_ros.ros import publishing
+    from anomaly_detector_ros.ros import publishers
 
     rendered: list[str] = []
-    real = publishing.render
+    real = publishers.render
 
     def counting(name: str, *args: Any) -> np.ndarray:
         rendered.append(name)
@@ -97,7 +96,7 @@ def test_outputs_without_subscribers_are_not_rendered(live: Graph, monkeypatch: 
         return sum(map(live.client.count_subscribers, topics))
 
     wait_until(lambda: subscribers() == 1, "the subscribers to be gone")
-    monkeypatch.setattr(publishing, "render", counting)
+    monkeypatch.setattr(publishers, "render", counting)
     with_stamp(masks, live.send(image()))
     assert rendered == ["mask"]
 
@@ -147,7 +146,7 @@ def test_boxes_and_labels_where_vision_msgs_is_installed(live: Graph):
 def test_a_model_that_fails_is_counted_and_survived(live: Graph):
     masks = live.listen_output("mask")
     failed = live.counts()["failed"]
-    denoiser = next(p for p in live.node.session.detector.denoiser.unet.parameters())
+    denoiser = next(p for p in live.node.session._detectors.any.denoiser.unet.parameters())
     kept = denoiser.detach().clone()
     with torch.no_grad():
         denoiser.fill_(float("nan"))

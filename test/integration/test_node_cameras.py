@@ -15,7 +15,7 @@ from rclpy.parameter import Parameter
 from ros_graph import Graph, image, picture, wait_until
 from sensor_msgs.msg import CompressedImage
 
-from anomaly_detector_ros.ros.parameter_table import CAMERA_SPECS, camera_parameter
+from anomaly_detector_ros.ros.parameters import CAMERA_SPECS, camera_parameter
 
 
 def active(namespace: str, **parameters: object) -> Graph:

@@ -14,7 +14,8 @@ pytest.importorskip("rclpy", reason="rclpy is not installed")
 from ros_graph import Graph, image, picture, wait_until, with_stamp
 from sensor_msgs.msg import CompressedImage
 
-from anomaly_detector_ros.ros.models import Models
+from anomaly_detector_ros.detector import Detector
+from anomaly_detector_ros.ros.detectors import Detectors
 
 
 def test_an_impossible_transition_is_refused_and_survived(light_profile: str):
@@ -29,14 +30,14 @@ def test_an_impossible_transition_is_refused_and_survived(light_profile: str):
 
 def test_it_answers_while_models_load(light_profile: str, monkeypatch: pytest.MonkeyPatch):
     loading, go_on = threading.Event(), threading.Event()
-    load = Models.load
+    load = Detectors.load
 
-    def slow(models: Models) -> None:
+    def slow(detectors: Detectors) -> Detector:
         loading.set()
         assert go_on.wait(60.0)
-        load(models)
+        return load(detectors)
 
-    monkeypatch.setattr(Models, "load", slow)
+    monkeypatch.setattr(Detectors, "load", slow)
     graph = Graph("loading", profile=light_profile, device="cpu")
     try:
         assert loading.wait(120.0)

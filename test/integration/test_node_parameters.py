@@ -16,7 +16,7 @@ from ros_graph import Graph, image, values, wait_until, with_stamp
 from sensor_msgs.msg import Image
 from std_srvs.srv import SetBool
 
-from anomaly_detector_ros.ros.parameter_table import BY_NAME
+from anomaly_detector_ros.ros.parameters import BY_NAME
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_every_parameter_has_a_descriptor(live: Graph):
         assert spec.text in described.description
         assert described.read_only == spec.read_only
         assert bool(described.floating_point_range or described.integer_range) == (
-            spec.minimum is not None
+            spec.bounds is not None
         )
 
 

@@ -33,7 +33,7 @@ def live(light_profile: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.fixture
 def looked_at(live: Graph, monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     """The images that the models see from now on, which they do as always."""
-    models = live.node.session._models
+    models = live.node.session._detectors
     seen: list[np.ndarray] = []
     detect = models.detect
 

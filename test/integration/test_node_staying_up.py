@@ -41,7 +41,7 @@ class Hanging:
 
 def test_models_that_hang_are_replaced(live: Graph):
     masks = live.listen_output("mask")
-    detector = live.node.session.detector
+    detector = live.node.session._detectors.any
     hanging = detector.denoiser = Hanging(detector.denoiser)
     live.send(image())
     assert hanging.entered.wait(10)
@@ -56,7 +56,7 @@ def test_models_that_hang_are_replaced(live: Graph):
     stamp = live.send(image())
     wait_until(lambda: masks, "a mask from fresh models")
     live.diagnostics("node", lambda status, found: found["detector thread restarts"] == "1")
-    assert live.node.session.detector is not detector
+    assert live.node.session._detectors.any is not detector
     hanging.answer.set()  # its result, now that it comes, is of no use
     live.diagnostics("camera", lambda status, found: found["processed"] == "1")
     assert [(m.header.stamp.sec, m.header.stamp.nanosec) for m in masks] == [stamp]
@@ -68,7 +68,7 @@ def test_memory_that_runs_out_is_told(live: Graph):
     masks = live.listen_output("mask")
     live.send(image())
     wait_until(lambda: masks, "a mask")
-    models = live.node.session._models
+    models = live.node.session._detectors
 
     class Full:
         def __init__(self, denoiser) -> None:
@@ -154,7 +154,7 @@ def test_a_hung_model_does_not_keep_the_node_from_its_cleanup(light_profile: str
     graph = Graph("stuck", profile=light_profile, device="cpu", watchdog_timeout=1.0)
     try:
         wait_until(lambda: graph.state() == "active", "activation", timeout=120.0)
-        detector = graph.node.session.detector
+        detector = graph.node.session._detectors.any
         hanging = detector.denoiser = Hanging(detector.denoiser)
         graph.send(image())
         assert hanging.entered.wait(10)

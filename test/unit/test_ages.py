@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from anomaly_detector_ros.ros.ages import OWN_CLOCK_BOUND, input_age
+from anomaly_detector_ros.ros.worker import OWN_CLOCK_BOUND, input_age
 
 SECOND = 1_000_000_000
 NOW = 1_700_000_000 * SECOND

@@ -5,7 +5,6 @@ What a description comes to needs launch and launch_ros, which a ROS installatio
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import tempfile
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from anomaly_detector_ros.ros.parameter_files import launch_arguments
 from anomaly_detector_ros.ros.parameters import BY_NAME, problem
 from anomaly_detector_ros.runtime import environment as image_environment
 from anomaly_detector_ros.runtime.environment import ALLOCATOR, FASTDDS
@@ -35,19 +35,6 @@ ARGUMENTS = {
     "foxglove_port",
     "foxglove_address",
 }
-
-
-def parameters_of_file() -> dict[str, str]:
-    """The launch file's table PARAMETERS, read without executing the file."""
-    file = share_dir("launch") / DETECTOR
-    for node in ast.walk(ast.parse(file.read_text(), str(file))):
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "PARAMETERS":
-            return ast.literal_eval(node.value)
-    pytest.fail("the launch file has no PARAMETERS")
-
-
-def test_offers_parameters_of_the_node_only():
-    assert set(parameters_of_file()) <= set(BY_NAME)
 
 
 @pytest.fixture(autouse=True)
@@ -157,7 +144,7 @@ def test_show_args_lists_every_argument_with_text(name: str, own: set[str]):
         argument.name: argument
         for argument in load(name).generate_launch_description().get_launch_arguments()
     }
-    assert set(declared) == {*parameters_of_file(), *ARGUMENTS, *own}
+    assert set(declared) == {*launch_arguments(), *ARGUMENTS, *own}
     for argument in declared.values():
         assert argument.description
         assert (argument.default_value is None) == (argument.name == "bag")
@@ -200,7 +187,9 @@ def test_arguments_become_parameters_that_the_node_accepts(tmp_path: Path):
         "use_sim_time": True,
     }
     del given["use_sim_time"]
-    assert [problem(*parameter) for parameter in given.items()] == [None] * len(given)
+    assert [problem(name, BY_NAME[name], value) for name, value in given.items()] == [None] * len(
+        given
+    )
 
 
 def test_one_camera_needs_no_brackets():

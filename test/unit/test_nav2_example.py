@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from anomaly_detector_ros.imaging.rendering import IMAGE_OUTPUTS
+from anomaly_detector_ros.imaging.rendering import CLASSES, IMAGE_OUTPUTS
 from anomaly_detector_ros.mapping.costmap import HIGHEST, HIT
 from anomaly_detector_ros.mapping.obstacles import ObstacleSettings
-from anomaly_detector_ros.ros.parameter_table import BY_NAME
-from anomaly_detector_ros.ros.vision import CLASSES
+from anomaly_detector_ros.ros.parameters import BY_NAME
 from anomaly_detector_ros.runtime.resources import share_dir
 
 FILE = share_dir("config") / "nav2_costmap.yaml"
@@ -37,9 +36,9 @@ def topics(tree: Any) -> list[str]:
 def node_topics() -> set[str]:
     """Full names of the node's outputs for the default camera, by its own tables."""
     pytest.importorskip("rclpy", reason="rclpy is not installed")
-    from anomaly_detector_ros.ros.costmap_output import TOPIC
+    from anomaly_detector_ros.ros.costmap import TOPIC
     from anomaly_detector_ros.ros.node import NODE_NAME
-    from anomaly_detector_ros.ros.obstacles_output import OUTPUTS
+    from anomaly_detector_ros.ros.obstacles import OUTPUTS
 
     (camera,) = BY_NAME["cameras"].default
     outputs = (*IMAGE_OUTPUTS, *OUTPUTS, "label_info")

@@ -14,8 +14,8 @@ from anomaly_detector_ros import building
 from anomaly_detector_ros.detection import Detection
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.ros import models as models_module
-from anomaly_detector_ros.ros.models import Models, Wanted
+from anomaly_detector_ros.ros import detectors as detectors_module
+from anomaly_detector_ros.ros.detectors import Detectors, Wanted
 from anomaly_detector_ros.runtime import memory_ladder
 from anomaly_detector_ros.runtime.memory_ladder import RESTORE_AFTER
 
@@ -56,7 +56,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         def __init__(self, depth: int) -> None:
             super().__init__(depth, lambda: now[0])
 
-    monkeypatch.setattr(models_module, "Ladder", Ladder)
+    monkeypatch.setattr(detectors_module, "Ladder", Ladder)
     return now
 
 
@@ -77,7 +77,7 @@ def test_the_image_is_tried_again_with_less_and_later_with_all(
     two_edits: str, memory: type[SmallMemory], clock: list[float]
 ):
     beats: list[bool] = []
-    models = Models(Wanted(two_edits, "cpu"), lambda: beats.append(models.loading))
+    models = Detectors(Wanted(two_edits, "cpu"), lambda: beats.append(models.loading))
     models.load()
     assert beats == [True]
     (expected,) = models.detect([""], [picture()])
@@ -107,7 +107,7 @@ def test_the_image_is_tried_again_with_less_and_later_with_all(
 def test_at_the_lowest_level_the_image_fails(
     two_edits: str, memory: type[SmallMemory], clock: list[float]
 ):
-    models = Models(Wanted(two_edits, "cpu"))
+    models = Detectors(Wanted(two_edits, "cpu"))
     models.load()
     memory.fits = 0
     (problem,) = models.detect([""], [picture()])
@@ -122,7 +122,7 @@ def test_memory_may_run_out_while_loading(
     two_edits: str, memory: type[SmallMemory], clock: list[float]
 ):
     memory.fits = 1
-    models = Models(Wanted(two_edits, "cpu"))
+    models = Detectors(Wanted(two_edits, "cpu"))
     models.load()
     assert models.level.one_by_one
     assert models.detector("") is models.any
@@ -136,7 +136,7 @@ def test_memory_may_run_out_while_loading(
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_last_resort_is_the_cpu(two_edits: str, memory: type[SmallMemory], clock: list[float]):
-    models = Models(Wanted(two_edits, "cuda"))
+    models = Detectors(Wanted(two_edits, "cuda"))
     models.load()
 
     def call(self: SmallMemory, x: Tensor, t: int | Tensor) -> Tensor:
@@ -157,7 +157,7 @@ def test_the_last_resort_is_the_cpu(two_edits: str, memory: type[SmallMemory], c
 
 
 def test_one_image_that_fails_spoils_no_batch(light_profile: str, monkeypatch: pytest.MonkeyPatch):
-    models = Models(Wanted(light_profile, "cpu"))
+    models = Detectors(Wanted(light_profile, "cpu"))
     models.load()
     good = [picture(1), picture(2)]
     expected = [models.any.detect(image) for image in good]
@@ -184,7 +184,7 @@ def test_cameras_share_networks_and_have_their_own_calibrations(two_edits: str, 
     fitted = tmp_path / "rear.safetensors"
     fit_calibration(profile, building.Parts(torch.device("cpu"), offline=True), files).save(fitted)
     wanted = Wanted(two_edits, "cpu", calibrations={"front": "", "rear": str(fitted), "left": ""})
-    models = Models(wanted)
+    models = Detectors(wanted)
     models.load()
     front, rear = models.detector("front"), models.detector("rear")
     assert front is models.detector("left")
@@ -203,6 +203,6 @@ def test_cameras_share_networks_and_have_their_own_calibrations(two_edits: str, 
 
 def test_missing_models_are_the_user_s_to_mend(tmp_path: Path):
     with pytest.raises(UserError, match="no_such"):
-        Models(Wanted("no_such", "cpu")).load()
+        Detectors(Wanted("no_such", "cpu")).load()
     with pytest.raises(UserError, match="cuda:99"):
-        Models(Wanted("light", "cuda:99"))
+        Detectors(Wanted("light", "cuda:99"))

@@ -11,11 +11,11 @@ import pytest
 from mapping_scenes import HEIGHT, WIDTH, board_outline, camera_info, draw
 
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.mapping.depth import DepthBuffer, serialised_stamp
+from anomaly_detector_ros.mapping.obstacle_finder import ObstacleFinder
 from anomaly_detector_ros.mapping.obstacles import ObstacleSettings
-from anomaly_detector_ros.mapping.poses import from_quaternion, mounted, transform
-from anomaly_detector_ros.ros.extrinsics import Extrinsics, NoTransforms
-from anomaly_detector_ros.ros.obstacles import ObstacleFinder
-from anomaly_detector_ros.ros.obstacles_depth import DepthBuffer, serialised_stamp
+from anomaly_detector_ros.mapping.poses import Extrinsics, from_quaternion, mounted, transform
+from anomaly_detector_ros.ros.transforms import NoTransforms
 
 POSE = mounted(1.2, pitch=0.18)
 BOARD = (5.0, 0.3, 0.5, 1.0)
@@ -228,7 +228,7 @@ def test_cloud_message_is_readable_by_others():
     stamped = ros_header(3.5)
     from rosbags.typesys import Stores, get_typestore
 
-    from anomaly_detector_ros.ros.pointcloud import cloud_message
+    from anomaly_detector_ros.ros.publishers import cloud_message
 
     points = np.arange(20, dtype=np.float32).reshape(5, 4)
     message = cloud_message(stamped, points)
@@ -252,17 +252,22 @@ def test_cloud_message_is_readable_by_others():
     assert cloud_message(stamped, np.zeros((0, 4), np.float32)).width == 0
 
 
-def test_costmap_places_what_a_moving_robot_sees(finder, mask):
-    ros_header(0)
+def costmap_of(transforms: Any, **settings: Any):
+    pytest.importorskip("rclpy", reason="rclpy is not installed")
     from anomaly_detector_ros.ros.costmap import Costmap, CostmapSettings
+    from anomaly_detector_ros.ros.qos import Output
 
+    return Costmap(Output(None), transforms, "base_link", 0.0, CostmapSettings(**settings))
+
+
+def test_costmap_places_what_a_moving_robot_sees(finder, mask):
     table = Table()
-    costmap = Costmap(table, "base_link", 0.0, CostmapSettings(size=20.0, resolution=0.2))
+    costmap = costmap_of(table, size=20.0, resolution=0.2)
     found = find(finder, mask, free=True)
     # The robot stands at (10, -4) and looks along the fixed frame's y.
     half = np.sqrt(0.5)
     table.poses["odom_from_base_link"] = from_quaternion((10, -4, 0), (0, 0, half, half))
-    assert costmap.update(ros_header(50.0), found) == ""
+    assert costmap.add(ros_header(50.0), found) == ""
     message = costmap.message(ros_header(50.0))
     assert message.header.frame_id == "odom"
     assert message.header.stamp.sec == 50
@@ -279,24 +284,20 @@ def test_costmap_places_what_a_moving_robot_sees(finder, mask):
 
 
 def test_costmap_says_what_is_missing(finder, mask):
-    ros_header(0)
-    from anomaly_detector_ros.ros.costmap import Costmap, CostmapSettings
-
-    costmap = Costmap(NoTransforms(), "base_link", 0.0, CostmapSettings())
+    costmap = costmap_of(NoTransforms())
     found = find(finder, mask, free=True)
-    assert "set costmap.frame to 'base_link'" in costmap.update(ros_header(1.0), found)
-    assert "no camera_info" in costmap.update(ros_header(1.0), find(finder, mask, info=None))
-    robot = Costmap(NoTransforms(), "base_link", 0.0, CostmapSettings(frame="base_link"))
-    assert robot.update(ros_header(1.0), found) == ""
-    low = CostmapSettings(frame="base_link", max_height=-0.5)
-    under = Costmap(NoTransforms(), "base_link", 0.0, low)
-    assert under.update(ros_header(1.0), found) == ""
+    assert "set costmap.frame to 'base_link'" in costmap.add(ros_header(1.0), found)
+    assert "no camera_info" in costmap.add(ros_header(1.0), find(finder, mask, info=None))
+    robot = costmap_of(NoTransforms(), frame="base_link")
+    assert robot.add(ros_header(1.0), found) == ""
+    under = costmap_of(NoTransforms(), frame="base_link", max_height=-0.5)
+    assert under.add(ros_header(1.0), found) == ""
     assert max(robot.message(ros_header(1.0)).data) == 70
     assert max(under.message(ros_header(1.0)).data) == 40
     robot.clear()
     assert set(robot.message(ros_header(1.0)).data) == {-1}
     with pytest.raises(UserError, match=r"raise costmap\.resolution"):
-        Costmap(NoTransforms(), "base_link", 0.0, CostmapSettings(size=200.0, resolution=0.05))
+        costmap_of(NoTransforms(), size=200.0, resolution=0.05)
 
 
 def test_tf_of_a_node_is_followed():
@@ -306,7 +307,7 @@ def test_tf_of_a_node_is_followed():
     from rclpy.context import Context
     from rclpy.executors import SingleThreadedExecutor
 
-    from anomaly_detector_ros.ros.extrinsics import make_transforms
+    from anomaly_detector_ros.ros.transforms import make_transforms
 
     context = Context()
     rclpy.init(args=[], context=context)

@@ -9,15 +9,18 @@ import pytest
 import yaml
 
 from anomaly_detector_ros.profiles import profile_names
-from anomaly_detector_ros.ros.detection_parameters import OVERRIDES
-from anomaly_detector_ros.ros.mapping_parameters import POSES
-from anomaly_detector_ros.ros.parameter_table import (
+from anomaly_detector_ros.ros.parameter_files import COMMAND, FILES, launch_arguments
+from anomaly_detector_ros.ros.parameters import (
     BY_NAME,
     CAMERA_SPECS,
+    OVERRIDES,
+    POSES,
     SPECS,
     camera_parameter,
+    descriptor,
+    problem,
+    refusal,
 )
-from anomaly_detector_ros.ros.parameters import descriptor, problem, refusal
 from anomaly_detector_ros.runtime.resources import share_dir
 
 DEFAULTS = {spec.name: spec.default for spec in SPECS}
@@ -25,10 +28,10 @@ DEFAULTS = {spec.name: spec.default for spec in SPECS}
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 def test_defaults_are_acceptable_and_described(spec):
-    assert problem(spec.name, spec.default) is None
+    assert problem(spec.name, spec, spec.default) is None
     assert spec.text.endswith(".")
     if isinstance(spec.default, (int, float)) and not isinstance(spec.default, bool):
-        assert spec.minimum <= spec.default <= spec.maximum
+        assert spec.bounds[0] <= spec.default <= spec.bounds[1]
 
 
 @pytest.mark.parametrize(
@@ -191,23 +194,25 @@ def test_parameter_file_holds_every_parameter_at_its_default():
     assert flat(content["/**"]["ros__parameters"]) == DEFAULTS
 
 
-def test_parameter_file_comments_every_parameter():
+@pytest.mark.parametrize("name", FILES)
+def test_files_are_those_of_the_table(name: str):
+    written = (Path(__file__).parents[2] / name).read_text()
+    assert written == FILES[name](), f"{name} is not of the table: run {COMMAND}"
+
+
+def test_parameter_file_shows_what_each_camera_has_of_its_own():
     lines = (share_dir("config") / "anomaly_detector.yaml").read_text().splitlines()
-    for spec in SPECS:
-        indent = "    " + "  " * spec.name.count(".")
-        (at,) = (
-            i
-            for i, line in enumerate(lines)
-            if line.startswith(f"{indent}{spec.name.rpartition('.')[2]}:")
-        )
-        assert lines[at - 1].startswith(f"{indent}# "), spec.name
-        assert lines[at - 1].endswith("(live).") == spec.live, spec.name
+    start = lines.index("    # rear:")
+    example = "\n".join(line.removeprefix("    # ") for line in lines[start:])
+    (left,) = yaml.safe_load(example)["rear"].values()
+    assert left == {spec.name: spec.default for spec in CAMERA_SPECS}
 
 
-def test_parameter_file_mentions_what_each_camera_has_of_its_own():
-    text = (share_dir("config") / "anomaly_detector.yaml").read_text()
-    for spec in CAMERA_SPECS:
-        assert f"#   {spec.name}:" in text.replace("#     ", "#   "), spec.name
+def test_launch_arguments_are_parameters_with_their_types():
+    found = launch_arguments()
+    assert set(found) >= {"cameras", "profile", "calibration", "threshold"}
+    assert found["cameras"][0] == list[str]
+    assert found["threshold"] == (float, BY_NAME["threshold"].text)
 
 
 def test_sliders_have_steps_and_ranges_worth_having():

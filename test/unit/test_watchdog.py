@@ -8,8 +8,7 @@ import pytest
 from test_worker import frame, settled, wait_until
 
 from anomaly_detector_ros.ros.counters import CameraCounters, Processed
-from anomaly_detector_ros.ros.watchdog import MAX_HANGS, Watchdog
-from anomaly_detector_ros.ros.worker import Turn, Worker
+from anomaly_detector_ros.ros.worker import MAX_HANGS, Turn, Watchdog, Worker
 
 NEVER = 1e-9
 """A timeout that everything has exceeded, and one that nothing does."""

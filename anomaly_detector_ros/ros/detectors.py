@@ -44,7 +44,7 @@ class Wanted:
     calibrations: Mapping[str, str] = field(default_factory=lambda: {"": ""})
 
 
-class Models:
+class Detectors:
     """A detector for each camera; those with the same calibration share one, all the networks.
 
     Where memory runs out the image is tried again with less demanding models, and the profile's
@@ -53,6 +53,12 @@ class Models:
     Args:
         wanted: what to load, on the first use or by `load`.
         beat: called when loading, or another try after one that failed, has been got through.
+
+    Attributes:
+        loading: whether the models are being loaded.
+
+    Raises:
+        UserError: unknown device.
     """
 
     def __init__(self, wanted: Wanted, beat: Callable[[], None] = lambda: None) -> None:
@@ -64,24 +70,26 @@ class Models:
         self._detectors: dict[str, Detector] = {}
         self._reason = ""
 
-    def fresh(self) -> Models:
+    def fresh(self) -> Detectors:
         """The same models, to be loaded anew; nothing is shared with these."""
-        return Models(self._wanted, self._beat)
+        return Detectors(self._wanted, self._beat)
 
-    def load(self) -> None:
+    def load(self) -> Detector:
         """Loads what is not loaded yet and runs the networks once, as the first run takes longer.
+
+        Returns:
+            One of the detectors, which differ in their calibration only.
 
         Raises:
             UserError: see `Detector.from_profile`.
         """
-        if self._detectors:
-            return
+        if self.any is not None:
+            return self.any
         self.loading = True
         try:
             while True:
                 try:
-                    self._build()
-                    return
+                    return self._build()
                 except Exception as error:
                     if not is_out_of_memory(error):
                         raise
@@ -94,7 +102,7 @@ class Models:
 
     @property
     def any(self) -> Detector | None:
-        """One of the detectors, which differ in their calibration only; None before `load`."""
+        """One of the detectors; None before `load`."""
         return next(iter(self._detectors.values()), None)
 
     def detector(self, camera: str) -> Detector | None:
@@ -168,7 +176,7 @@ class Models:
             torch.cuda.empty_cache()
         return True
 
-    def _build(self) -> None:
+    def _build(self) -> Detector:
         wanted, level = self._wanted, self.level
         device = torch.device("cpu") if level.on_cpu else self._device
         # All networks anew: what lies in memory of the last level goes.
@@ -184,8 +192,10 @@ class Models:
                 parts.fetch(profile)
                 built[file] = _detector(profile, parts, level)
             detectors[camera] = built[file]
-        next(iter(built.values())).detect(np.full((*WARM_UP_SIZE, 3), 127, np.uint8))
+        first = next(iter(built.values()))
+        first.detect(np.full((*WARM_UP_SIZE, 3), 127, np.uint8))
         self._detectors = detectors
+        return first
 
 
 def _detector(profile: Profile, parts: Parts, level: Level) -> Detector:

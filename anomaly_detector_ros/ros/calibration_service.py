@@ -1,45 +1,59 @@
-"""The node's service ~/calibrate, and whether its cameras still see the nominal scene."""
+"""What ~/calibrate does, and whether the cameras still see the nominal scene."""
 
 from __future__ import annotations
 
 import os
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rclpy.parameter import Parameter
-from std_srvs.srv import Trigger
+import numpy as np
+from rclpy.impl.rcutils_logger import RcutilsLogger
 
 from anomaly_detector_ros.errors import UserError, one_line
-from anomaly_detector_ros.ros.parameter_table import camera_parameter
+from anomaly_detector_ros.ros.parameters import Parameters, camera_parameter
 
 if TYPE_CHECKING:
     from anomaly_detector_ros.calibration.calibration import Calibration
     from anomaly_detector_ros.calibration.drift import DriftMonitor
     from anomaly_detector_ros.calibration.live import LiveCalibration
     from anomaly_detector_ros.detection import Detection
-    from anomaly_detector_ros.ros.models import Models
-    from anomaly_detector_ros.ros.node import AnomalyDetectorNode
+    from anomaly_detector_ros.ros.detectors import Detectors
 
 DRIFTED = "scene is no longer the nominal one"
 WATCH_INTERVAL = 1.0
 """Seconds between the frames of a camera that are watched: neighbours in time say the same."""
 
 
-class Calibrating:
-    """Calibrates the running detector and watches its scores.
+class CalibrationService:
+    """Calibrates the running detectors and watches their scores.
 
-    The service answers at once: callbacks don't wait for models. What becomes of it is logged, and
+    `begin` returns at once: callbacks don't wait for models. What becomes of it is logged, and
     `report` tells of it on the diagnostics.
 
     Args:
-        node: whose detector and parameters these are.
-        group: callback group of the service.
+        cameras: their names.
+        parameters: the node's, in force at any time.
+        node: the node's fully qualified name, of which the file's name is made by default.
+        threshold: the threshold in force for a camera.
+        done: called when another calibration is in force.
+        logger: the node's.
     """
 
-    def __init__(self, node: AnomalyDetectorNode, group: Any) -> None:
-        self._node = node
+    def __init__(
+        self,
+        cameras: Sequence[str],
+        parameters: Parameters,
+        node: str,
+        *,
+        threshold: Callable[[str], float],
+        done: Callable[[], None],
+        logger: RcutilsLogger,
+    ) -> None:
+        self._cameras, self._parameters, self._node = list(cameras), parameters, node
+        self._threshold, self._done, self._logger = threshold, done, logger
         self._lock = threading.Lock()
         self._live: LiveCalibration | None = None
         self._file = Path()
@@ -47,22 +61,13 @@ class Calibrating:
         self._watched: Calibration | None = None
         self._monitors: dict[str, DriftMonitor] = {}
         self._last: dict[str, float] = {}
-        node.create_service(Trigger, "~/calibrate", self._on_calibrate, callback_group=group)
 
-    # -- callbacks ---------------------------------------------------------------------------------
+    def begin(self) -> str:
+        """Takes the next frames as nominal. Returns what is going to happen, in one line.
 
-    def _on_calibrate(
-        self, request: Trigger.Request, response: Trigger.Response
-    ) -> Trigger.Response:
-        try:
-            response.message = self._begin()
-            response.success = True
-        except Exception as error:  # without an answer the caller would wait for ever
-            response.message = one_line(error)
-            response.success = False
-        return response
-
-    def _begin(self) -> str:
+        Raises:
+            UserError: it cannot be done now.
+        """
         # Imports torch, which the node does without until it is configured.
         from anomaly_detector_ros.calibration.live import (
             LiveCalibration,
@@ -70,29 +75,24 @@ class Calibrating:
             default_file,
         )
 
-        node, session = self._node, self._node.session
-        if session is None or node.state != "active" or not node.enabled:
-            raise UserError("no frames to calibrate on: activate the node and enable it first")
-        if session.degraded:
-            raise UserError(f"the models are not as the profile says ({session.degraded}): later")
-        names = [camera.name for camera in session.cameras]
-        if len({node.parameters.of_camera(name, "calibration") for name in names}) > 1:
+        own = {self._parameters.of_camera(name, "calibration") for name in self._cameras}
+        if len(own) > 1:
             raise UserError(
                 "the cameras have different calibration files: calibrate them into one, see "
                 "anomaly-detector calibrate --camera"
             )
-        file = Path(os.path.expanduser(node.parameters["calibration_output"]))
+        file = Path(os.path.expanduser(self._parameters["calibration_output"]))
         if file == Path():
-            file = default_file(node.get_fully_qualified_name())
+            file = default_file(self._node)
         check_writable(file)
         with self._lock:
             if self._live is not None:
                 raise UserError(f"already calibrating: {self._live.progress}")
-            live = self._live = LiveCalibration(names, node.parameters["calibration_frames"])
-            self._file, self._problem = file, ""
+            live = LiveCalibration(self._cameras, self._parameters["calibration_frames"])
+            self._live, self._file, self._problem = live, file, ""
         return (
-            f"the next {live.count} frames of {', '.join(names)} are taken as nominal; then "
-            f"'{file}' is written and in force (scores alone: the distance stays as it is)"
+            f"the next {live.count} frames of {', '.join(self._cameras)} are taken as nominal; "
+            f"then '{file}' is written and in force (scores alone: the distance stays as it is)"
         )
 
     def cancel(self) -> None:
@@ -100,7 +100,7 @@ class Calibrating:
         with self._lock:
             if self._live is not None:
                 self._problem = f"calibrating was cancelled: {self._live.progress}"
-                self._node.get_logger().warning(self._problem)
+                self._logger.warning(self._problem)
             self._live = None
             self._watched = None
 
@@ -123,13 +123,13 @@ class Calibrating:
 
     # -- images, in the worker's thread ------------------------------------------------------------
 
-    def frame(self, camera: str, models: Models, detection: Detection) -> None:
+    def frame(self, camera: str, detectors: Detectors, detection: Detection) -> None:
         """Takes a detection of a camera, to calibrate on or to watch. Never raises."""
         try:
             with self._lock:
                 live, file = self._live, self._file
                 if live is None:
-                    self._watch(camera, models, detection)
+                    self._watch(camera, detectors, detection)
                     return
             if not live.add(camera, detection.scores):
                 return
@@ -137,17 +137,17 @@ class Calibrating:
                 if self._live is not live:  # cancelled meanwhile
                     return
                 self._live = None
-            self._finish(live, camera, models, file)
+            self._finish(live, camera, detectors, file)
         except Exception as error:
             with self._lock:
                 self._live = None
                 self._problem = one_line(error)
-            self._node.get_logger().error(f"not calibrated: {one_line(error)}")
+            self._logger.error(f"not calibrated: {one_line(error)}")
 
-    def _watch(self, camera: str, models: Models, detection: Detection) -> None:
+    def _watch(self, camera: str, detectors: Detectors, detection: Detection) -> None:
         from anomaly_detector_ros.calibration.drift import DriftMonitor
 
-        detector = models.detector(camera)
+        detector = detectors.detector(camera)
         calibration = detector.calibration if detector else None
         if calibration is None:
             return
@@ -162,46 +162,45 @@ class Calibrating:
         self._last[camera] = now
         monitor = self._monitors.get(camera)
         if monitor is None:
-            monitor = DriftMonitor(nominal, self._node.parameters["drift_window"])
+            monitor = DriftMonitor(nominal, self._parameters["drift_window"])
             self._monitors[camera] = monitor
         monitor.add(detection.heatmap)
 
-    def _finish(self, live: LiveCalibration, camera: str, models: Models, file: Path) -> None:
+    def _finish(self, live: LiveCalibration, camera: str, detectors: Detectors, file: Path) -> None:
         from anomaly_detector_ros.building import fingerprint
         from anomaly_detector_ros.calibration.live import save_calibration
         from anomaly_detector_ros.weights.registry import Registry
 
-        detector = models.detector(camera)
+        detector = detectors.detector(camera)
         if detector is None:
             raise UserError("the models were released meanwhile: calibrate again")
         before = detector.calibration
         of = before.fingerprint if before else fingerprint(detector.profile, Registry.default())
         calibration = live.calibration(before, of)
         save_calibration(calibration, file)
-        thresholds = self._shares(calibration) if before is None else {}
-        models.recalibrate(calibration, file)
+        # Masks stay as they were when heatmaps were raw distances.
+        thresholds = {
+            camera_parameter(name, "threshold"): share(calibration, name, self._threshold(name))
+            for name in (self._cameras if before is None else ())
+        }
+        detectors.recalibrate(calibration, file)
         text = f"calibrated on {live.count} frames of {', '.join(live.cameras)}: '{file}'"
         if live.missing:
             text += f"; too few frames came from {', '.join(live.missing)}"
         if thresholds:
-            # Masks stay as they were when heatmaps were raw distances.
-            self._node.set_parameters([Parameter(n, value=v) for n, v in thresholds.items()])
-            given = ", ".join(f"{name} {value:g}" for name, value in thresholds.items())
+            self._parameters.set(thresholds)
+            given = ", ".join(f"{name} {value:.9g}" for name, value in thresholds.items())
             text += f"; thresholds are shares of nominal pixels from now on: {given}"
-        self._node.get_logger().info(text)
-        session = self._node.session
-        for each in session.cameras if session else ():
-            each.reset()  # heatmaps seen so far are on another scale
+        self._logger.info(text)
+        self._done()
 
-    def _shares(self, calibration: Calibration) -> dict[str, float]:
-        """The thresholds in force, as shares of nominal pixels, by the parameter's name."""
-        session = self._node.session
-        return {
-            camera_parameter(camera.name, "threshold"): round(
-                float(
-                    calibration.nominal(camera.name).distribution(session.threshold(camera.name))
-                ),
-                4,
-            )
-            for camera in (session.cameras if session else ())
-        }
+
+def share(calibration: Calibration, camera: str, threshold: float) -> float:
+    """A raw score as the heatmap value that a calibration makes of it, below 1.
+
+    Heatmaps are float32 and reach 1 for no score but very high ones, so the share is that float32,
+    and where it would be 1, the value next to it.
+    """
+    scores = np.array([threshold], np.float32)
+    (value,) = calibration.heatmap(scores, camera)
+    return float(min(value, np.nextafter(np.float32(1), np.float32(0))))

@@ -1,0 +1,198 @@
+"""A camera's outputs on the ROS graph: rendered and sent where somebody listens.
+
+Messages are made by hand: sensor_msgs_py, cv_bridge and vision_msgs are not among the Python wheels
+of ROS. Detections are left out where vision_msgs is missing.
+"""
+
+from __future__ import annotations
+
+import array
+import importlib.util
+import sys
+from collections.abc import Iterable
+from copy import copy
+from typing import TYPE_CHECKING
+
+import numpy as np
+from builtin_interfaces.msg import Time
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
+from std_msgs.msg import Header
+
+from anomaly_detector_ros.imaging.boxes import Box, boxes
+from anomaly_detector_ros.imaging.messages import image_fields, info_fits
+from anomaly_detector_ros.imaging.rendering import (
+    ANOMALY,
+    CLASSES,
+    IMAGE_OUTPUTS,
+    JPEG_FORMAT,
+    encode_jpeg,
+    render,
+)
+from anomaly_detector_ros.ros.qos import LATCHED, Topics
+
+if TYPE_CHECKING:
+    from vision_msgs.msg import Detection2D, Detection2DArray, LabelInfo
+
+    from anomaly_detector_ros.detection import Detection
+
+CLOUD_FIELDS: tuple[str, ...] = ("x", "y", "z", "intensity")
+"""Names of a point's float32 fields, in their order."""
+
+
+class Outputs:
+    """The images of one camera, and what else is made of a detection alone.
+
+    Args:
+        topics: makes the publishers.
+        camera: the camera's name; topics are ``~/<camera>/<output>``.
+    """
+
+    def __init__(self, topics: Topics, camera: str) -> None:
+        types: dict[str, type] = dict.fromkeys(IMAGE_OUTPUTS, Image)
+        types |= {"overlay/compressed": CompressedImage, "camera_info": CameraInfo}
+        if vision_messages():
+            from vision_msgs.msg import Detection2DArray
+
+            types["detections"] = Detection2DArray
+        self._outputs = {
+            output: topics.advertise(message_type, f"~/{camera}/{output}")
+            for output, message_type in types.items()
+        }
+        self._labels = None
+        if vision_messages():
+            from vision_msgs.msg import LabelInfo
+
+            self._labels = topics.advertise(LabelInfo, f"~/{camera}/label_info", LATCHED)
+
+    def publish(
+        self,
+        header: Header,
+        image: np.ndarray,
+        detection: Detection,
+        info: CameraInfo | None,
+        jpeg_quality: int,
+    ) -> str:
+        """Publishes what somebody listens to; it is rendered for nobody else.
+
+        Args:
+            header: of the input, and of all outputs.
+            image: the input, uint8 RGB (H, W, 3).
+            detection: what was found in it.
+            info: the last message on the camera's ``camera_info``; stays as it is.
+            jpeg_quality: of the overlay, 1 to 100.
+
+        Returns:
+            What somebody listens to and could not get, in one line; else empty.
+        """
+        wanted = {name: output for name, output in self._outputs.items() if output.wanted}
+        for name, spec in IMAGE_OUTPUTS.items():
+            plain, compressed = wanted.get(name), wanted.get(f"{name}/compressed")
+            if not (plain or compressed):
+                continue
+            rendered = render(name, image, detection)
+            if plain:
+                plain.send(image_message(header, rendered, spec.encoding))
+            if compressed:
+                compressed.send(jpeg_message(header, rendered, jpeg_quality))
+        if "detections" in wanted:
+            found = boxes(detection.heatmap, detection.mask)
+            wanted["detections"].send(detections_message(header, found))
+        if "camera_info" not in wanted:
+            return ""
+        if info is None:
+            return "no message on camera_info, so none is published"
+        if not info_fits(info, image.shape[:2]):
+            return (
+                f"camera_info is for {info.width}x{info.height}, the image is "
+                f"{image.shape[1]}x{image.shape[0]}: correct the camera driver's calibration"
+            )
+        own = copy(info)
+        own.header = header
+        wanted["camera_info"].send(own)
+        return ""
+
+    def publish_labels(self, stamp: Time, threshold: float) -> None:
+        """Publishes what the mask's values stand for, where vision_msgs is installed."""
+        if self._labels is not None:
+            self._labels.send(label_info_message(Header(stamp=stamp), threshold))
+
+
+def octets(data: bytes) -> array.array[int]:
+    """Bytes for a message: rclpy takes them as they are, all else it checks one by one."""
+    return array.array("B", data)
+
+
+def image_message(header: Header, pixels: np.ndarray, encoding: str) -> Image:
+    """A `sensor_msgs/Image` of an array."""
+    fields = image_fields(pixels, encoding)
+    fields["data"] = octets(fields["data"])
+    return Image(header=header, **fields)
+
+
+def jpeg_message(header: Header, picture: np.ndarray, quality: int) -> CompressedImage:
+    """A `sensor_msgs/CompressedImage` of an RGB picture, as image_transport publishes them."""
+    data = octets(encode_jpeg(picture, quality))
+    return CompressedImage(header=header, format=JPEG_FORMAT, data=data)
+
+
+def cloud_message(header: Header, points: np.ndarray) -> PointCloud2:
+    """A `sensor_msgs/PointCloud2` with float32 x y z intensity.
+
+    Args:
+        header: its header.
+        points: float32 (N, 4), a list of points, or (H, W, 4), an organised cloud of an image's
+            size; NaN where an organised cloud has no point.
+    """
+    points = np.ascontiguousarray(points, np.float32)
+    organised = points.ndim == 3
+    height, width = points.shape[:2] if organised else (1, len(points))
+    size = points.itemsize
+    return PointCloud2(
+        header=header,
+        height=height,
+        width=width,
+        fields=[
+            PointField(name=name, offset=size * index, datatype=PointField.FLOAT32, count=1)
+            for index, name in enumerate(CLOUD_FIELDS)
+        ],
+        is_bigendian=sys.byteorder == "big",
+        point_step=size * len(CLOUD_FIELDS),
+        row_step=size * len(CLOUD_FIELDS) * width,
+        is_dense=not organised,
+        data=octets(points.tobytes()),
+    )
+
+
+def vision_messages() -> bool:
+    """Whether vision_msgs is installed."""
+    return importlib.util.find_spec("vision_msgs") is not None
+
+
+def detections_message(header: Header, found: Iterable[Box]) -> Detection2DArray:
+    """The boxes as a `vision_msgs/Detection2DArray` under the image's header."""
+    from vision_msgs.msg import Detection2DArray
+
+    return Detection2DArray(header=header, detections=[_detection(header, box) for box in found])
+
+
+def _detection(header: Header, box: Box) -> Detection2D:
+    from vision_msgs.msg import Detection2D, ObjectHypothesisWithPose
+
+    result = ObjectHypothesisWithPose()
+    result.hypothesis.class_id = str(ANOMALY)  # label_info has its name
+    result.hypothesis.score = box.score
+    message = Detection2D(header=header, results=[result])
+    # The edges of a box lie between pixels, as those of OpenCV's rectangles.
+    message.bbox.center.position.x = box.left + box.width / 2
+    message.bbox.center.position.y = box.top + box.height / 2
+    message.bbox.size_x = float(box.width)
+    message.bbox.size_y = float(box.height)
+    return message
+
+
+def label_info_message(header: Header, threshold: float) -> LabelInfo:
+    """What the mask's values stand for and the threshold that made it, `vision_msgs/LabelInfo`."""
+    from vision_msgs.msg import LabelInfo, VisionClass
+
+    classes = [VisionClass(class_id=value, class_name=name) for value, name in CLASSES.items()]
+    return LabelInfo(header=header, class_map=classes, threshold=float(threshold))
