@@ -31,6 +31,8 @@ class NodeExecutor(Executor):
         Raises what the callback raises; what one in a thread of its own raises, once it has.
         """
         try:
+            task: Task
+            entity: Any
             task, entity, _ = self.wait_for_ready_callbacks(timeout_sec=timeout_sec)
         except (ShutdownException, TimeoutException):
             return

@@ -12,7 +12,12 @@ from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallb
 from rclpy.clock import Clock, JumpThreshold
 from rclpy.clock_type import ClockType
 from rclpy.duration import Duration
-from rclpy.lifecycle.node import LifecycleNodeMixin, LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle.node import (
+    LifecycleNode,
+    LifecycleNodeMixin,
+    LifecycleState,
+    TransitionCallbackReturn,
+)
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from std_srvs.srv import SetBool, Trigger
@@ -28,7 +33,7 @@ NODE_NAME = "anomaly_detector"
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
-class AnomalyDetectorNode(LifecycleNodeMixin, Node):  # type: ignore[misc]
+class AnomalyDetectorNode(LifecycleNode):
     """Finds anomalies in the images of one or more cameras.
 
     Models load on configure and are released on cleanup; subscriptions exist while active. The
@@ -50,6 +55,7 @@ class AnomalyDetectorNode(LifecycleNodeMixin, Node):  # type: ignore[misc]
     """
 
     def __init__(self, **kwargs: Any) -> None:
+        # As LifecycleNode does, which has no argument for the callback group.
         Node.__init__(self, NODE_NAME, **kwargs)
         self.transitions = ReentrantCallbackGroup()
         LifecycleNodeMixin.__init__(self, callback_group=self.transitions)

@@ -498,8 +498,8 @@ def descriptor(name: str, spec: Spec) -> ParameterDescriptor:
         read_only=spec.read_only,
     )
     if spec.bounds and isinstance(spec.default, int):
-        least, largest = map(int, spec.bounds)
-        made.integer_range = [IntegerRange(from_value=least, to_value=largest, step=1)]
+        first, last = map(int, spec.bounds)
+        made.integer_range = [IntegerRange(from_value=first, to_value=last, step=1)]
     elif spec.bounds:
         least, largest = spec.bounds
         made.floating_point_range = [FloatingPointRange(from_value=least, to_value=largest)]
