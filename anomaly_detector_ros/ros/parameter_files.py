@@ -70,6 +70,7 @@ _MARKDOWN_QOS = """
 Inputs are BEST_EFFORT, outputs RELIABLE, both KEEP_LAST with depth 1; `~/costmap` and `label_info`
 are TRANSIENT_LOCAL, too. `qos_overrides.<topic>.<publisher or subscription>.<policy>`, with the
 topic's full name and one of history, depth, reliability and durability, changes that at start.
+Somebody whose QoS does not match is told of in the log and on `/diagnostics`, with the remedy.
 """
 
 
@@ -125,10 +126,10 @@ def _table(specs: tuple[Spec, ...]) -> str:
 
 
 def _possible(spec: Spec) -> str:
-    if spec.constraints or spec.choices:
-        return spec.constraints or " or ".join(spec.choices)
+    if spec.possible:
+        return spec.possible
     if spec.bounds:
-        return f"{spec.bounds[0]:g} to {spec.bounds[1]:g}"
+        return f"{spec.bounds[0]:,} to {spec.bounds[1]:,}"
     return "true or false" if isinstance(spec.default, bool) else "text"
 
 

@@ -56,6 +56,12 @@ class Spec:
     launch: bool = False
 
     @property
+    def possible(self) -> str:
+        """What a value must be beyond its type and bounds, in words; empty if nothing."""
+        *others, last = self.choices or ("",)
+        return self.constraints or (f"{', '.join(others)} or {last}" if others else "")
+
+    @property
     def when(self) -> str:
         """When it can be set, in words."""
         return "any time" if self.live else "at start" if self.read_only else "while unconfigured"
@@ -358,7 +364,12 @@ SPECS: tuple[Spec, ...] = tuple(spec for section in SECTIONS.values() for spec i
 BY_NAME: dict[str, Spec] = {spec.name: spec for spec in SPECS}
 
 OVERRIDES: tuple[Spec, ...] = (
-    replace(_TRANSPORT, default="", text="This camera's image_transport; empty: the node's."),
+    replace(
+        _TRANSPORT,
+        default="",
+        text="This camera's image_transport; empty: the node's.",
+        constraints="empty, raw or compressed",
+    ),
     replace(_CALIBRATION, text="This camera's calibration file; empty: the node's."),
     replace(_THRESHOLD, text="This camera's threshold; -1: the node's."),
     replace(
@@ -494,7 +505,7 @@ def descriptor(name: str, spec: Spec) -> ParameterDescriptor:
     made = ParameterDescriptor(
         name=name,
         description=f"{spec.text} Settable {spec.when}.",
-        additional_constraints=spec.constraints or " or ".join(spec.choices),
+        additional_constraints=spec.possible,
         read_only=spec.read_only,
     )
     if spec.bounds and isinstance(spec.default, int):
