@@ -1,0 +1,118 @@
+"""What the documents promise: links lead somewhere, commands exist, code runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+import yaml
+from packaging.requirements import Requirement
+from PIL import Image
+from typer.core import TyperGroup
+
+from anomaly_detector_ros.cli.main import app
+from anomaly_detector_ros.detector import Detector
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+
+pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="not a source checkout")
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced code of one language in a page, indented or not."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", page.read_text(), re.M | re.S)
+    return [re.sub(rf"^{indent}", "", text, flags=re.M) for indent, text in found]
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        target, _, anchor = link.partition("#")
+        if target.startswith("http"):
+            continue
+        file = page.parent / target if target else page
+        assert file.exists(), f"{page.name} links to {link}"
+        assert not anchor or anchor in anchors(file), f"{page.name} links to {link}"
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    for page in PAGES:
+        for block in blocks(page, "bash"):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                if words and words[0] == "anomaly-detector" and words[1:2] != ["COMMAND"]:
+                    yield page.name, words[1:]
+
+
+@pytest.mark.parametrize(("page", "words"), list(commands()), ids=lambda value: str(value)[:40])
+def test_commands_exist_with_their_options(page: str, words: list[str]) -> None:
+    command = typer.main.get_command(app)
+    while isinstance(command, TyperGroup):
+        assert words[0] in command.commands, f"{page}: no command {words[0]}"
+        command, words = command.commands[words[0]], words[1:]
+    known = {name for parameter in command.params for name in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= known
+
+
+def test_the_readmes_python_runs(
+    light_profile: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = Detector.from_profile(light_profile, device="cpu")
+    monkeypatch.setattr(Detector, "from_profile", lambda name, device: tiny)
+    (code,) = blocks(ROOT / "README.md", "python")
+    exec(code, {"image": np.zeros((20, 30, 3), np.uint8)})
+    assert len(capsys.readouterr().out.split()) == 3
+
+
+def test_the_part_of_the_guide_runs_in_a_profile(
+    light_profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guide = ROOT / "CONTRIBUTING.md"
+    (code,), (profile,) = blocks(guide, "python"), blocks(guide, "yaml")
+    (tmp_path / "euclidean.py").write_text(code)
+    tiny = yaml.safe_load(Path(light_profile).read_text())["light_test"]
+    mine = {**tiny, **yaml.safe_load(profile)["mine"], "base": None}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"mine": mine}))
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (30, 20), (90, 80, 70)).save(tmp_path / "images" / "one.png")
+    monkeypatch.chdir(tmp_path)
+    (command,) = [words for page, words in commands() if page == guide.name]
+    assert app(command, standalone_mode=False) in (None, 0)
+    heatmap = np.load(tmp_path / "found" / "one_heatmap.npy")
+    assert heatmap.shape == (20, 30)
+    assert heatmap.max() > 0
+
+
+def test_every_dependency_has_a_way_into_a_colcon_workspace() -> None:
+    tomllib = pytest.importorskip("tomllib")  # from Python 3.11 on
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = {Requirement(line).name.lower() for line in project["dependencies"]} - {"setuptools"}
+    keys = re.findall(
+        r"<exec_depend>python3-([\w-]+?)(?:-pip)?<", (ROOT / "package.xml").read_text()
+    )
+    renamed = {
+        "opencv": "opencv-python-headless",
+        "pil": "pillow",
+        "yaml": "pyyaml",
+        "skimage": "scikit-image",
+        "sklearn": "scikit-learn",
+        "pytorch": "torch",
+        "huggingface-hub": "huggingface_hub",
+    }
+    by_rosdep = {renamed.get(key, key) for key in keys}
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    (line,) = re.findall(r"^pip install (accelerate .+)$", text, re.M)
+    by_pip = {Requirement(word).name.lower() for word in shlex.split(line)}
+    assert wanted <= by_rosdep | by_pip
