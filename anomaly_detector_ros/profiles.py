@@ -35,7 +35,7 @@ class Profile:
         denoiser: ``model`` (registry name, or a directory's path, with a slash in it), ``size``
             (height, width), ``dtype``, ``compile`` (auto, none, graph or compile; see
             `synthesis.denoisers.compiled`).
-        sampler: ``name`` (few_step or algorithm1) and its settings, ``num_edits``, ``seed``.
+        sampler: ``name`` and settings; see `synthesis.editor.read_edit_settings`.
         features: ``name`` and settings; see `features.extractors.make_features`.
         upsampler: ``name`` and settings; see `features.upsampling.make_upsampler`.
         distance: ``name`` (cosine or whitened) and settings; see `distances.base`.

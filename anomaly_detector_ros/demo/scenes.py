@@ -65,26 +65,17 @@ def sample_scenes(
     import torch.nn.functional as F
 
     from anomaly_detector_ros.synthesis.denoisers.unet import DiffusersDenoiser
-    from anomaly_detector_ros.synthesis.samplers import few_step
-    from anomaly_detector_ros.synthesis.similarity import GaussianSimilarity
+    from anomaly_detector_ros.synthesis.samplers.few_step import FewStep
 
     denoiser = DiffusersDenoiser.from_pretrained(model)
-    free = GaussianSimilarity(0.0)  # nothing to stay similar to
+    size = _model_size(denoiser.unet.config.sample_size)
+    draw, redraw = FewStep(noise_level=1.0, steps=steps), FewStep(noise_level=REDRAWN_FROM)
     scenes = []
     for index in range(count):
         generator = torch.Generator().manual_seed(seed + index)
-        x = few_step(
-            denoiser,
-            torch.zeros(1, 3, *_model_size(denoiser.unet.config.sample_size)),
-            free,
-            noise_level=1.0,
-            steps=steps,
-            generator=generator,
-        )
+        x = draw(denoiser, torch.zeros(1, 3, *size), generator=generator)
         x = F.interpolate(x, redrawn_size, mode="bicubic", antialias=True).clamp(-1, 1)
-        x = few_step(
-            denoiser, x, free, noise_level=REDRAWN_FROM, steps=8, generator=generator
-        ).clamp(-1, 1)
+        x = redraw(denoiser, x, generator=generator).clamp(-1, 1)
         scenes.append(_enlarge(x[0].permute(1, 2, 0).add(1).mul(127.5).numpy()))
     return np.stack(scenes)
 

@@ -16,7 +16,7 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -138,12 +138,7 @@ def read_settings(kind: type[Settings], values: Mapping[str, Any], where: str) -
 'width'?): known are width
     """
     known = [field.name for field in fields(kind) if field.init]  # type: ignore[arg-type]
-    for key in values:
-        if key not in known:
-            listed = f"known are {', '.join(known)}" if known else "it has none"
-            raise UserError(
-                f"{where} has no setting '{one_line(key, 60)}'{_hint(str(key), known)}: {listed}"
-            )
+    check_names(values, known, where)
     for key, value in values.items():
         if isinstance(value, bool) and _is_number(kind, key):
             raise UserError(f"{where}: {key} is {value}: give a number")
@@ -158,6 +153,20 @@ def read_settings(kind: type[Settings], values: Mapping[str, Any], where: str) -
         wanted = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
         subject = f"{where}: {key} is {given}" if key else where
         raise UserError(f"{subject}: it must be {wanted}") from None
+
+
+def check_names(values: Iterable[Any], known: Sequence[str], where: str) -> None:
+    """Refuses settings that do not exist, as `read_settings` does.
+
+    Raises:
+        UserError: one of ``values`` is not among the ``known`` names.
+    """
+    for key in values:
+        if key not in known:
+            listed = f"known are {', '.join(known)}" if known else "it has none"
+            raise UserError(
+                f"{where} has no setting '{one_line(key, 60)}'{_hint(str(key), known)}: {listed}"
+            )
 
 
 def _is_number(kind: type, key: str) -> bool:

@@ -3,37 +3,94 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, TypeVar
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
+from anomaly_detector_ros.errors import one_line
+from anomaly_detector_ros.runtime.parts import PartRegistry, check_names, read_settings
 from anomaly_detector_ros.runtime.tensors import to_device
 from anomaly_detector_ros.synthesis.denoisers.base import Denoiser
-from anomaly_detector_ros.synthesis.editing import make_sampler
-from anomaly_detector_ros.synthesis.schedule import Timesteps
+from anomaly_detector_ros.synthesis.guidance import GUIDANCES
+from anomaly_detector_ros.synthesis.samplers import SAMPLERS, Sampler
+from anomaly_detector_ros.synthesis.similarity import SIMILARITIES
+
+# What a sampler may hold: the settings that name it, and its kind.
+_INNER: dict[str, PartRegistry[Any]] = {"guidance": GUIDANCES, "similarity": SIMILARITIES}
+_Kind = TypeVar("_Kind")
+
+
+@dataclass(frozen=True)
+class EditSettings:
+    """A profile's ``sampler``.
+
+    Attributes:
+        sampler: what makes the edits.
+        num_edits: K, edits of each image.
+        seed: of the noise.
+    """
+
+    sampler: Sampler
+    num_edits: Annotated[int, Ge(1)] = 1
+    seed: Annotated[int, Ge(0)] = 0
+
+
+def read_edit_settings(settings: Mapping[str, Any]) -> EditSettings:
+    """What a profile's ``sampler`` part describes.
+
+    All settings stand beside each other: ``name`` is the sampler's, ``guidance`` and
+    ``similarity`` name those that it holds (its own defaults otherwise), and each of the three
+    takes the settings that it has fields for.
+
+    Raises:
+        UserError: see `PartRegistry.get` and `read_settings`.
+
+    Example:
+        >>> settings = {"name": "few_step", "steps": 3, "guidance_scale": 1e4, "num_edits": 2}
+        >>> read_edit_settings(settings).sampler.steps
+        3
+    """
+    name = settings.get("name")
+    kind, where = SAMPLERS.get(name), f"sampler {one_line(name, 60)}"
+    inner: dict[str, type] = {}
+    for field in fields(kind):
+        if field.name in settings and field.name in _INNER:
+            inner[field.name] = _INNER[field.name].get(settings[field.name])
+        elif field.name in _INNER:
+            inner[field.name] = field.default_factory
+    kinds = (kind, *inner.values(), EditSettings)
+    known = {"name", *(field.name for each in kinds for field in fields(each))} - {"sampler"}
+    check_names(settings, sorted(known), where)
+
+    def read(kind: type[_Kind], **parts: object) -> _Kind:
+        own = {field.name: settings[field.name] for field in fields(kind) if field.name in settings}
+        return read_settings(kind, {**own, **parts}, where)
+
+    sampler = read(kind, **{key: read(part) for key, part in inner.items()})
+    return read(EditSettings, sampler=sampler)
 
 
 class Editor:
-    """A sampler and the noise that it starts from.
+    """A sampler and the noise that it starts from: all that knows which space images are edited in.
 
     Every image gets the same noise: what stands still in a video is edited alike.
 
     Args:
-        settings: a profile's sampler: those of `editing.make_sampler`, ``num_edits`` (K, 1 by
-            default) and ``seed`` (0).
+        settings: a profile's sampler; see `read_edit_settings`.
         size: H and W of the images.
         device: where they are.
 
     Raises:
-        UserError: see `editing.make_sampler`.
+        UserError: see `read_edit_settings`.
     """
 
     def __init__(
         self, settings: Mapping[str, Any], size: tuple[int, int], device: torch.device
     ) -> None:
-        self.settings, self.size, self.device = settings, size, device
-        self._sampler = make_sampler(settings)
+        self.settings, self.size, self.device = read_edit_settings(settings), size, device
         self._noise: tuple[Tensor, Tensor] | None = None
 
     @torch.no_grad()  # not inference_mode: the exact Jacobian differentiates inside
@@ -45,7 +102,7 @@ class Editor:
         """
         noise, generator = self._initial_noise()
         watched = _Watched(denoiser)
-        edits = self._sampler(
+        edits = self.settings.sampler(
             watched,
             inputs.repeat_interleave(len(noise), 0),
             initial_noise=noise.repeat(len(inputs), 1, 1, 1),
@@ -57,10 +114,9 @@ class Editor:
 
     def _initial_noise(self) -> tuple[Tensor, torch.Generator]:
         """The noise (K, 3, H, W), made once, and the generator of whatever follows it."""
-        generator = torch.Generator().manual_seed(int(self.settings.get("seed", 0)))
+        generator = torch.Generator().manual_seed(self.settings.seed)
         if self._noise is None:
-            shape = (int(self.settings.get("num_edits", 1)), 3, *self.size)
-            noise = torch.randn(shape, generator=generator)
+            noise = torch.randn((self.settings.num_edits, 3, *self.size), generator=generator)
             self._noise = to_device(noise, self.device), generator.get_state()
         noise, state = self._noise
         generator.set_state(state)
@@ -78,7 +134,7 @@ class _Watched:
         self._denoiser, self.schedule = denoiser, denoiser.schedule
         self.finite = torch.tensor(True)
 
-    def __call__(self, x: Tensor, t: Timesteps) -> Tensor:
+    def __call__(self, x: Tensor, t: int) -> Tensor:
         x0 = self._denoiser(x, t)
         self.finite = torch.isfinite(x0.detach()).all() & self.finite.to(x0.device)
         return x0

@@ -8,19 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from anomaly_detector_ros.synthesis.guidance import (
-    Guidance,
-    forward_matching,
-    mismatched,
-    reverse_matching,
-)
-from anomaly_detector_ros.synthesis.schedule import Schedule, Timesteps
-from anomaly_detector_ros.synthesis.similarity import GaussianSimilarity
+from anomaly_detector_ros.synthesis.guidance import Guidance
+from anomaly_detector_ros.synthesis.guidance.noisy import Forward, Mismatched
+from anomaly_detector_ros.synthesis.guidance.reverse import Reverse
+from anomaly_detector_ros.synthesis.schedule import Schedule
+from anomaly_detector_ros.synthesis.similarity.norms import GaussianSimilarity
 
 
 class GaussianDenoiser:
@@ -35,17 +31,17 @@ class GaussianDenoiser:
         self.schedule = schedule
         self.mean, self.std = torch.as_tensor(mean), torch.as_tensor(std)
 
-    def __call__(self, x: Tensor, t: Timesteps) -> Tensor:
+    def __call__(self, x: Tensor, t: int) -> Tensor:
         """E[x_0 | x_t] = m + J (x_t - sqrt(abar_t) m), J = sqrt(abar_t) v / (1 - abar_t)."""
         alpha, _ = self.schedule.alpha_sigma(t, x)
         return self.mean + self.jacobian(x, t) * (x - alpha * self.mean)
 
-    def variance(self, x: Tensor, t: Timesteps) -> Tensor:
+    def variance(self, x: Tensor, t: int) -> Tensor:
         """v, the variance of p(x_0 | x_t), at x_t (B, C, H, W): 1 / (1/s^2 + abar / (1 - abar))."""
         alpha, sigma = self.schedule.alpha_sigma(t, x)
         return 1 / (1 / self.std**2 + alpha**2 / sigma**2)
 
-    def jacobian(self, x: Tensor, t: Timesteps) -> Tensor:
+    def jacobian(self, x: Tensor, t: int) -> Tensor:
         """The diagonal of J = d E[x_0 | x_t] / d x_t, at x_t (B, C, H, W)."""
         alpha, sigma = self.schedule.alpha_sigma(t, x)
         return alpha / sigma**2 * self.variance(x, t)
@@ -65,7 +61,7 @@ class GaussianDenoiser:
 def exact_guidance(
     denoiser: GaussianDenoiser, similarity: GaussianSimilarity, mu: Tensor, x_input: Tensor, t: int
 ) -> Tensor:
-    """The guidance without any approximation, for `samplers.algorithm1`.
+    """The guidance without any approximation, as `Guidance.gradient` gives it.
 
     With p(x_0 | x_t = x) = N(x0_hat(x), v) the expectation is a Gaussian integral, and
 
@@ -100,10 +96,10 @@ class GuidanceErrors:
 
 
 _APPROXIMATIONS: dict[str, Guidance] = {
-    "reverse_exact": reverse_matching,
-    "reverse_identity": partial(reverse_matching, jacobian="identity"),
-    "forward": forward_matching,
-    "mismatched": mismatched,
+    "reverse_exact": Reverse("exact"),
+    "reverse_identity": Reverse("identity"),
+    "forward": Forward(),
+    "mismatched": Mismatched(),
 }
 
 
@@ -130,7 +126,7 @@ def guidance_errors(
         x = denoiser.schedule.add_noise(x0, noise, t)
         exact = exact_guidance(denoiser, similarity, x, x_input, t)
         errors = {
-            name: float((guidance(denoiser, similarity, x, x_input, t) - exact).norm())
+            name: float((guidance.gradient(denoiser, similarity, x, x_input, t) - exact).norm())
             / float(exact.norm())
             for name, guidance in _APPROXIMATIONS.items()
         }

@@ -11,16 +11,8 @@ from torch import Tensor
 BETA_SCHEDULES = ("linear", "cosine", "sigmoid")
 PREDICTION_TYPES = ("v_prediction", "epsilon", "sample")
 
-
 Timesteps = int | Tensor
 """One timestep for all images of a batch, or int64 (B,), one for each."""
-
-
-def timesteps_of(t: Timesteps, images: Tensor) -> Tensor:
-    """The timestep of each image, int64 (B,) on the device of ``images`` (B, C, H, W)."""
-    if isinstance(t, int):
-        return torch.full((len(images),), t, device=images.device)
-    return t.to(images.device)
 
 
 def make_betas(beta_schedule: str, num_train_timesteps: int) -> Tensor:
@@ -162,7 +154,7 @@ class Schedule:
         alpha, sigma = self.alpha_sigma(t, x0)
         return alpha * noise - sigma * x0
 
-    def predict_x0(self, x: Tensor, output: Tensor, t: Timesteps) -> Tensor:
+    def predict_x0(self, x: Tensor, output: Tensor, t: int) -> Tensor:
         """x0_hat: the clean image the network's ``output`` at x_t stands for, not clipped."""
         if self.prediction_type == "sample":
             return output

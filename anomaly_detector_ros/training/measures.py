@@ -7,8 +7,7 @@ import torch
 
 from anomaly_detector_ros.runtime.tensors import to_pictures, to_tensor
 from anomaly_detector_ros.synthesis.denoisers.base import Denoiser
-from anomaly_detector_ros.synthesis.samplers import few_step
-from anomaly_detector_ros.synthesis.similarity import GaussianSimilarity
+from anomaly_detector_ros.synthesis.samplers.few_step import FewStep
 from anomaly_detector_ros.training.dataset import TrainingImages
 
 VALIDATION_LEVELS = (0.2, 0.4, 0.6, 0.8)
@@ -41,18 +40,12 @@ def draw_samples(
     """Pictures from noise alone in a few deterministic steps, uint8 RGB (N, H, W, 3)."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn((count, 3, *size), generator=generator)
-    samples = []
-    for part in noise.split(batch_size):
-        # From the highest noise level nothing is left of the input.
-        x = few_step(
-            denoiser,
-            torch.zeros_like(part),
-            GaussianSimilarity(0.0),
-            noise_level=1.0,
-            steps=_SAMPLING_STEPS,
-            initial_noise=part,
-        )
-        samples.append(to_pictures(x))
+    # From the highest noise level nothing is left of the input.
+    sampler = FewStep(noise_level=1.0, steps=_SAMPLING_STEPS)
+    samples = [
+        to_pictures(sampler(denoiser, torch.zeros_like(part), initial_noise=part))
+        for part in noise.split(batch_size)
+    ]
     return np.concatenate(samples)
 
 

@@ -9,15 +9,10 @@ from anomaly_detector_ros.synthesis.gaussian import (
     exact_guidance,
     guidance_errors,
 )
-from anomaly_detector_ros.synthesis.guidance import (
-    forward_matching,
-    mismatched,
-    noisy_product,
-    reverse_matching,
-    reverse_product,
-)
+from anomaly_detector_ros.synthesis.guidance.noisy import Forward, Mismatched
+from anomaly_detector_ros.synthesis.guidance.reverse import Reverse
 from anomaly_detector_ros.synthesis.schedule import Schedule
-from anomaly_detector_ros.synthesis.similarity import GaussianSimilarity, L1Similarity
+from anomaly_detector_ros.synthesis.similarity.norms import GaussianSimilarity, L1Similarity
 
 MEAN, STD, INPUT = 0.3, 0.4, -0.5
 SHAPE = (1, 3, 16, 16)
@@ -61,28 +56,30 @@ def test_exact_guidance_against_numerical_integration(t):
 def test_jacobians_of_reverse_matching():
     mu, similarity = noisy(), with_weight(1.0)
     for t in (5, 60, 95):
-        exact = reverse_matching(DENOISER, similarity, mu, X_INPUT, t)
-        identity = reverse_matching(DENOISER, similarity, mu, X_INPUT, t, jacobian="identity")
+        exact = Reverse("exact").gradient(DENOISER, similarity, mu, X_INPUT, t)
+        identity = Reverse("identity").gradient(DENOISER, similarity, mu, X_INPUT, t)
         alpha, sigma = SCHEDULE.alpha_sigma(t, mu)
         jacobian = STD**2 * alpha / (alpha**2 * STD**2 + sigma**2)
         torch.testing.assert_close(exact, jacobian * identity)
 
 
 @pytest.mark.parametrize(
-    "guidance", [reverse_matching, mismatched, forward_matching, exact_guidance]
+    "gradient",
+    [Reverse("exact").gradient, Mismatched().gradient, Forward().gradient, exact_guidance],
 )
-def test_all_agree_on_the_clean_image(guidance):
+def test_all_agree_on_the_clean_image(gradient):
     mu = noisy()
-    found = guidance(DENOISER, with_weight(1.0), mu, X_INPUT, -1)
+    found = gradient(DENOISER, with_weight(1.0), mu, X_INPUT, -1)
     torch.testing.assert_close(found, -2 * (mu - X_INPUT))
 
 
 def test_forward_and_mismatched_differ_by_the_inputs_scale():
     mu, similarity = noisy(), with_weight(1.0)
     alpha, _ = SCHEDULE.alpha_sigma(60, mu)
-    forward = forward_matching(DENOISER, similarity, mu, X_INPUT, 60)
+    forward = Forward().gradient(DENOISER, similarity, mu, X_INPUT, 60)
     torch.testing.assert_close(forward, -2 * (mu - alpha * INPUT))
-    torch.testing.assert_close(mismatched(DENOISER, similarity, mu, X_INPUT, 60), -2 * (mu - INPUT))
+    mismatched = Mismatched().gradient(DENOISER, similarity, mu, X_INPUT, 60)
+    torch.testing.assert_close(mismatched, -2 * (mu - INPUT))
 
 
 @pytest.mark.parametrize("weight", [0.1, 1.0, 10.0])
@@ -105,12 +102,10 @@ def test_reverse_matching_is_nearest_the_exact_guidance(weight):
 @pytest.mark.parametrize("weight", [0.5, 20.0])
 @pytest.mark.parametrize("jacobian", ["identity", "exact"])
 @pytest.mark.parametrize("t", [5, 50, 95])
-def test_reverse_product_is_the_exact_guidance(weight, jacobian, t):
+def test_reverse_matching_is_the_exact_guidance(weight, jacobian, t):
     """Tweedie: guidance g moves the clean image by g (1 - abar) / sqrt(abar)."""
     x, similarity = noisy(), with_weight(weight)
-    guided = reverse_product(
-        DENOISER, similarity, x, X_INPUT, t, data_std=STD, jacobian=jacobian, clip=False
-    )
+    guided = Reverse(jacobian).clean(DENOISER, similarity, x, X_INPUT, t, data_std=STD, clip=False)
     alpha, sigma = SCHEDULE.alpha_sigma(t, x)
     exact = exact_guidance(DENOISER, similarity, x, X_INPUT, t)
     torch.testing.assert_close((guided - DENOISER(x, t)) * alpha / sigma**2, exact)
@@ -130,8 +125,8 @@ class Averaging:
 
 def moved(denoiser, x_input, weight: float, jacobian: str = "exact") -> torch.Tensor:
     x = noisy()
-    guided = reverse_product(
-        denoiser, with_weight(weight), x, x_input, 50, data_std=STD, jacobian=jacobian, clip=False
+    guided = Reverse(jacobian).clean(
+        denoiser, with_weight(weight), x, x_input, 50, data_std=STD, clip=False
     )
     return guided - denoiser(x, 50)
 
@@ -171,16 +166,10 @@ def test_exact_jacobian_never_goes_against_the_gradient():
 
 
 @pytest.mark.parametrize("jacobian", ["identity", "exact"])
-def test_reverse_product_stays_in_range_when_clipped(jacobian):
+def test_reverse_matching_stays_in_range_when_clipped(jacobian):
     for scale in (0.0, 1e9):
-        x0 = reverse_product(
-            DENOISER,
-            GaussianSimilarity(scale),
-            10 * noisy(),
-            X_INPUT,
-            20,
-            data_std=STD,
-            jacobian=jacobian,
+        x0 = Reverse(jacobian).clean(
+            DENOISER, GaussianSimilarity(scale), 10 * noisy(), X_INPUT, 20, data_std=STD, clip=True
         )
         assert float(x0.abs().max()) <= 1
 
@@ -188,9 +177,10 @@ def test_reverse_product_stays_in_range_when_clipped(jacobian):
 @pytest.mark.parametrize("forward", [True, False])
 @pytest.mark.parametrize("t_next", [40, -1])
 @pytest.mark.parametrize("similarity", [with_weight(3.0), L1Similarity(100.0)])
-def test_noisy_product_solves_the_implicit_step(forward, t_next, similarity):
+def test_a_noisy_guidance_solves_the_implicit_step(forward, t_next, similarity):
     t, arrived = 70, noisy()
-    x = noisy_product(SCHEDULE, similarity, arrived, X_INPUT, t, t_next, forward=forward)
+    guidance = Forward() if forward else Mismatched()
+    x = guidance.arrive(SCHEDULE, similarity, arrived, X_INPUT, t, t_next)
     abar = float(SCHEDULE.alphas_cumprod[t])
     abar_next = float(SCHEDULE.alphas_cumprod[t_next]) if t_next >= 0 else 1.0
     target = X_INPUT * abar_next**0.5 if forward else X_INPUT
@@ -203,8 +193,9 @@ def test_noisy_product_solves_the_implicit_step(forward, t_next, similarity):
 
 
 @pytest.mark.parametrize("forward", [True, False])
-def test_noisy_product_is_stable_for_every_scale(forward):
-    x = noisy_product(SCHEDULE, GaussianSimilarity(1e12), noisy(), X_INPUT, 99, 40, forward=forward)
+def test_a_noisy_guidance_is_stable_for_every_scale(forward):
+    guidance = Forward() if forward else Mismatched()
+    x = guidance.arrive(SCHEDULE, GaussianSimilarity(1e12), noisy(), X_INPUT, 99, 40)
     alpha, _ = SCHEDULE.alpha_sigma(40, X_INPUT)
     torch.testing.assert_close(x, (alpha if forward else 1) * X_INPUT, atol=1e-6, rtol=0)
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anomaly_detector_ros.synthesis import samplers
 from anomaly_detector_ros.synthesis.denoisers.loading import load_denoiser
 from anomaly_detector_ros.synthesis.denoisers.lucidrains import LucidrainsUnet
 from anomaly_detector_ros.synthesis.denoisers.lucidrains_checkpoint import (
@@ -21,8 +20,9 @@ from anomaly_detector_ros.synthesis.denoisers.lucidrains_checkpoint import (
     save_converted,
 )
 from anomaly_detector_ros.synthesis.denoisers.unet import UnetDenoiser
-from anomaly_detector_ros.synthesis.guidance import mismatched
-from anomaly_detector_ros.synthesis.similarity import GaussianSimilarity
+from anomaly_detector_ros.synthesis.guidance.noisy import Mismatched
+from anomaly_detector_ros.synthesis.samplers import few_step
+from anomaly_detector_ros.synthesis.samplers.algorithm1 import Algorithm1
 
 ddpm = pytest.importorskip(
     "denoising_diffusion_pytorch.denoising_diffusion_pytorch",
@@ -134,8 +134,7 @@ def test_reverse_steps(
 
 def ancestral(denoiser: UnetDenoiser, shape: tuple[int, ...]) -> Tensor:
     """Algorithm 1 without guidance: its noise comes from torch's own generator."""
-    free = GaussianSimilarity(0.0)
-    return samplers.algorithm1(denoiser, torch.zeros(shape), free, guidance=mismatched)
+    return Algorithm1(guidance=Mismatched())(denoiser, torch.zeros(shape))
 
 
 @pytest.mark.parametrize(
@@ -179,11 +178,11 @@ def test_ddim_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective
     denoiser = converted(theirs, tmp_path)
     # The package's timesteps are equal in t, ours in diffusion angle.
     timesteps = torch.linspace(-1, 999, 11).int().flip(0)[:-1].tolist()
-    monkeypatch.setattr(samplers, "few_step_timesteps", lambda *args: timesteps)
+    monkeypatch.setattr(few_step, "few_step_timesteps", lambda *args: timesteps)
     torch.manual_seed(3)
     expected = theirs.sample(2) * 2 - 1
     torch.manual_seed(3)
-    found = samplers.few_step(denoiser, torch.zeros(2, 3, *SIZE), GaussianSimilarity(0.0))
+    found = few_step.FewStep()(denoiser, torch.zeros(2, 3, *SIZE))
     torch.testing.assert_close(found, expected, atol=5e-4, rtol=0)
 
 

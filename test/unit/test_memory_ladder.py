@@ -149,12 +149,3 @@ def test_one_by_one_changes_no_result(light_profile: str):
     assert set(seen) == {1}
     np.testing.assert_allclose(found.heatmap, expected.heatmap, atol=1e-5)
     np.testing.assert_allclose(found.edited.astype(int), expected.edited.astype(int), atol=1)
-
-
-def test_one_by_one_gives_each_image_its_timestep(light_profile: str):
-    denoiser = Detector.from_profile(light_profile, offline=True).denoiser
-    x = torch.randn(3, 3, 16, 24, generator=torch.Generator().manual_seed(1))
-    t = torch.tensor([3, 500, 900])
-    with torch.no_grad():
-        torch.testing.assert_close(OneByOneDenoiser(denoiser)(x, t), denoiser(x, t))
-        torch.testing.assert_close(OneByOneDenoiser(denoiser)(x, 70), denoiser(x, 70))

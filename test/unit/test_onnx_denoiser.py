@@ -24,7 +24,7 @@ from anomaly_detector_ros.synthesis.denoisers.lucidrains_checkpoint import (
 )
 from anomaly_detector_ros.synthesis.denoisers.onnx import CONFIG, NETWORK, OnnxDenoiser
 from anomaly_detector_ros.synthesis.denoisers.onnx_export import export_denoiser
-from anomaly_detector_ros.synthesis.editing import make_sampler
+from anomaly_detector_ros.synthesis.editor import read_edit_settings
 from anomaly_detector_ros.synthesis.schedule import Schedule
 
 SIZE = (16, 24)
@@ -110,7 +110,7 @@ def test_sampling_as_with_torch(tmp_path: Path, name: str) -> None:
     model = converted_model(tmp_path, 0, "group")
     export_denoiser(model, tmp_path / "export", size=SIZE)
     steps = {"steps": 3} if name == "few_step" else {}
-    sampler = make_sampler({"name": name, "guidance_scale": 1e3, "seed": 0, **steps})
+    sampler = read_edit_settings({"name": name, "guidance_scale": 1e3, "seed": 0, **steps}).sampler
     x = torch.rand(1, 3, *SIZE) * 2 - 1
     edits = [
         sampler(load_denoiser(directory), x, generator=torch.Generator().manual_seed(1))
@@ -121,7 +121,8 @@ def test_sampling_as_with_torch(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["few_step", "algorithm1"])
 def test_exact_jacobian_is_refused(exported: Path, name: str) -> None:
-    sampler = make_sampler({"name": name, "jacobian": "exact", "guidance_scale": 1.0})
+    settings = {"name": name, "jacobian": "exact", "guidance_scale": 1.0}
+    sampler = read_edit_settings(settings).sampler
     with pytest.raises(UserError, match="jacobian: identity"):
         sampler(load_denoiser(exported), torch.zeros(1, 3, *SIZE))
 

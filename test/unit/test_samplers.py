@@ -4,30 +4,21 @@ Data N(m, s^2 I) held to x_in by exp(-lambda ||x - x_in||^2) is the Gaussian of 
 1 / s^2 + 2 lambda about the precision-weighted mean.
 """
 
-from functools import partial
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 from anomaly_detector_ros.synthesis.gaussian import GaussianDenoiser, exact_guidance
-from anomaly_detector_ros.synthesis.guidance import (
-    forward_matching,
-    mismatched,
-    reverse_matching,
-)
-from anomaly_detector_ros.synthesis.samplers import (
-    algorithm1,
-    diffusion_time,
-    few_step,
-    few_step_timesteps,
-    normal_like,
-)
+from anomaly_detector_ros.synthesis.guidance import Guidance
+from anomaly_detector_ros.synthesis.guidance.noisy import Forward, Mismatched
+from anomaly_detector_ros.synthesis.guidance.reverse import Reverse
+from anomaly_detector_ros.synthesis.samplers import Sampler, diffusion_time, normal_like
+from anomaly_detector_ros.synthesis.samplers.algorithm1 import Algorithm1
+from anomaly_detector_ros.synthesis.samplers.few_step import FewStep, few_step_timesteps
 from anomaly_detector_ros.synthesis.schedule import Schedule
-from anomaly_detector_ros.synthesis.similarity import (
-    ChangedFractionSimilarity,
-    GaussianSimilarity,
-    L1Similarity,
-)
+from anomaly_detector_ros.synthesis.similarity.changed_fraction import ChangedFractionSimilarity
+from anomaly_detector_ros.synthesis.similarity.norms import GaussianSimilarity, L1Similarity
 
 MEAN, STD, INPUT = 0.3, 0.4, -0.5
 SHAPE = (1, 3, 64, 64)  # independent pixels: 12,288 samples at once
@@ -49,25 +40,22 @@ def test_the_target_is_the_product_of_gaussians():
     assert (float(mean.mean()), float(std.mean())) == pytest.approx(product(2.0))
 
 
-def sample(sampler, weight: float, timesteps: int = 400, seed: int = 0, **settings):
+def sample(sampler: Sampler, weight: float, timesteps: int = 400, callback=None) -> torch.Tensor:
     denoiser = GaussianDenoiser(Schedule.named("cosine", timesteps), MEAN, STD)
-    x_input = torch.full(SHAPE, INPUT)
-    generator = torch.Generator().manual_seed(seed)
-    settings = {"clip": False, **settings}
-    return sampler(
-        denoiser, x_input, similarity_with_weight(weight), generator=generator, **settings
-    )
+    sampler = replace(sampler, similarity=similarity_with_weight(weight), clip=False)
+    generator = torch.Generator().manual_seed(0)
+    return sampler(denoiser, torch.full(SHAPE, INPUT), generator=generator, callback=callback)
 
 
 def test_algorithm1_without_guidance_samples_the_data():
-    x = sample(algorithm1, weight=0)
+    x = sample(Algorithm1(), weight=0)
     assert float(x.mean()) == pytest.approx(MEAN, abs=0.012)
     assert float(x.std()) == pytest.approx(STD, rel=0.02)
 
 
 @pytest.mark.parametrize("weight", [0.3, 1.0])
 def test_algorithm1_samples_the_product_of_gaussians(weight):
-    x = sample(algorithm1, weight)
+    x = sample(Algorithm1(Reverse("exact")), weight)
     mean, std = product(weight)
     shift = MEAN - mean
     # x0_hat stands in for the whole posterior of x_0: a little too much guidance at high noise.
@@ -77,9 +65,15 @@ def test_algorithm1_samples_the_product_of_gaussians(weight):
     assert shift > 0.05
 
 
+@dataclass(frozen=True)
+class Exact(Guidance):
+    def gradient(self, denoiser, similarity, mu, x_input, t):
+        return exact_guidance(denoiser, similarity, mu, x_input, t)
+
+
 @pytest.mark.parametrize("weight", [0.3, 3.0])
 def test_algorithm1_with_exact_guidance_samples_the_product_exactly(weight):
-    x = sample(algorithm1, weight, guidance=exact_guidance)
+    x = sample(Algorithm1(Exact()), weight)
     mean, std = product(weight)
     assert float(x.mean()) == pytest.approx(mean, abs=0.012)
     assert float(x.std()) == pytest.approx(std, rel=0.02)
@@ -89,16 +83,16 @@ def test_algorithm1_with_exact_guidance_samples_the_product_exactly(weight):
 def test_reverse_matching_is_nearer_the_product_than_the_others(weight):
     mean, _ = product(weight)
     errors = {
-        guidance.__name__: abs(float(sample(algorithm1, weight, guidance=guidance).mean()) - mean)
-        for guidance in (reverse_matching, mismatched, forward_matching)
+        guidance: abs(float(sample(Algorithm1(guidance), weight).mean()) - mean)
+        for guidance in (Reverse("exact"), Mismatched(), Forward())
     }
-    assert min(errors, key=errors.get) == "reverse_matching"
+    assert min(errors, key=errors.get) == Reverse("exact")
 
 
 @pytest.mark.parametrize("jacobian", ["identity", "exact"])
 @pytest.mark.parametrize("weight", [0.0, 1.0, 20.0])
 def test_few_step_from_pure_noise_samples_the_product_exactly(weight, jacobian):
-    x = sample(few_step, weight, noise_level=1.0, steps=200, data_std=STD, jacobian=jacobian)
+    x = sample(FewStep(Reverse(jacobian), noise_level=1.0, steps=200, data_std=STD), weight)
     mean, std = product(weight)
     assert float(x.mean()) == pytest.approx(mean, abs=0.01)
     assert float(x.std()) == pytest.approx(std, rel=0.03)
@@ -115,42 +109,40 @@ def explicit_ddim(weight: float, guidance, noise_level: float, steps: int) -> to
     for t, t_next in zip(timesteps, [*timesteps[1:], None], strict=True):
         alpha, sigma = schedule.alpha_sigma(t, x)
         score = -(x - alpha * denoiser(x, t)) / sigma**2
-        score = score + guidance(denoiser, similarity, x, x_input, t)
+        score = score + guidance.gradient(denoiser, similarity, x, x_input, t)
         x0 = (x + sigma**2 * score) / alpha
         x = x0 if t_next is None else schedule.add_noise(x0, -sigma * score, t_next)
     return x
 
 
 @pytest.mark.parametrize("weight", [1.0, 10.0])
-@pytest.mark.parametrize(
-    ("name", "guidance"), [("mismatched", mismatched), ("forward", forward_matching)]
-)
-def test_few_step_solves_the_guided_probability_flow(name, guidance, weight):
+@pytest.mark.parametrize("guidance", [Mismatched(), Forward()])
+def test_few_step_solves_the_guided_probability_flow(guidance, weight):
     expected = explicit_ddim(weight, guidance, noise_level=0.6, steps=590)
     shift = abs(float(expected.mean() - explicit_ddim(0, guidance, 0.6, 590).mean()))
     assert shift > 0.05
     for steps, tolerance in ((300, 0.01), (8, 0.05), (3, 0.2)):
-        x = sample(few_step, weight, 1000, guidance=name, noise_level=0.6, steps=steps)
+        x = sample(FewStep(guidance, noise_level=0.6, steps=steps), weight, 1000)
         assert float(x.mean()) == pytest.approx(float(expected.mean()), abs=tolerance * shift)
 
 
 def test_few_step_edits_more_from_a_higher_noise_level():
-    low = sample(few_step, 0, noise_level=0.2, steps=20)
-    high = sample(few_step, 0, noise_level=0.7, steps=20)
+    low = sample(FewStep(noise_level=0.2, steps=20), 0)
+    high = sample(FewStep(noise_level=0.7, steps=20), 0)
     assert abs(float(low.mean()) - INPUT) < 0.5 * abs(float(high.mean()) - INPUT)
     assert abs(float(high.mean()) - MEAN) < 0.5 * abs(INPUT - MEAN)
 
 
-EXACT, IDENTITY = (partial(reverse_matching, jacobian=j) for j in ("exact", "identity"))
+GUIDANCES = {
+    "reverse-exact": Reverse("exact"),
+    "reverse-identity": Reverse("identity"),
+    "mismatched": Mismatched(),
+    "forward": Forward(),
+}
 SAMPLERS = {
-    "algorithm1-reverse-exact": partial(algorithm1, guidance=EXACT),
-    "algorithm1-reverse-identity": partial(algorithm1, guidance=IDENTITY),
-    "algorithm1-mismatched": partial(algorithm1, guidance=mismatched),
-    "algorithm1-forward": partial(algorithm1, guidance=forward_matching),
-    "few_step-reverse-exact": partial(few_step, jacobian="exact"),
-    "few_step-reverse-identity": partial(few_step, jacobian="identity"),
-    "few_step-mismatched": partial(few_step, guidance="mismatched"),
-    "few_step-forward": partial(few_step, guidance="forward"),
+    f"{kind.__name__}-{name}": kind(guidance)
+    for kind in (Algorithm1, FewStep)
+    for name, guidance in GUIDANCES.items()
 }
 # Scales that Algorithm 1, whose steps are explicit, follows without overshooting.
 KERNELS = {
@@ -162,13 +154,12 @@ KERNELS = {
 }
 
 
-def edit(sampler, similarity, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def edit(sampler: Sampler, similarity, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """A small picture and its edits."""
     denoiser = GaussianDenoiser(Schedule.named("cosine", 60), MEAN, STD)
     x_input = torch.linspace(-0.9, 0.1, 3 * 8 * 8).reshape(1, 3, 8, 8).repeat(4, 1, 1, 1)
-    return x_input, sampler(
-        denoiser, x_input, similarity, generator=torch.Generator().manual_seed(seed)
-    )
+    sampler = replace(sampler, similarity=similarity)
+    return x_input, sampler(denoiser, x_input, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -183,7 +174,7 @@ def test_edits_are_nearer_the_input_the_higher_the_scale(sampler, kernel):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name.startswith("few_step")])
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name.startswith("FewStep")])
 def test_few_step_is_stable_for_every_scale(sampler, kernel):
     _, x = edit(SAMPLERS[sampler], KERNELS[kernel](1e9))
     assert torch.isfinite(x).all()
@@ -191,9 +182,9 @@ def test_few_step_is_stable_for_every_scale(sampler, kernel):
 
 
 @pytest.mark.parametrize("kernel", ["gaussian", "l1"])
-@pytest.mark.parametrize("guidance", ["reverse", "mismatched", "forward"])
+@pytest.mark.parametrize("guidance", [Reverse(), Mismatched(), Forward()])
 def test_few_step_gives_the_input_back_at_last(guidance, kernel):
-    x_input, x = edit(partial(few_step, guidance=guidance), KERNELS[kernel](1e9))
+    x_input, x = edit(FewStep(guidance), KERNELS[kernel](1e9))
     torch.testing.assert_close(x, x_input, atol=1e-4, rtol=0)
 
 
@@ -207,7 +198,7 @@ def test_seeded_runs_are_bit_identical(sampler, kernel):
     assert not torch.equal(first, other)
 
 
-@pytest.mark.parametrize("guidance", ["reverse", "mismatched", "forward"])
+@pytest.mark.parametrize("guidance", [Reverse(), Mismatched(), Forward()])
 def test_kernels_change_over_the_diffusion_time(guidance):
     """The last step's kernel is the sharpest; a fixed kernel equals one with equal ends."""
     asked = []
@@ -217,12 +208,12 @@ def test_kernels_change_over_the_diffusion_time(guidance):
             asked.append(time)
             return self
 
-    edit(partial(few_step, guidance=guidance, noise_level=1.0, steps=3), Recording(1.0))
+    edit(FewStep(guidance, noise_level=1.0, steps=3), Recording(1.0))
     assert asked == sorted(asked, reverse=True)
     assert len(asked) == 3
     assert asked[-1] == 0
     asked.clear()
-    edit(algorithm1, Recording(1.0))
+    edit(Algorithm1(Reverse("exact")), Recording(1.0))
     assert asked == pytest.approx([i / 59 for i in range(59, -1, -1)])
 
 
@@ -232,7 +223,7 @@ def test_diffusion_time_of_a_schedule_of_one_step():
 
 def test_callback_sees_every_step():
     steps = []
-    x = sample(few_step, 1.0, noise_level=0.6, steps=4, callback=steps.append)
+    x = sample(FewStep(noise_level=0.6, steps=4), 1.0, callback=steps.append)
     assert [step.index for step in steps] == [0, 1, 2, 3]
     assert [step.timestep for step in steps] == sorted((s.timestep for s in steps), reverse=True)
     assert torch.equal(steps[-1].x, x)
@@ -246,21 +237,15 @@ def test_few_step_timesteps():
         few_step_timesteps(schedule, 0.6, 0)
 
 
-@pytest.mark.parametrize("guidance", ["reverse", "mismatched", "forward"])
+@pytest.mark.parametrize("guidance", [Reverse(), Mismatched(), Forward()])
 def test_few_step_numbers_are_pinned(guidance):
     """A full loop on a tiny deterministic denoiser: a change of the sampler shows here."""
     denoiser = GaussianDenoiser(Schedule.named("cosine", 1000), MEAN, STD)
     ramp = torch.linspace(-1, 1, 6).reshape(1, 1, 2, 3)
     noise = torch.tensor([1.0, -1, 0.5, -0.5, 2, 0]).reshape(1, 1, 2, 3)
-    x = few_step(
-        denoiser,
-        ramp,
-        GaussianSimilarity(6.0),  # lambda = 1
-        guidance=guidance,
-        noise_level=0.6,
-        steps=3,
-        data_std=STD,
-        initial_noise=noise,
+    kernel = GaussianSimilarity(6.0)  # lambda = 1
+    x = FewStep(guidance, kernel, noise_level=0.6, steps=3, data_std=STD)(
+        denoiser, ramp, initial_noise=noise
     )
     expected = []
     for value, z in zip(ramp.flatten().tolist(), noise.flatten().tolist(), strict=True):
@@ -271,15 +256,15 @@ def test_few_step_numbers_are_pinned(guidance):
             nxt = 1.0 if t_next is None else float(denoiser.schedule.alphas_cumprod[t_next])
             gain = STD**2 * abar**0.5 / (abar * STD**2 + 1 - abar)
             x0 = min(1, max(-1, MEAN + gain * (x_t - abar**0.5 * MEAN)))
-            if guidance == "reverse":
+            if guidance == Reverse():
                 v = 1 / (1 / STD**2 + abar / (1 - abar))
                 x0 = (x0 + 2 * v * value) / (1 + 2 * v)
             eps = (x_t - abar**0.5 * x0) / (1 - abar) ** 0.5
             sigma, sigma_next = (1 - abar) ** 0.5, (1 - nxt) ** 0.5
             x_t = nxt**0.5 * x0 + sigma_next * eps
-            if guidance != "reverse":
+            if guidance != Reverse():
                 kappa = sigma * ((nxt / abar) ** 0.5 * sigma - sigma_next)
-                target = value * (nxt**0.5 if guidance == "forward" else 1)
+                target = value * (nxt**0.5 if guidance == Forward() else 1)
                 x_t = (x_t + 2 * kappa * target) / (1 + 2 * kappa)
         expected.append(x_t)
     assert few_step_timesteps(denoiser.schedule, 0.6, 3) == [596, 394, 193]

@@ -26,7 +26,7 @@ from anomaly_detector_ros.evaluation.sweep.plots import pushed_apart
 from anomaly_detector_ros.evaluation.sweep.run import pareto_optimal, run_sweep
 from anomaly_detector_ros.evaluation.sweep.variants import UNCHANGED, load_variants
 from anomaly_detector_ros.profiles import load_profile
-from anomaly_detector_ros.synthesis.editing import make_sampler
+from anomaly_detector_ros.synthesis.editor import read_edit_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -148,7 +148,7 @@ def test_the_sweeps_of_the_documentation_vary_the_default_profile(name, count):
     variants = load_variants(ROOT / "docs" / "sweeps" / f"{name}.yaml", "embedded")
     assert len(variants) == count
     for variant in variants:
-        make_sampler(variant.profile.sampler)
+        read_edit_settings(variant.profile.sampler)
         DISTANCES.read(variant.profile.distance)
 
 

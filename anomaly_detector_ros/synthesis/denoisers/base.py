@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from anomaly_detector_ros.synthesis.schedule import Schedule, Timesteps
+from anomaly_detector_ros.synthesis.schedule import Schedule
 
 
 class Denoiser(Protocol):
@@ -15,11 +15,11 @@ class Denoiser(Protocol):
 
     schedule: Schedule
 
-    def __call__(self, x: Tensor, t: Timesteps) -> Tensor:
+    def __call__(self, x: Tensor, t: int) -> Tensor:
         """x0_hat(x), not clipped: (B, C, H, W) for x_t of the same shape.
 
         Args:
-            t: the timestep of all images, or int64 (B,), that of each.
+            t: the timestep, of all images.
         """
         ...
 
@@ -31,12 +31,6 @@ class OneByOneDenoiser:
         self._denoiser = denoiser
         self.schedule = denoiser.schedule
 
-    def __call__(self, x: Tensor, t: Timesteps) -> Tensor:
+    def __call__(self, x: Tensor, t: int) -> Tensor:
         """See `Denoiser`."""
-        each = t if isinstance(t, Tensor) and t.ndim else [t] * len(x)
-        singles = zip(x.split(1), each, strict=True)
-        return torch.cat([self._denoiser(image, _of_one(t)) for image, t in singles])
-
-
-def _of_one(t: Timesteps) -> Timesteps:
-    return t.reshape(1) if isinstance(t, Tensor) else t
+        return torch.cat([self._denoiser(image[None], t) for image in x])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.runtime.files import hash_file
-from anomaly_detector_ros.synthesis.schedule import Schedule, Timesteps, timesteps_of
+from anomaly_detector_ros.synthesis.schedule import Schedule
 from anomaly_detector_ros.weights.registry import cache_directory
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ class OnnxDenoiser:
             ) from error
         return cls(session, schedule, (height, width))
 
-    def __call__(self, x: Tensor, t: Timesteps) -> Tensor:
-        """x0_hat(x), not clipped, like ``x`` (B, 3, H, W); ``t`` as `Denoiser` has it.
+    def __call__(self, x: Tensor, t: int) -> Tensor:
+        """x0_hat(x), not clipped, like ``x`` (B, 3, H, W), ``t`` the timestep of all.
 
         Raises:
             UserError: images of another size, or a gradient is asked for.
@@ -77,7 +77,7 @@ class OnnxDenoiser:
                 f"the denoiser was exported for {wanted} images, not {given}: set the profile's "
                 f"denoiser size to {wanted} or export it with --size {given}"
             )
-        output = predict(self.session, x, timesteps_of(t, x))
+        output = predict(self.session, x, torch.full((len(x),), t))
         return self.schedule.predict_x0(x, output.to(x), t)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.synthesis.denoisers.compiled import accelerate
 from anomaly_detector_ros.synthesis.denoisers.lucidrains import LucidrainsUnet
-from anomaly_detector_ros.synthesis.schedule import Schedule, Timesteps, timesteps_of
+from anomaly_detector_ros.synthesis.schedule import Schedule
 
 
 class UnetDenoiser:
@@ -44,10 +44,10 @@ class UnetDenoiser:
         """Where the network is."""
         return next(self.unet.parameters()).device
 
-    def __call__(self, x: Tensor, t: Timesteps) -> Tensor:
+    def __call__(self, x: Tensor, t: int) -> Tensor:
         """x0_hat(x), not clipped; differentiable in ``x``. See `Denoiser`."""
         images = x.to(self.device, torch.float32, memory_format=torch.channels_last)
-        output = self._network(images, timesteps_of(t, images))
+        output = self._network(images, torch.full((len(x),), t, device=images.device))
         return self.schedule.predict_x0(x, output.to(x), t)
 
     def compiled(self, mode: str) -> UnetDenoiser:
