@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rclpy.impl.rcutils_logger import RcutilsLogger
 
 from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.ros.parameters import Parameters, camera_parameter
 
 if TYPE_CHECKING:
+    from rclpy.impl.rcutils_logger import RcutilsLogger
+
     from anomaly_detector_ros.calibration.calibration import Calibration
     from anomaly_detector_ros.calibration.drift import DriftMonitor
     from anomaly_detector_ros.calibration.live import LiveCalibration

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock
-from rclpy.impl.rcutils_logger import RcutilsLogger
 from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
@@ -25,6 +24,7 @@ from anomaly_detector_ros.ros.qos import Topics
 from anomaly_detector_ros.ros.worker import Frame, Turn, input_age
 
 if TYPE_CHECKING:
+    from rclpy.impl.rcutils_logger import RcutilsLogger
     from std_msgs.msg import Header
 
     from anomaly_detector_ros.detection import Detection

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from nav_msgs.msg import OccupancyGrid
 from rclpy.clock import Clock
-from rclpy.impl.rcutils_logger import RcutilsLogger
 
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.mapping.poses import Transforms
@@ -24,6 +23,8 @@ from anomaly_detector_ros.ros.qos import LATCHED, Topics
 from anomaly_detector_ros.ros.worker import Frame, Turn, Watchdog, Worker
 
 if TYPE_CHECKING:
+    from rclpy.impl.rcutils_logger import RcutilsLogger
+
     from anomaly_detector_ros.detection import Detection
     from anomaly_detector_ros.ros.detectors import Detectors
 

@@ -44,7 +44,6 @@ class TfTransforms:
     def __init__(self, node: Node) -> None:
         import tf2_ros
 
-        self._not_covered = tf2_ros.ExtrapolationException
         self._buffer = tf2_ros.Buffer(node=node)
         self._listener = tf2_ros.TransformListener(self._buffer, node)
 
@@ -57,14 +56,13 @@ class TfTransforms:
         moment = Time.from_msg(stamp)
         deadline = time.monotonic() + PATIENCE
         while True:
+            # Asked before the lookup, so that what comes in between is no reason to give up.
+            behind = self._ends_before(target, source, moment)
             try:
                 # Not with tf2's timeout: it counts simulated time and so may never pass.
                 found = self._buffer.lookup_transform(target, source, moment)
             except Exception as error:  # tf2's own types, and whatever a bad frame name raises
-                coming = isinstance(error, self._not_covered) and self._ends_before(
-                    target, source, moment
-                )
-                if coming and time.monotonic() < deadline:
+                if behind and time.monotonic() < deadline:
                     time.sleep(_POLL)
                     continue
                 raise UserError(
@@ -76,7 +74,7 @@ class TfTransforms:
             )
 
     def _ends_before(self, target: str, source: str, moment: Any) -> bool:
-        """Whether what is known ends before a moment, so that the rest may be on its way."""
+        """Whether what TF knows ends before a moment, so that the rest may be on its way."""
         try:
             newest = self._buffer.get_latest_common_time(target, source)
         except Exception:  # as above

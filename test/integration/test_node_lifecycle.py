@@ -28,6 +28,19 @@ def test_an_impossible_transition_is_refused_and_survived(light_profile: str):
         graph.close()
 
 
+def test_what_the_node_takes_of_rclpys_private_parts_is_there(light_profile: str):
+    """A release that moves them fails here; `state` and `_guard_change_state` say why."""
+    graph = Graph("private", profile=light_profile, autostart=False)
+    try:
+        assert graph.node.state == graph.state() == "unconfigured"
+        service = graph.node._service_change_state
+        assert service in list(graph.node.services)
+        assert service.srv_name.endswith("/anomaly_detector/change_state")
+        assert service.callback.__qualname__.startswith("AnomalyDetectorNode._guard_change_state")
+    finally:
+        graph.close()
+
+
 def test_it_answers_while_models_load(light_profile: str, monkeypatch: pytest.MonkeyPatch):
     loading, go_on = threading.Event(), threading.Event()
     load = Detectors.load

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -26,10 +26,10 @@ COMMAND = [sys.executable, "-m", "anomaly_detector_ros.ros.main", "--ros-args"]
 class Process:
     """The node as a process, its output read line by line."""
 
-    def __init__(self, *parameters: str) -> None:
+    def __init__(self, *parameters: str, command: Sequence[str] = COMMAND[1:]) -> None:
         arguments = [word for each in parameters for word in ("-p", each)]
         self._process = start_python(
-            *(*COMMAND[1:], "-r", "__ns:=/process", *arguments),
+            *(*command, "-r", "__ns:=/process", *arguments),
             env=child_environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -155,6 +155,27 @@ def test_a_signal_ends_it_in_the_middle_of_an_image(
     code, seconds, output = process.end(signal.SIGTERM)
     assert (code, "Traceback" in output, "models loaded" in output) == (0, False, False), output
     assert seconds < 3.0
+
+
+HANGING = """
+import sys, time
+from anomaly_detector_ros.ros.main import main
+from anomaly_detector_ros.ros.node import AnomalyDetectorNode
+
+AnomalyDetectorNode.close = lambda self, timeout: time.sleep(60)
+main(sys.argv)
+"""
+
+
+def test_a_shutdown_that_hangs_is_ended_and_told(processes: list[Process]):
+    process = Process("autostart:=false", command=["-c", HANGING, "--ros-args"])
+    processes.append(process)
+    process.wait_for_handler(signal.SIGTERM)
+    time.sleep(3.0)
+    code, seconds, output = process.end(signal.SIGTERM)
+    assert code == 1, output
+    assert "not put in order within" in output
+    assert seconds < 5.0
 
 
 def no_room_for_files() -> None:

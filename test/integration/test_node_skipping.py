@@ -76,6 +76,17 @@ def test_similar_images_take_over_what_was_found(live: Graph, looked_at: list[np
     assert live.set_parameters(skip_similar=4.0).successful
 
 
+def test_masks_stay_while_the_models_are_loaded_anew(live: Graph):
+    masks, heatmaps = live.listen_output("mask"), live.listen_output("heatmap")
+    first = send_and_wait(live, heatmaps, picture())
+    live.node.session._renew()  # as the watchdog does; an image that takes over loads nothing
+    assert np.array_equal(send_and_wait(live, heatmaps, picture() + np.uint8(1)), first)
+    wait_until(lambda: len(masks) == 2, "both masks")
+    assert masks[1].data == masks[0].data
+    assert set(masks[1].data) == {0, 255}
+    send_and_wait(live, heatmaps, picture()[::-1].copy())  # for the next test to begin anew
+
+
 def test_an_image_that_takes_over_is_no_nominal_frame(live: Graph, looked_at: list[np.ndarray]):
     heatmaps = live.listen_output("heatmap")
     assert live.call(Trigger, "calibrate", Trigger.Request()).success

@@ -1,0 +1,76 @@
+"""TF as the node asks it, with a stand-in for tf2_ros, which no Python wheel carries."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("rclpy", reason="rclpy is not installed")
+
+from builtin_interfaces.msg import Time
+from geometry_msgs.msg import TransformStamped
+
+from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.ros import transforms
+from anomaly_detector_ros.ros.transforms import make_transforms
+
+STAMP = Time(sec=10)
+
+
+class Tf:
+    """In place of tf2_ros: what is known ends at `newest`, and more comes with each lookup."""
+
+    def __init__(self, first: float, newest: float, step: float) -> None:
+        self.first, self.newest, self.step = first, newest, step
+        self.lookups = 0
+
+        class ExtrapolationException(Exception):  # noqa: N818
+            pass
+
+        self.module = ModuleType("tf2_ros")
+        self.module.ExtrapolationException = ExtrapolationException
+        self.module.Buffer = lambda node: self
+        self.module.TransformListener = lambda buffer, node: None
+
+    def lookup_transform(self, target: str, source: str, moment: Any) -> TransformStamped:
+        self.lookups += 1
+        if not self.first <= moment.nanoseconds / 1e9 <= self.newest:
+            self.newest += self.step
+            raise self.module.ExtrapolationException("whatever a release says in whatever words")
+        found = TransformStamped()
+        found.transform.translation.z = 1.5
+        return found
+
+    def get_latest_common_time(self, target: str, source: str) -> Any:
+        return SimpleNamespace(nanoseconds=round(self.newest * 1e9))
+
+
+def install(monkeypatch: pytest.MonkeyPatch, tf: Tf) -> Any:
+    monkeypatch.setitem(sys.modules, "tf2_ros", tf.module)
+    return make_transforms(None)
+
+
+def test_a_transform_that_comes_after_its_image_is_waited_for(monkeypatch: pytest.MonkeyPatch):
+    tf = Tf(first=0.0, newest=9.97, step=0.01)
+    pose = install(monkeypatch, tf).lookup("base_link", "optical", STAMP)
+    assert pose[2, 3] == 1.5
+    assert tf.lookups > 1
+
+
+def test_a_moment_before_all_that_is_known_is_not(monkeypatch: pytest.MonkeyPatch):
+    tf = Tf(first=11.0, newest=12.0, step=0.0)
+    with pytest.raises(UserError, match="no transform from 'optical' to 'base_link': whatever"):
+        install(monkeypatch, tf).lookup("base_link", "optical", STAMP)
+    assert tf.lookups == 1
+
+
+def test_a_transform_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch):
+    tf = Tf(first=0.0, newest=9.0, step=0.0)
+    begun = time.monotonic()
+    with pytest.raises(UserError, match="no transform"):
+        install(monkeypatch, tf).lookup("base_link", "optical", STAMP)
+    assert time.monotonic() - begun < 10 * transforms.PATIENCE
