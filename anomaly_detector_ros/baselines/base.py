@@ -149,6 +149,6 @@ class FittedBaseline:
         Raises:
             UserError: missing, truncated or altered, or a file of another kind.
         """
-        with open_fitted(path, KIND, "fit") as (header, state):
+        with open_fitted(path, KIND, "evaluate") as (header, state):
             method = BASELINES.read({**header["settings"], "name": header["baseline"]})
             return cls(method, state, int(header["channels"]), header["features"])

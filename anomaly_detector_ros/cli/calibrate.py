@@ -23,6 +23,7 @@ from anomaly_detector_ros.cli.common import (
     progress_bar,
 )
 from anomaly_detector_ros.cli.evaluate import layouts
+from anomaly_detector_ros.cli.inputs import nominal_files
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile
 
@@ -96,8 +97,8 @@ def calibrate(
     from anomaly_detector_ros.fitting import measure, split_files
 
     chosen = replace(load_profile(profile), calibration={})
-    files = _find_files(data, dataset, split)
-    remembered = _find_files(memory, dataset, split) if memory else []
+    files = nominal_files(data, dataset, split)
+    remembered = nominal_files(memory, dataset, split) if memory else []
     if remembered and not DISTANCES.read(chosen.distance).fitted:
         raise UserError(
             f"--memory: the {chosen.distance['name']} distance of profile '{profile}' is not "
@@ -153,26 +154,6 @@ def _fit(
         calibration = detector.calibration
         own = {camera: fit_camera(detector, files, progress=progress)}
     return replace(calibration, cameras={**calibration.cameras, **own})
-
-
-def _find_files(data: list[Path], dataset: str | None, split: str | None) -> list[Path]:
-    from anomaly_detector_ros.evaluation.datasets.base import open_nominal
-    from anomaly_detector_ros.imaging.images import find_images
-
-    if dataset is None and split is not None:
-        raise UserError(f"split '{split}' of what: name the layout with --dataset")
-    files: dict[Path, Path] = {}
-    for given in data:
-        if dataset is not None:
-            with progress_bar(f"labels of {dataset}") as advance:
-                found = open_nominal(dataset, given, split, advance).image_files()
-        elif given.is_file():
-            found = [given]
-        else:
-            # A labelled data set's labels are picture files too.
-            found = find_images(given / "images" if (given / "images").is_dir() else given)
-        files.update({file.resolve(): file for file in found})
-    return list(files.values())
 
 
 def _warn(fitted: int, held_out: int, holdout: float) -> None:

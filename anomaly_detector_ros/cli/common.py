@@ -99,6 +99,14 @@ def progress_bar(what: str, total: int | None = None) -> Iterator[Callable[..., 
         yield advance
 
 
+def parse_size(text: str, option: str) -> tuple[int, int]:
+    """'96x176', given by an option, as (height, width); raises UserError."""
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise UserError(f"{option} '{text}' is not HEIGHTxWIDTH: give for example 96x176")
+    return int(height), int(width)
+
+
 def write_atomically(file: Path, data: bytes) -> None:
     """Write a file that appears under its name only when it is whole.
 

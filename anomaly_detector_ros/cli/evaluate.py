@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from anomaly_detector_ros.cli.common import (
     DeviceOption,
     JsonOption,
     OfflineOption,
     ProfileOption,
+    cannot_write,
+    console,
+    make_directory,
     progress_bar,
-)
-from anomaly_detector_ros.cli.evaluation_output import (
-    print_rows,
-    print_sweep,
-    write_rows,
-    write_sweep,
+    write_atomically,
 )
 from anomaly_detector_ros.cli.models import fetch_missing
 from anomaly_detector_ros.errors import UserError
@@ -28,6 +31,10 @@ from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile
 
 if TYPE_CHECKING:
     import torch
+
+    from anomaly_detector_ros.evaluation.metrics.measures import Metrics
+    from anomaly_detector_ros.evaluation.sweep.run import SweepReport
+    from anomaly_detector_ros.evaluation.table.report import Report
 
 
 def layouts() -> str:
@@ -132,6 +139,7 @@ def evaluate(
     from anomaly_detector_ros.evaluation.cached import CachedParts
     from anomaly_detector_ros.evaluation.datasets.base import open_dataset, open_nominal
     from anomaly_detector_ros.evaluation.run import Evaluation
+    from anomaly_detector_ros.evaluation.sweep.plots import plot_pareto, plot_training
     from anomaly_detector_ros.evaluation.sweep.run import run_sweep
     from anomaly_detector_ros.evaluation.sweep.variants import load_variants
     from anomaly_detector_ros.evaluation.table.rows import DEFAULT_ROWS, TABLE1_ROWS
@@ -158,16 +166,20 @@ def evaluate(
         swept = run_sweep(evaluation, variants, names) if variants else None
         report = None if variants else evaluation.run(names, strict=not table1)
         if output is not None and swept is not None:
-            write_sweep(output, swept)
+            plots = {"_pareto.png": plot_pareto, "_training.png": plot_training}
+            _write(output, swept, {name: partial(plot, swept) for name, plot in plots.items()})
         if output is not None and report is not None:
-            write_rows(output, report, evaluation)
-    if as_json:
-        for found in filter(None, (swept, report)):
-            typer.echo(json.dumps(found.to_dict(), indent=2))
+            pictures: dict[str, Callable[[Path], object]] = {"_curves.png": evaluation.plot}
+            if "ours" in report.metrics:
+                pictures["_gallery.jpg"] = evaluation.gallery
+            _write(output, report, pictures)
+    found = swept or report
+    if as_json and found is not None:
+        typer.echo(json.dumps(found.to_dict(), indent=2))
     elif swept is not None:
-        print_sweep(swept)
+        _print_sweep(swept)
     elif report is not None:
-        print_rows(report)
+        _print_rows(report)
 
 
 def _device_of_this_process(name: str) -> torch.device:
@@ -179,3 +191,73 @@ def _device_of_this_process(name: str) -> torch.device:
 
     state = PartialState(cpu=name == "cpu" or not torch.cuda.is_available())
     return state.device if name == "auto" and state.num_processes > 1 else choose_device(name)
+
+
+def _write(
+    output: Path, report: Report | SweepReport, pictures: dict[str, Callable[[Path], object]]
+) -> None:
+    """Pictures and a Markdown table, and JSON last: whoever finds it finds the others too.
+
+    Args:
+        output: the JSON file.
+        report: what was measured.
+        pictures: what writes each picture, by what its name adds to that of `output`.
+
+    Raises:
+        UserError: one cannot be written.
+    """
+    make_directory(output.parent)
+    try:
+        for added, save in pictures.items():
+            save(output.with_name(output.stem + added))
+    except OSError as error:
+        raise cannot_write(output, error) from error
+    write_atomically(output.with_suffix(".md"), report.to_markdown().encode())
+    write_atomically(output, (json.dumps(report.to_dict(), indent=2) + "\n").encode())
+
+
+def _print_rows(report: Report) -> None:
+    """One line for each row of the paper's table."""
+    from anomaly_detector_ros.evaluation.table.report import number
+    from anomaly_detector_ros.evaluation.table.rows import row_of
+
+    columns = ("AUC-PR", "95%", "AUROC", "FPR95", "F1*", "weighted AUC-PR", "weighted F1*")
+    table = Table("", *columns, title=f"{report.dataset}, profile {report.profile}", box=None)
+    for name, found in report.metrics.items():
+        weighted = (number(found.paper_auc_pr), number(found.paper_f1_star))
+        table.add_row(row_of(name).title, *_quality(found), *weighted)
+    _print(table)
+    for name, why in report.not_run.items():
+        console.print(f"not run: {row_of(name).title}: {why}", markup=False, soft_wrap=True)
+
+
+def _print_sweep(report: SweepReport) -> None:
+    """One line for each variant, then the rows that were measured beside them."""
+    from anomaly_detector_ros.evaluation.table.rows import row_of
+
+    columns = ("AUC-PR", "95%", "AUROC", "FPR95", "F1*", "passes", "multiply-adds", "best in")
+    images = report.measured[0].metrics.images
+    title = f"{report.dataset}, {images} of {report.dataset_images} images, {report.profile}"
+    table = Table("#", "variant", *columns, title=title, box=None)
+    for index, each in enumerate(report.measured):
+        cost = (str(each.cost.passes), f"{each.relative_multiply_adds:.2f}")
+        table.add_row(str(index), each.variant.name, *_quality(each.metrics), *cost, each.best_in())
+    for name, found in report.references.items():
+        table.add_row("", row_of(name).title, *_quality(found))
+    _print(table)
+
+
+def _quality(found: Metrics) -> list[str]:
+    from anomaly_detector_ros.evaluation.table.report import number
+
+    low, high = found.intervals.get("auc_pr", (math.nan, math.nan))
+    return [
+        number(found.auc_pr), f"{number(low)}-{number(high)}", number(found.auroc),
+        number(found.fpr95), number(found.f1_star),
+    ]  # fmt: skip
+
+
+def _print(table: Table) -> None:
+    out = Console()
+    # A pipe has no width of its own, and 80 columns are too few.
+    (out if out.is_terminal else Console(width=160)).print(table)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from anomaly_detector_ros.cli.common import progress_bar
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.imaging.images import IMAGE_SUFFIXES, ImageError, read_rgb
+from anomaly_detector_ros.imaging.images import IMAGE_SUFFIXES, ImageError, find_images, read_rgb
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,6 +41,38 @@ class Source:
     def names_to_expect(self) -> list[str]:
         """Names of results, to look for earlier ones; a video's first frame stands for all."""
         return [frame_name(self.name, 0)] if self.video else [self.name]
+
+
+def nominal_files(
+    given: Iterable[Path], dataset: str | None = None, split: str | None = None
+) -> list[Path]:
+    """The picture files of folders and files, or the nominal ones of data sets, each once.
+
+    Args:
+        given: pictures, folders, searched recursively, or with `dataset` the roots of data sets.
+        dataset: their layout.
+        split: part of the data set.
+
+    Raises:
+        UserError: a path is missing or holds no picture, or no nominal one.
+    """
+    if dataset is None and split is not None:
+        raise UserError(f"split '{split}' of what: name the layout with --dataset")
+    files: dict[Path, Path] = {}
+    for path in given:
+        if dataset is not None:
+            from anomaly_detector_ros.evaluation.datasets.base import open_nominal
+
+            with progress_bar(f"labels of {dataset}") as advance:
+                found = open_nominal(dataset, path, split, advance).image_files()
+        elif path.is_file():
+            found = [path]
+        else:
+            # A labelled data set's labels are picture files too.
+            found = find_images(path / "images" if (path / "images").is_dir() else path)
+        for file in found:
+            files.setdefault(file.resolve(), file)
+    return list(files.values())
 
 
 def frame_name(name: str, index: int) -> str:
@@ -93,12 +126,12 @@ def unique_names(files: list[Path]) -> dict[Path, str]:
             if counts[name] == 1 and name not in taken and not like_frame:
                 named[file] = name
     for file in files:
-        number = 1
+        count = 1
         while file not in named:
-            name = f"{file.stem}_{file.suffix[1:].lower()}_n{number}"
+            name = f"{file.stem}_{file.suffix[1:].lower()}_n{count}"
             if name not in named.values():
                 named[file] = name
-            number += 1
+            count += 1
     return {file: named[file] for file in files}
 
 

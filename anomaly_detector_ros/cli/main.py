@@ -15,7 +15,6 @@ from anomaly_detector_ros.cli.common import console
 from anomaly_detector_ros.cli.demo import demo
 from anomaly_detector_ros.cli.detect import detect
 from anomaly_detector_ros.cli.evaluate import evaluate
-from anomaly_detector_ros.cli.fit import fit
 from anomaly_detector_ros.cli.models import app as models
 from anomaly_detector_ros.cli.train import train
 from anomaly_detector_ros.errors import UserError, one_line
@@ -30,7 +29,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (detect, bag, train, calibrate, fit, evaluate, benchmark, demo):
+for command in (detect, bag, train, calibrate, evaluate, benchmark, demo):
     app.command()(command)
 app.add_typer(models, name="models")
 

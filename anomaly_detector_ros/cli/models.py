@@ -22,6 +22,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from anomaly_detector_ros.cli.common import parse_size
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile, profile_names
 from anomaly_detector_ros.weights.landing import Progress as Listener
@@ -183,7 +184,7 @@ def convert(
         output = _provided_directory(name)
     elif name is not None:
         raise UserError("--output and --name exclude each other: give one of them")
-    size = None if image_size is None else _parse_size(image_size, "--image-size")
+    size = None if image_size is None else parse_size(image_size, "--image-size")
     model = read_checkpoint(checkpoint, weights=weights, prediction_type=prediction_type)
     config = save_converted(model, output, source=checkpoint, image_size=size, half=half)
     if as_json:
@@ -225,7 +226,7 @@ def export(
     """
     from anomaly_detector_ros.synthesis.denoisers.onnx_export import export_denoiser
 
-    image_size = _profile_size(model) if size is None else _parse_size(size, "--size")
+    image_size = _profile_size(model) if size is None else parse_size(size, "--size")
     directory = Path(model)
     if not directory.is_dir():
         directory = Registry.default().path(model, verify=True)
@@ -249,13 +250,6 @@ def _profile_size(model: str) -> tuple[int, int]:
             height, width = settings["size"]
             return height, width
     raise UserError(f"no profile runs '{model}': give --size HEIGHTxWIDTH")
-
-
-def _parse_size(text: str, option: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    if not (height.isdecimal() and width.isdecimal()):
-        raise UserError(f"{option} '{text}' is not HEIGHTxWIDTH: give for example 176x216")
-    return int(height), int(width)
 
 
 def _summary(registry: Registry, name: str) -> dict[str, Any]:

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from anomaly_detector_ros.cli.common import DeviceOption, JsonOption, console, write_atomically
+from anomaly_detector_ros.cli.common import (
+    DeviceOption,
+    JsonOption,
+    console,
+    parse_size,
+    write_atomically,
+)
 from anomaly_detector_ros.cli.evaluate import default_splits, layouts
 from anomaly_detector_ros.cli.training_data import (
     DataOptions,
@@ -20,7 +26,6 @@ from anomaly_detector_ros.cli.training_data import (
     find_pictures,
     read_pictures,
 )
-from anomaly_detector_ros.errors import UserError
 
 if TYPE_CHECKING:
     from anomaly_detector_ros.training.dataset import TrainingImages
@@ -30,14 +35,6 @@ FEW_IMAGES = 200
 """Fewer training images than this are worth a warning."""
 
 _SAMPLES = 32
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """'96x176' as (height, width)."""
-    height, _, width = text.partition("x")
-    if not (height.isdigit() and width.isdigit()):
-        raise UserError(f"--size '{text}' is not HEIGHTxWIDTH: give for example 96x176")
-    return int(height), int(width)
 
 
 def train(
@@ -129,7 +126,7 @@ def train(
     # Under `accelerate launch` one process speaks for all.
     console.quiet = int(os.environ.get("RANK", "0")) > 0
     config = TrainingConfig(
-        size=parse_size(size),
+        size=parse_size(size, "--size"),
         preset=preset,
         steps=steps,
         batch_size=batch_size,

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anomaly_detector_ros.cli.common import progress_bar
-from anomaly_detector_ros.cli.inputs import VIDEO_SUFFIXES, Source, frames_of
+from anomaly_detector_ros.cli.inputs import VIDEO_SUFFIXES, Source, frames_of, nominal_files
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.imaging.images import ImageError, find_images
+from anomaly_detector_ros.imaging.images import ImageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,22 +67,10 @@ def find_pictures(given: list[Path], split: str | None, options: DataOptions) ->
     Raises:
         UserError: a path is missing or holds no picture, or no nominal one.
     """
-    if options.dataset is None and split is not None:
-        raise UserError(f"split '{split}' of what: name the layout with --dataset")
-    files: dict[Path, Path] = {}
-    recordings: dict[Path, Path] = {}
-    for path in given:
-        if options.dataset:
-            found = _nominal_files(options.dataset, path, split)
-        elif _is_recording(path):
-            recordings.setdefault(path.resolve(), path)
-            continue
-        else:
-            # A labelled data set's labels are picture files too.
-            found = find_images(path / "images" if (path / "images").is_dir() else path)
-        for file in found:
-            files.setdefault(file.resolve(), file)
-    return Pictures(list(files.values()), list(recordings.values()))
+    taped = [p for p in given if options.dataset is None and _is_recording(p)]
+    recordings = {path.resolve(): path for path in taped}
+    rest = [path for path in given if path not in taped]
+    return Pictures(nominal_files(rest, options.dataset, split), list(recordings.values()))
 
 
 def read_pictures(
@@ -147,10 +135,3 @@ def _is_recording(path: Path) -> bool:
     if path.is_dir():
         return (path / "metadata.yaml").is_file()
     return path.suffix.lower() in (*BAG_SUFFIXES, *VIDEO_SUFFIXES)
-
-
-def _nominal_files(dataset: str, root: Path, split: str | None) -> list[Path]:
-    from anomaly_detector_ros.evaluation.datasets.base import open_nominal
-
-    with progress_bar(f"labels of {dataset}") as advance:
-        return open_nominal(dataset, root, split, advance).image_files()

@@ -1,8 +1,7 @@
-"""Baselines: sampling, files, and the command that fits."""
+"""Baselines: sampling and files."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,18 +9,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
-import typer
 from baseline_fits import SETTINGS, blobs, fitted, scores
 from safetensors.torch import save_file
 from torch import Tensor
-from typer.testing import CliRunner
 
 from anomaly_detector_ros.baselines.base import BASELINES as REGISTRY
 from anomaly_detector_ros.baselines.base import KIND, FittedBaseline
 from anomaly_detector_ros.baselines.nearest import Nearest
 from anomaly_detector_ros.baselines.scorer import BaselineScorer
-from anomaly_detector_ros.cli.fit import fit as fit_command
-from anomaly_detector_ros.cli.fit import parse_settings
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.features.extractors import RgbFeatures
 from anomaly_detector_ros.features.sampling import sample_features
@@ -157,7 +152,7 @@ def test_sample_takes_all_there_is_and_tells_progress() -> None:
         sample_features(Positions(), [])
 
 
-# --- images and the command -----------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------
 
 
 def terrain(seed: int) -> np.ndarray:
@@ -168,41 +163,14 @@ def terrain(seed: int) -> np.ndarray:
     return np.clip(image + rng.normal(0, 8, image.shape), 0, 255).astype(np.uint8)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A labelled data set: the labels must not be taken for images."""
-    for name in ("images", "labels"):
-        (tmp_path / "data" / name).mkdir(parents=True)
-    for seed in range(4):
-        image = cv2.cvtColor(terrain(seed), cv2.COLOR_RGB2BGR)
-        cv2.imwrite(str(tmp_path / "data" / "images" / f"{seed}.png"), image)
-        cv2.imwrite(str(tmp_path / "data" / "labels" / f"{seed}.png"), image[..., 0])
-    return tmp_path / "data"
-
-
-def command() -> typer.Typer:
-    app = typer.Typer()
-    app.command()(fit_command)
-    return app
-
-
 @pytest.mark.parametrize("name", BASELINES)
-def test_command_fits_and_the_scorer_finds_what_is_strange(
-    name: str, folder: Path, light_profile: str, tmp_path: Path
-) -> None:
-    output = tmp_path / "new" / f"{name}.safetensors"
-    options = [f"--set={key}={value}" for key, value in SETTINGS[name].items()]
-    result = CliRunner().invoke(
-        command(),
-        [name, "--data", str(folder), "--output", str(output), "--profile", light_profile,
-         "--count", "3000", "--seed", "1", "--device", "cpu", "--json", *options],
-    )  # fmt: skip
-    assert result.exit_code == 0, result.output
-    summary = json.loads(result.stdout)
-    assert summary["method"] == name
-    assert (summary["images"], summary["vectors"], summary["channels"]) == (4, 3000, 3)
-    assert summary["features"] == {"name": "rgb", "input_size": [32, 48]}
-
+def test_saved_baseline_finds_what_is_strange(name: str, tmp_path: Path) -> None:
+    described = {"name": "rgb", "input_size": [32, 48]}
+    vectors = sample_features(
+        RgbFeatures(input_size=(32, 48)), [terrain(seed) for seed in range(4)], 3000, seed=1
+    )
+    output = tmp_path / "baseline.safetensors"
+    REGISTRY.read({**SETTINGS[name], "name": name}).fit(vectors, 1, features=described).save(output)
     scorer = BaselineScorer.from_file(output, Registry.default())
     image = terrain(9)
     image[14:20, 10:20] = (230, 60, 30)
@@ -210,37 +178,6 @@ def test_command_fits_and_the_scorer_finds_what_is_strange(
     assert found.shape == (24, 36)
     assert found.dtype == np.float32
     assert found[15:19, 12:18].min() > np.quantile(found[:, 24:], 0.95)
-
-
-def test_command_says_what_it_fitted(folder: Path, light_profile: str, tmp_path: Path) -> None:
-    output = tmp_path / "nearest.safetensors"
-    image = str(folder / "images" / "0.png")
-    result = CliRunner().invoke(
-        command(),
-        ["nearest", "--data", image, "--output", str(output), "--profile", light_profile],
-    )
-    assert result.exit_code == 0, result.output
-    assert "nearest of 1536 rgb vectors (3 channels) from 1 images" in result.stdout
-    assert str(output) in result.stdout
-
-
-def test_command_refuses_bad_input(folder: Path, light_profile: str, tmp_path: Path) -> None:
-    output = tmp_path / "out.safetensors"
-    base = ["gmm", "--output", str(output), "--profile", light_profile]
-    for arguments, told in (
-        (["--data", str(tmp_path / "nothing")], "not a folder"),
-        (["--data", str(folder), "--set", "components"], "NAME=VALUE"),
-        (["--data", str(folder), "--set", "colour=3"], "colour"),
-    ):
-        result = CliRunner().invoke(command(), base + arguments)
-        assert isinstance(result.exception, UserError)
-        assert told in str(result.exception)
-    assert not output.exists()
-
-
-def test_settings_are_read_as_json_or_text() -> None:
-    texts = ["a=3", "b=null", "c=full", "d=1e-3", "e=0.5"]
-    assert parse_settings(texts) == {"a": 3, "b": None, "c": "full", "d": 1e-3, "e": 0.5}
 
 
 def test_scorer_refuses_other_features(all_fitted: dict, tmp_path: Path) -> None:
