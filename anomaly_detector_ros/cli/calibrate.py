@@ -19,6 +19,7 @@ from anomaly_detector_ros.cli.common import (
     ProfileOption,
     cannot_write,
     console,
+    fetch_missing,
     make_directory,
     progress_bar,
 )
@@ -167,7 +168,6 @@ def _warn(fitted: int, held_out: int, holdout: float) -> None:
 
 def _load(profile: Profile, device: str, offline: bool) -> Parts:
     from anomaly_detector_ros.building import Parts
-    from anomaly_detector_ros.cli.models import fetch_missing
     from anomaly_detector_ros.runtime.devices import choose_device
 
     chosen = choose_device(device)

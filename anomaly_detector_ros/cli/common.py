@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.runtime.files import replace_file
+from anomaly_detector_ros.runtime.progress import Progress
 
 if TYPE_CHECKING:
     from anomaly_detector_ros.detector import Detector
@@ -63,7 +56,6 @@ def load_detector(
     Raises:
         UserError: unknown profile or device, missing weights.
     """
-    from anomaly_detector_ros.cli.models import fetch_missing
     from anomaly_detector_ros.profiles import load_profile
 
     fetch_missing(load_profile(profile).model_names(), offline)
@@ -76,25 +68,64 @@ def load_detector(
     return detector
 
 
-@contextmanager
-def progress_bar(what: str, total: int | None = None) -> Iterator[Callable[..., None]]:
-    """A progress bar on standard error; gives a function that moves it.
+def fetch_missing(names: Iterable[str], offline: bool) -> None:
+    """Fetch those of the models that are not here, with a progress bar if there are any.
 
-    The function takes what is done and, if they change, the total and what is being done.
+    Raises:
+        UserError: a model cannot be had.
     """
+    from anomaly_detector_ros.weights.registry import Registry
+
+    registry = Registry.default()
+    with ExitStack() as stack:
+        bar = None
+        for name in names:
+            try:
+                registry.path(name)
+            except UserError:
+                bar = bar or stack.enter_context(download_bar())
+                registry.fetch(name, offline=offline, progress=bar)
+
+
+@contextmanager
+def download_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar per file; gives a function that takes its name, bytes done and in all."""
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn() if total != 0 else SpinnerColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.DownloadColumn(),
+        bars.TransferSpeedColumn(),
+        bars.TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=not console.is_terminal) as bar:
+    tasks: dict[str, bars.TaskID] = {}
+    with bars.Progress(*columns, console=console) as bar:
+
+        def advance(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name, total=total or None)
+            bar.update(tasks[name], completed=done, total=total or None)
+
+        yield advance
+
+
+@contextmanager
+def progress_bar(what: str, total: int | None = None) -> Iterator[Progress]:
+    """A progress bar on standard error; gives what moves it."""
+    columns = (
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn() if total != 0 else bars.SpinnerColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TimeElapsedColumn(),
+        bars.TimeRemainingColumn(),
+    )
+    with bars.Progress(*columns, console=console, transient=not console.is_terminal) as bar:
         task = bar.add_task(what, total=total)
 
-        def advance(done: int, of: int | None = None, doing: str = what) -> None:
-            all_of_them = of if of is not None else total
-            bar.update(task, completed=done, total=all_of_them, description=doing)
+        known = total
+
+        def advance(done: int, total: int | None = None, doing: str | None = None) -> None:
+            of = known if total is None else total
+            bar.update(task, completed=done, total=of, description=doing or what)
 
         yield advance
 

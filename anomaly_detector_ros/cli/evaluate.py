@@ -20,11 +20,11 @@ from anomaly_detector_ros.cli.common import (
     ProfileOption,
     cannot_write,
     console,
+    fetch_missing,
     make_directory,
     progress_bar,
     write_atomically,
 )
-from anomaly_detector_ros.cli.models import fetch_missing
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.evaluation.datasets.base import DATASETS
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile

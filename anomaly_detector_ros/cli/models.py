@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 from rich.table import Table
 
-from anomaly_detector_ros.cli.common import parse_size
+from anomaly_detector_ros.cli.common import console, download_bar, parse_size
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile, profile_names
-from anomaly_detector_ros.weights.landing import Progress as Listener
 from anomaly_detector_ros.weights.registry import FileStatus, Registry
 
 app = typer.Typer(
@@ -76,7 +64,7 @@ def fetch(
     registry = Registry.default()
     wanted = names or load_profile(profile).model_names()
     results = []
-    with _progress_bar() as listener:
+    with download_bar() as listener:
         for name in wanted:
             start = time.monotonic()
             path = registry.fetch(name, offline=offline, progress=listener)
@@ -87,20 +75,6 @@ def fetch(
         return
     for result in results:
         typer.echo(f"{result['name']}: {result['path']}")
-
-
-def fetch_missing(names: Iterable[str], offline: bool) -> None:
-    """Fetch those of the models that are not here, with a progress bar if there are any.
-
-    Raises:
-        UserError: a model cannot be had.
-    """
-    registry = Registry.default()
-    missing = [name for name in names if _summary(registry, name)["state"] != "present"]
-    if missing:
-        with _progress_bar() as listener:
-            for name in missing:
-                registry.fetch(name, offline=offline, progress=listener)
 
 
 @app.command()
@@ -119,7 +93,7 @@ def verify(
     wanted = names or [n for n in registry.names() if _summary(registry, n)["state"] != "absent"]
     if not wanted:
         raise UserError("no model is here yet: run `anomaly-detector models fetch`")
-    with _progress_bar() as listener:
+    with download_bar() as listener:
         found = {name: registry.verify(name, progress=listener) for name in wanted}
     _print_statuses(found, as_json)
     bad = [name for name, files in found.items() if any(file.state != "ok" for file in files)]
@@ -132,17 +106,18 @@ def verify(
 
 
 def _print_statuses(found: dict[str, list[FileStatus]], as_json: bool) -> None:
-    rows = [
-        {"model": name, "file": file.name, "state": file.state, "bytes": file.bytes,
-         "sha256": file.sha256, "path": str(file.path)}
-        for name, files in found.items() for file in files
-    ]  # fmt: skip
     if as_json:
+        rows = [
+            {"model": name, "file": file.name, "state": file.state, "bytes": file.bytes,
+             "sha256": file.sha256, "path": str(file.path)}
+            for name, files in found.items() for file in files
+        ]  # fmt: skip
         typer.echo(json.dumps(rows, indent=2))
         return
     table = Table("model", "file", "state", "sha256", box=None)
-    for row in rows:
-        table.add_row(row["model"], row["file"], row["state"], (row["sha256"] or "-")[:16])
+    for name, files in found.items():
+        for file in files:
+            table.add_row(name, file.name, file.state, (file.sha256 or "-")[:16])
     Console().print(table)
 
 
@@ -230,7 +205,7 @@ def export(
     directory = Path(model)
     if not directory.is_dir():
         directory = Registry.default().path(model, verify=True)
-    with Console(stderr=True).status(f"exporting '{model}'"):
+    with console.status(f"exporting '{model}'"):
         config = export_denoiser(directory, output, size=image_size, half=half)
     if as_json:
         shown = {key: value for key, value in config.items() if key != "betas"}
@@ -272,24 +247,3 @@ def _summary(registry: Registry, name: str) -> dict[str, Any]:
         "shipped": entry.shipped is not None,
         "path": str(directory),
     }
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Listener]:
-    """A progress bar per file on stderr, so that stdout holds the results alone."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-
-        def listener(name: str, done: int, total: int) -> None:
-            if name not in tasks:
-                tasks[name] = bar.add_task(name, total=total or None)
-            bar.update(tasks[name], completed=done, total=total or None)
-
-        yield listener

@@ -192,17 +192,17 @@ def _warn(pictures: Pictures, images: TrainingImages, held_out: Pictures | None)
 
 def _run(trainer: Trainer, save_every: int, snapshot_every: int | None) -> float | None:
     """Trains under a progress bar; images per second, None where nothing was left to do."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+    from rich import progress as bars
 
     columns = (
         "loss {task.fields[loss]:.4f}",
-        BarColumn(),
-        MofNCompleteColumn(),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
         "{task.fields[rate]:.1f} images/s",
-        TimeRemainingColumn(),
+        bars.TimeRemainingColumn(),
     )
     first, start, rate = trainer.step, time.monotonic(), math.nan
-    with Progress(*columns, console=console, transient=not console.is_terminal) as bar:
+    with bars.Progress(*columns, console=console, transient=not console.is_terminal) as bar:
         task = bar.add_task(
             "", total=trainer.config.steps, completed=first, loss=math.nan, rate=rate
         )

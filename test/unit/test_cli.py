@@ -27,7 +27,7 @@ from anomaly_detector_ros.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = [
-    ["detect"], ["bag"], ["train"], ["calibrate"], ["fit"], ["evaluate"], ["benchmark"], ["demo"],
+    ["detect"], ["bag"], ["train"], ["calibrate"], ["evaluate"], ["benchmark"], ["demo"],
     ["models", "list"], ["models", "fetch"], ["models", "verify"], ["models", "convert"],
     ["models", "export"],
 ]  # fmt: skip
