@@ -10,11 +10,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-import torch
-import yaml
-from diffusers import DDPMPipeline, UNet2DModel
-
-from anomaly_detector_ros.synthesis.schedule import Schedule
+from support.tiny import save_tiny_unet, write_profile
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -40,33 +36,10 @@ def _shared(folder: str, what: str) -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A diffusers model directory with a tiny U-Net of random weights."""
-    directory = tmp_path_factory.mktemp("models") / "tiny"
-    torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=(16, 24),
-        in_channels=3,
-        out_channels=3,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=4,
-    )
-    DDPMPipeline(unet, Schedule.named("cosine").to_diffusers()).save_pretrained(directory)
-    return directory
+    return save_tiny_unet(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="session")
 def light_profile(tiny_model: Path) -> str:
     """Path of a profile file: random tiny U-Net, RGB features, no segmenter, no fetched weights."""
-    profile = {
-        "denoiser": {"model": str(tiny_model), "size": [16, 24], "dtype": "float32"},
-        "sampler": {"name": "few_step", "noise_level": 0.5, "steps": 2, "num_edits": 1, "seed": 0},
-        "features": {"name": "rgb", "input_size": [32, 48]},
-        "upsampler": {"name": "bilinear"},
-        "segmenter": {"name": "none"},
-        "threshold": 0.3,
-    }
-    file = tiny_model.parent / "light.yaml"
-    file.write_text(yaml.safe_dump({"light_test": profile}))
-    return str(file)
+    return str(write_profile(tiny_model.parent / "light_test.yaml", tiny_model))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,18 +22,43 @@ _PR_SET_PDEATHSIG = 1
 _PATIENCE = {signal.SIGINT: 10.0, signal.SIGTERM: 5.0, signal.SIGKILL: 5.0}
 
 
+_domain_holders: list[socket.socket] = []
+
+
+@functools.cache
+def own_domain() -> int:
+    """A ROS domain for the graph of this process, held until the process ends.
+
+    A Unix socket with a name in the abstract namespace holds it: only one process can have that
+    name, no file stays behind, and the name reaches as far as the loopback device does.
+
+    Raises:
+        UserError: all are taken.
+    """
+    # Ports of domains over 101 can meet those of outgoing connections; people choose low numbers.
+    for domain in range(100, 9, -1):
+        holder = socket.socket(socket.AF_UNIX)
+        try:
+            holder.bind(f"\0anomaly_detector_ros/domain/{domain}")
+        except OSError:
+            holder.close()
+        else:
+            _domain_holders.append(holder)
+            return domain
+    raise UserError("all ROS domains from 10 to 100 are taken: end other demos or tests")
+
+
 def graph_environment(logs: Path, domain: int | None = None) -> dict[str, str]:
     """Environment of processes that see each other and nothing beyond this machine.
 
     Args:
         logs: directory for ROS logs.
-        domain: ROS domain; by default one that follows from the process id.
+        domain: ROS domain; by default this process's own, see `own_domain`.
     """
     # What the user set goes before.
     environment = {**ALLOCATOR, **fastdds_environment(fastdds_profile()), **os.environ}
-    domain = 10 + os.getpid() % 90 if domain is None else domain
     environment |= {
-        "ROS_DOMAIN_ID": str(domain),
+        "ROS_DOMAIN_ID": str(own_domain() if domain is None else domain),
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
         "ROS_LOG_DIR": str(logs),
         "PYTHONUNBUFFERED": "1",

@@ -16,7 +16,7 @@ from fault import SkipError, UnexpectedError, expect
 from graph_client import CAMERA, GraphClient, image, picture
 from node_process import NodeProcess
 from sensor_msgs.msg import Image
-from tiny import save_tiny_unet, write_profile
+from support.tiny import save_tiny_unet, write_profile
 
 from anomaly_detector_ros.demo.processes import graph_environment
 
@@ -43,8 +43,7 @@ class Bench:
     @functools.cached_property
     def model(self) -> Path:
         """The tiny model's directory, written when it is first asked for, as that takes torch."""
-        save_tiny_unet(self.folder / "tiny")
-        return self.folder / "tiny"
+        return save_tiny_unet(self.folder / "tiny")
 
     @functools.cached_property
     def profile(self) -> Path:

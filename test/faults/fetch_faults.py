@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +14,7 @@ from bench import small_disk
 from command_process import ONE_LINE, command, ended, refused
 from fault import Fault, expect
 from node_process import wait_until
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "unit"))
-from file_server import FileServer, Reply
+from support.file_server import FileServer, Reply
 
 if TYPE_CHECKING:
     from bench import Bench

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bench import SIZE, Bench, small_disk
 from fault import Act, Fault, SkipError, expect
 from graph_client import image, picture
-from tiny import write_profile
+from support.tiny import write_profile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.extend(str(Path(__file__).parents[up]) for up in (0, 1))
 
 from harness import Case, main
 from mutations import mutate, replace_somewhere

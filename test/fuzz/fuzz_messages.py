@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from PIL import Image as PilImage
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.extend(str(Path(__file__).parents[up]) for up in (0, 1))
 
 from harness import Case, main
 from mutations import mutate

@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 import torch
 import yaml
-from diffusers import DDPMPipeline, UNet2DModel
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from safetensors.torch import save_file
+from support.tiny import save_tiny_unet
 
 from anomaly_detector_ros.bags.frames import IMAGE, typestore
 from anomaly_detector_ros.bags.processing import process_bag
@@ -36,7 +36,6 @@ from anomaly_detector_ros.runtime.files import hash_file
 from anomaly_detector_ros.runtime.onnx_session import open_session
 from anomaly_detector_ros.synthesis.denoisers.loading import load_denoiser
 from anomaly_detector_ros.synthesis.denoisers.onnx_export import export_denoiser
-from anomaly_detector_ros.synthesis.schedule import Schedule
 from anomaly_detector_ros.weights.landing import Landing
 from anomaly_detector_ros.weights.packages import land_tar_member, land_wheel_member
 from anomaly_detector_ros.weights.published import read_state
@@ -111,20 +110,12 @@ def _read_bag(bag: Path) -> object:
     return report
 
 
-def _diffusers(folder: Path) -> Path:
-    torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=SIZE, in_channels=3, out_channels=3, layers_per_block=1,
-        block_out_channels=(8, 16), down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"), norm_num_groups=4,
-    )  # fmt: skip
-    DDPMPipeline(unet, Schedule.named("cosine").to_diffusers()).save_pretrained(folder / "model")
-    return folder / "model"
+def _denoiser(folder: Path) -> Path:
+    return save_tiny_unet(folder / "model", SIZE)
 
 
 def _exported(folder: Path) -> Path:
-    (folder / "source").mkdir()
-    export_denoiser(_diffusers(folder / "source"), folder / "model", size=SIZE)
+    export_denoiser(save_tiny_unet(folder / "source", SIZE), folder / "model", size=SIZE)
     return folder / "model"
 
 
@@ -290,7 +281,7 @@ SUBJECTS = (
     Subject("mcap bag, chunks", _bag(StoragePlugin.MCAP, CompressionMode.STORAGE), _read_bag),
     Subject("sqlite3 bag, files", _bag(StoragePlugin.SQLITE3, CompressionMode.FILE), _read_bag),
     Subject("mcap bag, messages", _bag(StoragePlugin.MCAP, CompressionMode.MESSAGE), _read_bag),
-    Subject("diffusers model", _diffusers, _read_denoiser),
+    Subject("diffusers model", _denoiser, _read_denoiser),
     Subject("exported model", _exported, _read_denoiser),
     Subject("onnx", _network, lambda file: open_session(file, model="m", batched=["x"])),
     Subject("calibration", _calibration, _read_calibration),

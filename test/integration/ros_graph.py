@@ -22,12 +22,13 @@ from rclpy.qos import QoSProfile
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
+from anomaly_detector_ros.demo.processes import own_domain
 from anomaly_detector_ros.ros.executor import NodeExecutor
 from anomaly_detector_ros.ros.main import spin
 from anomaly_detector_ros.ros.node import AnomalyDetectorNode
 
-# Of this machine only, and apart from other test runs on it.
-DOMAIN = 1 + os.getpid() % 100
+# Of this machine only, and apart from other graphs on it.
+DOMAIN = own_domain()
 # Humble knows only the older variable, later releases warn of it.
 LOCAL_ONLY = (
     {"ROS_LOCALHOST_ONLY": "1"}

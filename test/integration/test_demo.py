@@ -12,14 +12,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from child_processes import start_python
 from rosbags.rosbag2 import Reader
+from support.processes import start_python
 
 from anomaly_detector_ros.bags.frames import deserialize
 from anomaly_detector_ros.bags.processing import process_bag
 from anomaly_detector_ros.detector import Detector
 
 pytest.importorskip("rclpy", reason="no ROS 2 here")
+pytestmark = pytest.mark.slow  # whole graphs of processes
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURES = 4

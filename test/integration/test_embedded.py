@@ -16,6 +16,8 @@ from anomaly_detector_ros.evaluation.metrics.pixels import PixelCounts
 from anomaly_detector_ros.imaging.images import find_images, read_rgb
 from anomaly_detector_ros.runtime.resources import share_dir
 
+pytestmark = pytest.mark.slow  # real networks on real frames
+
 
 def load(profile: str) -> Detector:
     try:

@@ -22,6 +22,7 @@ TESTS = Path(__file__).resolve().parents[1]
 FEW = ("wrong_encoding", "short_data", "future_stamps", "out_of_range", "bad_transitions")
 
 
+@pytest.mark.slow
 def test_a_few_faults_in_a_running_node(tmp_path: Path):
     file = tmp_path / "results.json"
     ended = subprocess.run(

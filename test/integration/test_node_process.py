@@ -17,8 +17,8 @@ import yaml
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
-from child_processes import start_python
 from ros_graph import Graph, child_environment, wait_until
+from support.processes import start_python
 
 COMMAND = [sys.executable, "-m", "anomaly_detector_ros.ros.main", "--ros-args"]
 

@@ -18,7 +18,6 @@ import pytest
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
 import rclpy
-from child_processes import start_python
 from rclpy.context import Context
 from rclpy.duration import Duration
 from rclpy.node import Node
@@ -27,6 +26,7 @@ from ros_graph import DOMAIN, Graph, child_environment, picture, wait_until
 from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from sensor_msgs.msg import CameraInfo, Image
+from support.processes import start_python
 
 from anomaly_detector_ros.bags import reader as bag_reader
 from anomaly_detector_ros.bags.frames import IMAGE, typestore

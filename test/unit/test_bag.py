@@ -7,7 +7,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from bag_files import (
+from rosbags.highlevel import AnyReader
+from rosbags.interfaces import QosReliability
+from rosbags.rosbag2 import Reader, StoragePlugin, Writer
+from support.bag_files import (
     FRAMES,
     IMAGE,
     QOS,
@@ -20,9 +23,6 @@ from bag_files import (
     pictures,
     write_bag,
 )
-from rosbags.highlevel import AnyReader
-from rosbags.interfaces import QosReliability
-from rosbags.rosbag2 import Reader, StoragePlugin, Writer
 
 from anomaly_detector_ros.bags.frames import camera_name, read_images
 from anomaly_detector_ros.bags.outputs import OUTPUTS, output_topic

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from bag_files import (
+from rosbags.highlevel import AnyReader
+from rosbags.rosbag2 import CompressionMode, Reader, StoragePlugin, Writer
+from support.bag_files import (
     COMPRESSED,
     FRAMES,
     IMAGE,
@@ -26,8 +28,6 @@ from bag_files import (
     pictures,
     write_bag,
 )
-from rosbags.highlevel import AnyReader
-from rosbags.rosbag2 import CompressionMode, Reader, StoragePlugin, Writer
 
 from anomaly_detector_ros.bags import reader as bag_reader
 from anomaly_detector_ros.bags.frames import choose_topic, read_frames, read_images

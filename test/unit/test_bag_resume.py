@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bag_files import START, STORAGES, contents, image_bytes, pictures, write_bag
 from rosbags.rosbag2 import Reader, StoragePlugin
+from support.bag_files import START, STORAGES, contents, image_bytes, pictures, write_bag
 from typer.testing import CliRunner
 
 from anomaly_detector_ros.bags.journal import BagJournal, FrameResult

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from baseline_fits import SETTINGS, blobs, fitted, make, scores
 from sklearn.mixture import GaussianMixture
+from support.baseline_fits import SETTINGS, blobs, fitted, make, scores
 from torch import Tensor
 
 from anomaly_detector_ros.baselines.base import BASELINES as REGISTRY

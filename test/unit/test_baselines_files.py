@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from baseline_fits import SETTINGS, blobs, fitted, scores
 from safetensors.torch import save_file
+from support.baseline_fits import SETTINGS, blobs, fitted, scores
 from torch import Tensor
 
 from anomaly_detector_ros.baselines.base import BASELINES as REGISTRY

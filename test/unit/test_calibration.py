@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from calibration_data import draw_pictures, gaussian_pairs, pooled, whitened
 from safetensors.numpy import save_file
+from support.calibration_data import draw_pictures, gaussian_pairs, pooled, whitened
 
 from anomaly_detector_ros.building import Parts, differences, fingerprint
 from anomaly_detector_ros.calibration.calibration import (

@@ -18,7 +18,7 @@ from unittest import mock
 import cv2
 import numpy as np
 import pytest
-from child_processes import start_python
+from support.processes import start_python
 
 from anomaly_detector_ros.cli.common import append_line, write_atomically
 from anomaly_detector_ros.cli.inputs import find_sources, unique_names

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-from dataset_files import SIZE, blank, write
 from PIL import Image as PilImage
+from support.dataset_files import SIZE, blank, write
 
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.evaluation.datasets.base import DATASETS, open_dataset, open_nominal

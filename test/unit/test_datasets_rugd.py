@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from dataset_files import SIZE, blank, stems, write
+from support.dataset_files import SIZE, blank, stems, write
 
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.evaluation.datasets.base import (

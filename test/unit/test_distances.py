@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from calibration_data import CHANNELS, EDITS, gaussian_pairs, whitened
+from support.calibration_data import CHANNELS, EDITS, gaussian_pairs, whitened
 
 from anomaly_detector_ros.distances.base import DISTANCES
 from anomaly_detector_ros.distances.cosine import CosineDistance, cosine_distance

@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from support.scenes import write_labelled_scenes
 
 from anomaly_detector_ros.cli.main import main
 from anomaly_detector_ros.detector import Detector
@@ -30,23 +31,7 @@ WEIGHTLESS += ("no_upsampler", "ours", "random", "perfect")
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    """Green scenes in the folder layout: train is plain, test holds a red square and void rows."""
-    root = tmp_path_factory.mktemp("scenes")
-    rng = np.random.default_rng(0)
-    for part, count in (("train", 4), ("test", 3)):
-        for kind in ("images", "masks"):
-            (root / part / kind).mkdir(parents=True)
-        for i in range(count):
-            image = np.full((60, 90, 3), (60, 110, 80), np.uint8)
-            image = cv2.add(image, rng.integers(0, 20, image.shape, np.uint8))
-            mask = np.zeros((60, 90), np.uint8)
-            if part == "test":
-                image[20:45, 10 + 20 * i : 40 + 20 * i] = (40, 40, 230)
-                mask[20:45, 10 + 20 * i : 40 + 20 * i] = 1
-                mask[-1] = 255
-            cv2.imwrite(str(root / part / "images" / f"{i}.png"), image)
-            cv2.imwrite(str(root / part / "masks" / f"{i}.png"), mask)
-    return root
+    return write_labelled_scenes(tmp_path_factory.mktemp("scenes"), train=4, test=3)
 
 
 @pytest.fixture
@@ -246,6 +231,7 @@ main(arguments)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_maps_and_agree_with_one(scenes, light_profile, tmp_path):
     script = tmp_path / "noting.py"
     script.write_text(NOTING)

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from calibration_data import draw_pictures
+from support.calibration_data import draw_pictures
 
 from anomaly_detector_ros.building import Parts
 from anomaly_detector_ros.calibration.distribution import ScorePool

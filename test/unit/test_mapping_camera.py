@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from mapping_scenes import HEIGHT, LENSES, WIDTH, K, camera_info, model, project
+from support.mapping_scenes import HEIGHT, LENSES, WIDTH, K, camera_info, model, project
 
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.mapping.camera_model import CameraModel

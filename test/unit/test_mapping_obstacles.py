@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from mapping_scenes import HEIGHT, LENSES, WIDTH, board_outline, draw, model, project
+from support.mapping_scenes import HEIGHT, LENSES, WIDTH, board_outline, draw, model, project
 
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.mapping.ground import ground_depth

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mapping_scenes import HEIGHT, WIDTH, board_outline, camera_info, draw
+from support.mapping_scenes import HEIGHT, WIDTH, board_outline, camera_info, draw
 
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.mapping.depth import DepthBuffer, serialised_stamp

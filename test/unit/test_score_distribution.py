@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from calibration_data import pooled
+from support.calibration_data import pooled
 
 from anomaly_detector_ros.errors import UserError
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from support.scenes import write_labelled_scenes
 
 from anomaly_detector_ros.benchmarking.counting import Passes, counting
 from anomaly_detector_ros.cli.main import main
@@ -33,22 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    """Green scenes; those of the test part hold a red square."""
-    root = tmp_path_factory.mktemp("scenes")
-    rng = np.random.default_rng(0)
-    for part, count in (("train", 3), ("test", 5)):
-        for kind in ("images", "masks"):
-            (root / part / kind).mkdir(parents=True)
-        for i in range(count):
-            image = np.full((48, 64, 3), (60, 110, 80), np.uint8)
-            image = cv2.add(image, rng.integers(0, 40, image.shape, np.uint8))
-            mask = np.zeros((48, 64), np.uint8)
-            if part == "test":
-                image[14:42, 4 + 6 * i : 34 + 6 * i] = (40, 40, 230)
-                mask[14:42, 4 + 6 * i : 34 + 6 * i] = 1
-            cv2.imwrite(str(root / part / "images" / f"{i}.png"), image)
-            cv2.imwrite(str(root / part / "masks" / f"{i}.png"), mask)
-    return root
+    return write_labelled_scenes(tmp_path_factory.mktemp("scenes"), train=3, test=5)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMPipeline
-from training_runs import (
+from support.training_runs import (
     CONFIG,
     NARROW,
     free_port,

@@ -9,10 +9,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from dataset_files import write
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
-from training_runs import NARROW, SIZE, scene, write_scenes
+from support.dataset_files import write
+from support.training_runs import NARROW, SIZE, scene, write_scenes
 from typer.testing import CliRunner
 
 from anomaly_detector_ros.cli import train

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import psutil
 import pytest
-from training_runs import SIZE, scene, write_scenes
+from support.training_runs import SIZE, scene, write_scenes
 
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.imaging.images import find_images

@@ -1,4 +1,4 @@
-"""A profile that runs in milliseconds: a random tiny U-Net, RGB features, no segmenter."""
+"""A detector that runs in milliseconds: a random tiny U-Net, RGB features, no segmenter."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 
 
-def save_tiny_unet(directory: Path) -> None:
-    """Writes a diffusers model directory with random weights."""
+def save_tiny_unet(directory: Path, size: tuple[int, int] = (16, 24)) -> Path:
+    """Writes a diffusers model directory with random weights. Returns the directory."""
     import torch
     from diffusers import DDPMPipeline, UNet2DModel
 
@@ -17,7 +17,9 @@ def save_tiny_unet(directory: Path) -> None:
 
     torch.manual_seed(0)
     unet = UNet2DModel(
-        sample_size=(16, 24),
+        sample_size=size,
+        in_channels=3,
+        out_channels=3,
         layers_per_block=1,
         block_out_channels=(8, 16),
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),
@@ -25,6 +27,7 @@ def save_tiny_unet(directory: Path) -> None:
         norm_num_groups=4,
     )
     DDPMPipeline(unet, Schedule.named("cosine").to_diffusers()).save_pretrained(directory)
+    return directory
 
 
 def write_profile(file: Path, model: Path, **changes: Any) -> Path:
