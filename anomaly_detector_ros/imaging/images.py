@@ -8,6 +8,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from PIL import ExifTags, ImageOps, UnidentifiedImageError
 from PIL import Image as PilImage
 
 from anomaly_detector_ros.errors import UserError, one_line
@@ -17,9 +18,6 @@ MAX_PIXELS = 80_000_000
 """Compressed images of more pixels are refused before they are decoded."""
 
 _MAX_SHOWN = 60
-_EXIF_ORIENTATION = 0x0112
-# Quarter turns, counter-clockwise, that set a picture upright, by its orientation tag.
-_QUARTER_TURNS = {3: 2, 6: 3, 8: 1}
 
 
 class ImageError(UserError):
@@ -51,27 +49,16 @@ def read_rgb(file: Path) -> np.ndarray:
     except OSError as error:
         raise ImageError(f"cannot read '{file}' ({error.strerror}): give a picture file") from error
     try:
-        array = decode_image(data)
+        array = decode_image(data, upright=True)
     except ImageError as error:
         raise ImageError(f"cannot read '{file}': {error}") from error
-    if array.ndim == 2:
-        array = cv2.cvtColor(array, cv2.COLOR_GRAY2RGB)
-    return _upright(array, data)
+    return array if array.ndim == 3 else cv2.cvtColor(array, cv2.COLOR_GRAY2RGB)
 
 
-def _upright(array: np.ndarray, data: bytes) -> np.ndarray:
-    """Undoes the rotation that a camera noted in the file."""
-    try:
-        with PilImage.open(io.BytesIO(data)) as picture:
-            orientation = picture.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # a damaged tag; the pixels are good
-        return array
-    turns = _QUARTER_TURNS.get(orientation, 0)
-    return np.ascontiguousarray(np.rot90(array, turns)) if turns else array
-
-
-def decode_image(data: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode_image(data: Any, max_pixels: int = MAX_PIXELS, *, upright: bool = False) -> np.ndarray:
     """Decode a picture file held in memory: uint8 RGB (H, W, 3), or uint8 (H, W) for a grey one.
+
+    With `upright` it is turned and mirrored as the camera noted in the file.
 
     A JPEG that ends early is refused; one whose coded data is altered inside often still decodes,
     as JPEG carries no check sum.
@@ -91,6 +78,8 @@ def decode_image(data: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
                     f"compressed image is {width}x{height}, over the limit of {max_pixels} pixels: "
                     "scale it down"
                 )
+            if upright and _orientation(picture) != 1:
+                return _pillow_array(ImageOps.exif_transpose(picture))
             if picture.format == "JPEG" and picture.mode in ("L", "RGB"):
                 return _decode_jpeg(data)
             return _pillow_array(picture)
@@ -98,7 +87,7 @@ def decode_image(data: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         raise ImageError(
             f"compressed image is over the limit of {max_pixels} pixels: scale it down"
         ) from error
-    except PilImage.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise ImageError(
             "compressed image is no JPEG, PNG, WebP, TIFF or BMP: check the publisher's format"
         ) from error
@@ -107,6 +96,13 @@ def decode_image(data: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     except Exception as error:
         # Pillow's decoders raise nearly anything on corrupt data: SyntaxError, TypeError, ...
         raise ImageError(f"compressed image is truncated or corrupt: {quoted(error)}") from error
+
+
+def _orientation(picture: PilImage.Image) -> int:
+    try:
+        return int(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a damaged tag; the pixels are good
+        return 1
 
 
 def to_8_bit(pixels: np.ndarray) -> np.ndarray:

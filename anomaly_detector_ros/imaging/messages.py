@@ -225,9 +225,10 @@ def _cv_bridge_colour() -> Callable[[np.ndarray, str, str], np.ndarray] | None:
     try:
         from cv_bridge.boost.cv_bridge_boost import cvtColor2
 
+        convert: Callable[[np.ndarray, str, str], np.ndarray] = cvtColor2
         probe = np.array([[[1, 2, 3]]], np.uint8)
-        if np.array_equal(cvtColor2(probe, "bgr8", "rgb8"), probe[..., ::-1]):
-            return cvtColor2
+        if np.array_equal(convert(probe, "bgr8", "rgb8"), probe[..., ::-1]):
+            return convert
     except (ImportError, AttributeError, RuntimeError, TypeError, SystemError):
         pass
     return None

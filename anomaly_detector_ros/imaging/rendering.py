@@ -67,7 +67,7 @@ def render(name: str, image: np.ndarray, detection: Detection) -> np.ndarray:
 
 def confidence(heatmap: np.ndarray) -> np.ndarray:
     """A float heatmap in [0, 1] as uint8 0..255, rounded; NaN counts as 0."""
-    return np.rint(np.clip(np.nan_to_num(heatmap), 0.0, 1.0) * 255.0).astype(np.uint8)
+    return np.asarray(np.rint(np.clip(np.nan_to_num(heatmap), 0.0, 1.0) * 255.0), np.uint8)
 
 
 def segments_16_bit(segments: np.ndarray) -> np.ndarray:
@@ -129,14 +129,14 @@ def _visible_heat(detection: Detection) -> np.ndarray:
     """
     if not detection.calibrated:
         return detection.heatmap
-    return -np.log10(np.clip(1 - detection.heatmap, 1e-4, 1)) / 4
+    return np.asarray(-np.log10(np.clip(1 - detection.heatmap, 1e-4, 1)) / 4)
 
 
 def _opacity_table() -> np.ndarray:
     """Opacity of the heat colours for each of 256 values."""
     value = np.arange(256, dtype=np.float32) / 255.0
-    ramp = np.clip((value - _VISIBLE_FROM) / (1.0 - _VISIBLE_FROM), 0.0, 1.0)
-    return (_OPACITY * ramp**1.5).astype(np.float32)
+    ramp = np.clip((value - _VISIBLE_FROM) / (1.0 - _VISIBLE_FROM), 0.0, 1.0).astype(np.float32)
+    return np.asarray(_OPACITY * ramp**1.5, np.float32)
 
 
 def _colour_table() -> np.ndarray:

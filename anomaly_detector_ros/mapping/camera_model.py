@@ -118,7 +118,7 @@ class CameraModel:
             found = cv2.fisheye.undistortPoints(pixels, self.matrix, coefficients, criteria=_STOP)
         else:
             found = _undistort(pixels, self.matrix, coefficients, R=None, P=None, criteria=_STOP)
-        rays = found.reshape(-1, 2)
+        rays = np.asarray(found, np.float64).reshape(-1, 2)
         # The iteration may end anywhere: only what projects back to its pixel is a direction.
         usable = _usable(rays)
         rays[~usable] = 0.0
@@ -130,7 +130,8 @@ class CameraModel:
 
 def _usable(rays: np.ndarray) -> np.ndarray:
     """Which rays (N, 2) are finite and no further from the axis than any lens sees: bool (N,)."""
-    return (np.abs(rays) < _STEEPEST).all(axis=1)
+    usable: np.ndarray = (np.abs(rays) < _STEEPEST).all(axis=1)
+    return usable
 
 
 def _distortion(info: Any) -> tuple[tuple[float, ...], bool]:

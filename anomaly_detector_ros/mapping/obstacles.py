@@ -132,7 +132,9 @@ def find_blobs(mask: np.ndarray, settings: ObstacleSettings) -> Blobs:
         pixels, label = pixels[keep], label[keep]
     if settings.voxel_size > 0.0 and len(pixels) > MOST_PIXELS:
         step = int(np.ceil((len(pixels) / MOST_PIXELS) ** 0.5))
-        taken = octets - cv2.erode(octets, None, borderType=cv2.BORDER_CONSTANT, borderValue=0)
+        square = np.ones((3, 3), np.uint8)
+        inside = cv2.erode(octets, square, borderType=cv2.BORDER_CONSTANT, borderValue=0)
+        taken = octets - np.asarray(inside, np.uint8)
         taken[::step, ::step] |= octets[::step, ::step]
         keep = taken.reshape(-1)[pixels].view(bool)
         pixels, label = pixels[keep], label[keep]
@@ -160,7 +162,8 @@ def free_ground(
     with np.errstate(invalid="ignore"):
         height = transform(pose, points)[:, 2] - settings.ground_z
         near = np.linalg.norm(points, axis=1) <= settings.max_range
-        return points[near & (np.abs(height) <= GROUND_TOLERANCE)]
+        near &= np.abs(height) <= GROUND_TOLERANCE
+    return np.asarray(points[near])
 
 
 def organised(
@@ -229,7 +232,7 @@ def _above_contact(
     # Pixels do not line up with an upright edge: a direction's lowest one may be just beside it.
     nearest[1:-1] = np.minimum(np.minimum(nearest[:-2], nearest[2:]), nearest[1:-1])
     with np.errstate(divide="ignore", invalid="ignore"):
-        above = nearest[place] / pace
+        above: np.ndarray = nearest[place] / pace
     above[~np.isfinite(above)] = np.nan
     return above
 

@@ -43,7 +43,7 @@ def open_session(
     try:
         source: str | bytes = str(path)
         if batched:
-            network = onnx.load(source)
+            network = onnx.load(str(path))
             for item in network.graph.input:
                 if item.name in batched:
                     item.type.tensor_type.shape.dim[0].dim_param = "batch"

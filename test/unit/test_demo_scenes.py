@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from anomaly_detector_ros.demo.objects import OBJECTS
-from anomaly_detector_ros.demo.scenes import HEIGHT, PLACEMENTS, WIDTH, place, sample_scenes
+sys.path.append(str(Path(__file__).parents[2] / "scripts"))
+
+from draw_demo_scenes import HEIGHT, OBJECTS, PLACEMENTS, WIDTH, place, sample_scenes
 
 GREY = np.full((HEIGHT, WIDTH, 3), 120, np.uint8)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import io
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image as PilImage
 
-from anomaly_detector_ros.imaging.images import ImageError, decode_image
+from anomaly_detector_ros.imaging.images import ImageError, decode_image, read_rgb
 from anomaly_detector_ros.imaging.messages import compressed_to_rgb, image_fields, image_to_rgb
 
 RNG = np.random.default_rng(7)
@@ -340,3 +341,30 @@ def test_cv_bridge_gives_the_same() -> None:
         np.testing.assert_array_equal(
             boost.cvtColor2(mosaic, name, "rgb8"), cv2.cvtColor(mosaic, code)
         )
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_picture_files_are_set_upright_mirrored_ones_too(
+    tmp_path: Path, suffix: str, orientation: int
+) -> None:
+    shown = np.zeros((32, 48, 3), np.uint8)
+    shown[:16, :24], shown[:16, 24:], shown[16:, :24] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
+    # What the sensor recorded, by the Exif standard's table: where row 0 and column 0 are.
+    recorded = {
+        1: shown,
+        2: shown[:, ::-1],
+        3: shown[::-1, ::-1],
+        4: shown[::-1],
+        5: shown.transpose(1, 0, 2),
+        6: shown.transpose(1, 0, 2)[::-1],
+        7: shown.transpose(1, 0, 2)[::-1, ::-1],
+        8: shown.transpose(1, 0, 2)[:, ::-1],
+    }[orientation]
+    exif = PilImage.Exif()
+    exif[0x0112] = orientation
+    file = tmp_path / f"picture{suffix}"
+    PilImage.fromarray(np.ascontiguousarray(recorded)).save(file, exif=exif, quality=95)
+    found = read_rgb(file)
+    assert found.shape == shown.shape
+    assert np.abs(found.astype(int) - shown).mean() < 6
