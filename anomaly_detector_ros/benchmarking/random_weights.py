@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 import yaml
-from diffusers import DDPMPipeline
 
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.profiles import Profile
 from anomaly_detector_ros.synthesis.schedule import Schedule
 from anomaly_detector_ros.training.config import TrainingConfig, build_unet
+from anomaly_detector_ros.training.snapshots import save_model
 from anomaly_detector_ros.weights.registry import Registry
 
 
@@ -66,5 +66,5 @@ def _write_denoiser(directory: Path, size: Sequence[int], preset: str) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         unet = build_unet(TrainingConfig(size=(height, width), preset=preset))
-    DDPMPipeline(unet, Schedule.named("cosine").to_diffusers()).save_pretrained(directory)
+    save_model(unet, Schedule.named("cosine"), directory)
     return directory

@@ -1,9 +1,10 @@
-"""Files that appear under their name only when they are whole, and the hash of their content."""
+"""Files and directories that appear under their name only when they are whole; hashes of files."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,34 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(partial, path)
     except BaseException:  # Ctrl-C too
         partial.unlink(missing_ok=True)
+        raise
+
+
+def replace_directory(path: Path, write: Callable[[Path], object]) -> None:
+    """Calls ``write`` with a new directory beside ``path`` and puts it in the place of that.
+
+    The files get the mode that `open` gives: safetensors makes them unreadable to other users,
+    whatever the umask.
+
+    Raises:
+        OSError: it cannot be written. Nothing is left behind, whatever the exception.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    partial.mkdir(parents=True)
+    try:
+        write(partial)
+        probe = partial / ".mode"  # the umask cannot be asked for, only set for all threads
+        probe.touch()
+        mode = probe.stat().st_mode
+        probe.unlink()
+        for file in partial.rglob("*"):
+            if file.is_file():
+                file.chmod(mode)
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(partial, path)
+    except BaseException:  # Ctrl-C too
+        shutil.rmtree(partial, ignore_errors=True)
         raise
 
 

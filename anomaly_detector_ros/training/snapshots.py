@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import shutil
 from pathlib import Path
 
 from diffusers import DDPMPipeline, UNet2DModel
 
+from anomaly_detector_ros.runtime.files import replace_directory
 from anomaly_detector_ros.synthesis.schedule import Schedule
 
 BYTES_PER_PARAMETER = 2
@@ -28,13 +27,13 @@ def save_model(
     Raises:
         OSError: it cannot be written.
     """
-    partial = directory.with_name(f"{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    DDPMPipeline(copy.deepcopy(unet).half(), schedule.to_diffusers()).save_pretrained(partial)
-    if facts is not None:
-        (partial / "snapshot.json").write_text(json.dumps(facts) + "\n")
-    shutil.rmtree(directory, ignore_errors=True)
-    os.replace(partial, directory)
+
+    def write(partial: Path) -> None:
+        DDPMPipeline(copy.deepcopy(unet).half(), schedule.to_diffusers()).save_pretrained(partial)
+        if facts is not None:
+            (partial / "snapshot.json").write_text(json.dumps(facts) + "\n")
+
+    replace_directory(directory, write)
 
 
 def snapshot_directory(output: Path, step: int) -> Path:

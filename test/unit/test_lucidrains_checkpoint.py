@@ -60,6 +60,8 @@ def test_convert_writes_a_directory_that_loads(checkpoint: Path, tmp_path: Path)
     output = tmp_path / "models" / "rugd"
     printed = convert(checkpoint, "--output", output, "--image-size", "16x24", "--json")
     assert sorted(path.name for path in output.parent.iterdir()) == ["rugd"]
+    modes = {path.stat().st_mode for path in output.iterdir()}
+    assert modes == {checkpoint.stat().st_mode}, "as the umask has it"
     config = json.loads((output / "config.json").read_text())
     assert json.loads(printed) == {"path": str(output), **config}
     assert config["unet"]["dim_mults"] == [1, 2]

@@ -87,6 +87,8 @@ def test_a_run_leaves_a_model_that_diffusers_loads(images, held_out, tmp_path):
     assert cv2.imread(str(output / "samples" / "0000006.png")).shape == (32, 96, 3)
     assert cv2.imread(str(output / "curves.png")).std() > 1
     assert not list(output.glob("*.partial"))
+    weights = next((output / "model" / "unet").glob("*.safetensors"))
+    assert weights.stat().st_mode == (output / "training.json").stat().st_mode
 
 
 def test_the_loss_falls(images, tmp_path):

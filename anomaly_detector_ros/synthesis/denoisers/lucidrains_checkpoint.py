@@ -7,9 +7,6 @@ and ``model.safetensors`` (the network's state dict, and ``betas`` float32 (T,))
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from anomaly_detector_ros.errors import UserError, one_line
-from anomaly_detector_ros.runtime.files import hash_file
+from anomaly_detector_ros.runtime.files import hash_file, replace_directory
 from anomaly_detector_ros.synthesis.denoisers.lucidrains import LucidrainsConfig, LucidrainsUnet
 from anomaly_detector_ros.synthesis.schedule import (
     BETA_SCHEDULES,
@@ -236,18 +233,15 @@ def save_converted(
     dtype = torch.float16 if half else torch.float32
     tensors = {k: v.to(dtype).contiguous() for k, v in model.unet.state_dict().items()}
     tensors["betas"] = model.schedule.betas.float()
+
+    def write(partial: Path) -> None:
+        save_file(tensors, partial / WEIGHTS)
+        (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+
     try:
         if directory.exists() and not _may_replace(directory):
             raise UserError(f"'{directory}' holds something else: give another output directory")
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".converting-") as work:
-            partial = Path(work) / "model"
-            partial.mkdir()
-            save_file(tensors, partial / WEIGHTS)
-            (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-            if directory.exists():
-                shutil.rmtree(directory)
-            os.replace(partial, directory)
+        replace_directory(directory, write)
     except OSError as error:
         raise UserError(
             f"cannot write '{directory}' ({one_line(error)}): give another output directory"
