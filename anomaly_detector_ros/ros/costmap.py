@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import array
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +13,7 @@ from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.mapping.costmap import RollingGrid
 from anomaly_detector_ros.mapping.obstacle_finder import Obstacles
 from anomaly_detector_ros.mapping.poses import Transforms, transform
+from anomaly_detector_ros.ros.parameters import CostmapParameters
 from anomaly_detector_ros.ros.qos import Output
 
 if TYPE_CHECKING:
@@ -22,25 +22,6 @@ if TYPE_CHECKING:
 TOPIC = "~/costmap"
 MOST_CELLS = 2000
 """Along each edge of the grid: 4 MB a message."""
-
-
-@dataclass(frozen=True)
-class CostmapSettings:
-    """Shape and memory of the costmap; the parameters ``costmap.*``.
-
-    Attributes:
-        frame: a frame that does not move with the robot, as odom, which TF must know; the base
-            frame itself needs no TF, but what was seen then moves along with the robot.
-        size, resolution: edges of the grid and of a cell, metres.
-        decay: half-life of evidence, seconds; 0: it is kept.
-        max_height: points higher above the ground are passed below, metres.
-    """
-
-    frame: str = "odom"
-    size: float = 20.0
-    resolution: float = 0.1
-    decay: float = 10.0
-    max_height: float = 2.0
 
 
 class Costmap:
@@ -62,7 +43,7 @@ class Costmap:
         transforms: Transforms,
         base_frame: str,
         ground_z: float,
-        settings: CostmapSettings,
+        settings: CostmapParameters,
     ) -> None:
         if settings.size / settings.resolution > MOST_CELLS:
             raise UserError(

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+from pydantic.fields import FieldInfo
 
 from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.mapping.obstacle_finder import SOURCES
@@ -28,25 +32,21 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 @dataclass(frozen=True)
-class Spec:
-    """One parameter.
+class Rule:
+    """What a value must be beyond its type, and when it can be set.
 
     Attributes:
-        name, default, text: as ``ros2 param describe`` shows them.
-        bounds: least and largest of a number; None: not a number.
+        bounds: least and largest of a number.
         choices: the texts it may be; empty: any.
         constraints: what else a value must fulfil, in words. Of a number: that below 0 only its
             default is possible.
-        check: what is wrong with a value of the right type that is not the default, for a message
-            that begins with the name; None if nothing is.
+        check: what is wrong with a value that is not the default, for a message that begins with
+            the name; None if nothing is.
         read_only: only set at start.
         live: may change at any time; otherwise only while the node is unconfigured.
         launch: an argument of the launch file, too.
     """
 
-    name: str
-    default: Any
-    text: str
     bounds: tuple[float, float] | None = None
     choices: tuple[str, ...] = ()
     constraints: str = ""
@@ -65,6 +65,15 @@ class Spec:
     def when(self) -> str:
         """When it can be set, in words."""
         return "any time" if self.live else "at start" if self.read_only else "while unconfigured"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec(Rule):
+    """One parameter: name, default and text as ``ros2 param describe`` shows them, and its rule."""
+
+    name: str
+    default: Any
+    text: str
 
 
 # -- checks ----------------------------------------------------------------------------------------
@@ -121,305 +130,195 @@ def _twice(names: list[str]) -> str | None:
     return next((name for name in names if names.count(name) > 1), None)
 
 
-# -- the table -------------------------------------------------------------------------------------
+# -- the table: each parameter's type, rule, default and text --------------------------------------
 
-_THRESHOLD = Spec(
-    "threshold",
-    UNSET,
-    "Heatmap value from which a pixel of the mask is an anomaly; -1: the profile's own.",
-    (-1.0, 1.0),
-    constraints="0 to 1, or -1",
-    live=True,
-    launch=True,
-)
-_MAX_RATE = Spec(
-    "max_rate",
-    0.0,
-    "Most images per second and camera that are processed; 0: as many as the device manages.",
-    (0.0, 100.0),
-    live=True,
-)
-_TRANSPORT = Spec(
-    "image_transport",
-    "raw",
-    "raw: <camera>/image_raw is read; compressed: <camera>/image_raw/compressed.",
-    choices=("raw", "compressed"),
-    launch=True,
-)
-_CALIBRATION = Spec(
-    "calibration",
-    "",
-    "Calibration file, as anomaly-detector calibrate writes it; empty: the profile's own, if it "
-    "has one.",
-    constraints="empty or an existing file",
-    check=_file,
-    launch=True,
-)
+_table = pydantic_dataclass(frozen=True, config=ConfigDict(use_attribute_docstrings=True))
+_FRAME = Rule(constraints="not empty", check=_frame)
+_FILE = Rule(constraints="empty or an existing file", check=_file, launch=True)
+_SHARE = Rule((-1.0, 1.0), constraints="0 to 1, or -1", live=True, launch=True)
+
+
+@_table
+class General:
+    """Cameras and models."""
+
+    autostart: Annotated[bool, Rule(read_only=True)] = True
+    """Configure and activate by itself at start; false leaves it to a lifecycle manager."""
+    cameras: Annotated[
+        list[str],
+        Rule(
+            constraints="at least one relative topic name, none twice", check=_cameras, launch=True
+        ),
+    ] = field(default_factory=lambda: ["camera"])
+    """Names of the cameras: images are read from <camera>/image_raw, outputs published under
+    ~/<camera>/."""
+    image_transport: Annotated[str, Rule(choices=("raw", "compressed"), launch=True)] = "raw"
+    """raw: <camera>/image_raw is read; compressed: <camera>/image_raw/compressed."""
+    profile: Annotated[
+        str, Rule(constraints="a name in profiles.yaml, or a path that ends in .yaml", launch=True)
+    ] = DEFAULT_PROFILE
+    """Models and settings to detect with: the name of a profile or the path of a YAML file."""
+    models_dir: Annotated[
+        str, Rule(constraints="empty or an existing directory", check=_directory)
+    ] = ""
+    """Directory with a profiles.yaml to use in place of the installed one; empty: installed."""
+    device: Annotated[
+        str, Rule(constraints="auto, cpu, cuda or cuda:N", check=_device, launch=True)
+    ] = "auto"
+    """Device the models run on; auto: CUDA where there is one."""
+    offline: bool = False
+    """Never fetch missing models from the network; configuring fails instead."""
+    base_frame: Annotated[str, _FRAME] = "base_link"
+    """The robot's base frame: x forward, y left, z up."""
+
+
+@_table
+class Thresholds:
+    """Threshold and calibration."""
+
+    threshold: Annotated[float, _SHARE] = UNSET
+    """Heatmap value from which a pixel of the mask is an anomaly; -1: the profile's own."""
+    calibration: Annotated[str, _FILE] = ""
+    """Calibration file, as anomaly-detector calibrate writes it; empty: the profile's own, if it
+    has one."""
+    calibration_frames: Annotated[int, Rule((2, 100_000), live=True)] = 30
+    """Frames of each camera that ~/calibrate takes as nominal."""
+    calibration_output: Annotated[str, Rule(live=True)] = ""
+    """File that ~/calibrate writes, to be given as calibration at the next start; empty:
+    <node>_calibration.safetensors in $ROS_HOME or ~/.ros."""
+    drift_window: Annotated[int, Rule((10, 3600))] = 60
+    """Frames of each camera, at most one a second, that are compared with the nominal ones to tell
+    whether the scene still is that of the calibration."""
+
+
+@_table
+class Images:
+    """Images."""
+
+    max_input_age: Annotated[float, Rule((0.0, 60.0), live=True)] = 1.0
+    """Images older than this many seconds when their turn comes are dropped and counted; 0: none
+    is. Age is the node's clock minus the header's stamp. Where the stamp cannot be of the node's
+    clock (zero, in the future, or over 10 s and over twice this limit old on arrival, as in a bag
+    replayed without simulated time) it is the time since arrival."""
+    max_rate: Annotated[float, Rule((0.0, 100.0), live=True)] = 0.0
+    """Most images per second and camera that are processed; 0: as many as the device manages."""
+    batch_cameras: Annotated[bool, Rule(live=True)] = False
+    """Process one image of every camera that has one waiting together, in one batch: more images
+    per second on a GPU, each of them later."""
+    skip_similar: Annotated[float, Rule((0.0, 255.0), live=True)] = 0.0
+    """Images that hardly differ from the last one processed take over what was found there, at most
+    10 in a row: the largest change of the mean grey value (0 to 255) of any of 64x36 cells that
+    still counts as none; noise makes about 1, 4 is a start; 0: all are processed."""
+    temporal_filter: Annotated[float, Rule((0.0, 10.0), live=True)] = 0.0
+    """Time constant in seconds of an exponential average of the heatmaps of each camera, by their
+    stamps; 0: off. It knows nothing of the camera's motion and smears while it moves."""
+    watchdog_timeout: Annotated[float, Rule((0.0, 600.0), live=True)] = 60.0
+    """Seconds that the models may work on one image, or one batch; then their thread is given up
+    and another one started with fresh models; 0: any time."""
+    jpeg_quality: Annotated[int, Rule((1, 100), live=True)] = 90
+    """JPEG quality of overlay/compressed."""
+
+
+@_table
+class ObstacleParameters:
+    """Obstacles; with the prefix ``obstacles.``"""
+
+    source: Annotated[str, Rule(choices=SOURCES)] = "auto"
+    """Where distances come from. depth: <camera>/depth, registered to the image; ground: where an
+    obstacle stands on flat ground, by camera_info and the camera's pose; auto: depth where a depth
+    image matches, else ground."""
+    max_range: Annotated[float, Rule((0.1, 200.0), live=True)] = 15.0
+    """Points further from the camera than so many metres are left out."""
+    voxel_size: Annotated[float, Rule((0.0, 2.0), live=True)] = 0.1
+    """One point is kept in each cube of so many metres; 0: every pixel is a point."""
+    min_pixels: Annotated[int, Rule((1, 1_000_000), live=True)] = 25
+    """Connected anomalies of fewer pixels are no obstacles."""
+    standing: Annotated[bool, Rule(live=True)] = True
+    """Without depth, take anomalies for things that stand on the ground; false: for patches of the
+    ground, such as puddles."""
+    ground_z: Annotated[float, Rule((-10.0, 10.0))] = 0.0
+    """Height of the ground in base_frame, metres; negative where that is above the ground."""
+    depth_tolerance: Annotated[float, Rule((0.0, 1.0))] = 0.05
+    """A depth image belongs to an image if their stamps differ by no more than so many seconds."""
+
+
+@_table
+class CostmapParameters:
+    """The costmap; with the prefix ``costmap.``"""
+
+    frame: Annotated[str, _FRAME] = "odom"
+    """Frame of ~/costmap: one that does not move with the robot, known to TF. base_frame needs no
+    TF, but then what was seen moves along with the robot."""
+    size: Annotated[float, Rule((1.0, 200.0))] = 20.0
+    """Edge of ~/costmap in metres."""
+    resolution: Annotated[float, Rule((0.01, 10.0))] = 0.1
+    """Edge of a cell of ~/costmap in metres."""
+    decay: Annotated[float, Rule((0.0, 600.0))] = 10.0
+    """Seconds in which evidence in ~/costmap loses half of its weight; 0: it is kept."""
+    max_height: Annotated[float, Rule((0.0, 10.0))] = 2.0
+    """Points higher above the ground than so many metres do not count in ~/costmap."""
+
+
+@_table
+class OfCamera:
+    """What each camera may have of its own, as ``<camera>.<name>``; see `camera_parameter`."""
+
+    image_transport: Annotated[
+        str, Rule(choices=("raw", "compressed"), constraints="empty, raw or compressed")
+    ] = ""
+    """This camera's image_transport; empty: the node's."""
+    calibration: Annotated[str, _FILE] = ""
+    """This camera's calibration file; empty: the node's."""
+    threshold: Annotated[float, _SHARE] = UNSET
+    """This camera's threshold; -1: the node's."""
+    max_rate: Annotated[float, Rule((-1.0, 100.0), constraints="0 or more, or -1", live=True)] = (
+        UNSET
+    )
+    """This camera's max_rate; 0: no limit; -1: the node's."""
+    height: Annotated[float, Rule((0.0, 10.0), live=True)] = 0.0
+    """Height of the camera above base_frame's origin, metres, for obstacles without TF; 0: the
+    camera's pose is that of TF."""
+    roll: Annotated[float, Rule((-3.2, 3.2), live=True)] = 0.0
+    """Roll of the camera about the robot's forward axis, radians; counts with height."""
+    pitch: Annotated[float, Rule((-3.2, 3.2), live=True)] = 0.0
+    """Pitch of the camera, radians, positive downwards; counts with height."""
+    extrinsics: Annotated[
+        list[float],
+        Rule(constraints="a rotation and a translation, or 16 zeros", check=_extrinsics, live=True),
+    ] = field(default_factory=lambda: [0.0] * 16)
+    """Pose of the camera, base_frame <- optical frame, as a 4x4 matrix row by row; goes before
+    height, roll and pitch; all zero: not given."""
+
+
+def _specs(table: type, prefix: str = "") -> tuple[Spec, ...]:
+    found: dict[str, FieldInfo] = table.__pydantic_fields__  # type: ignore[attr-defined]
+    return tuple(
+        Spec(
+            name=prefix + name,
+            default=each.get_default(call_default_factory=True),
+            text=" ".join((each.description or "").split()),
+            **vars(next((rule for rule in each.metadata if isinstance(rule, Rule)), Rule())),
+        )
+        for name, each in found.items()
+    )
+
 
 SECTIONS: dict[str, tuple[Spec, ...]] = {
-    "Cameras and models": (
-        Spec(
-            "autostart",
-            True,
-            "Configure and activate by itself at start; false leaves it to a lifecycle manager.",
-            read_only=True,
-        ),
-        Spec(
-            "cameras",
-            ["camera"],
-            "Names of the cameras: images are read from <camera>/image_raw, outputs published "
-            "under ~/<camera>/.",
-            constraints="at least one relative topic name, none twice",
-            check=_cameras,
-            launch=True,
-        ),
-        _TRANSPORT,
-        Spec(
-            "profile",
-            DEFAULT_PROFILE,
-            "Models and settings to detect with: the name of a profile or the path of a YAML file.",
-            constraints="a name in profiles.yaml, or a path that ends in .yaml",
-            launch=True,
-        ),
-        Spec(
-            "models_dir",
-            "",
-            "Directory with a profiles.yaml to use in place of the installed one; empty: "
-            "installed.",
-            constraints="empty or an existing directory",
-            check=_directory,
-        ),
-        Spec(
-            "device",
-            "auto",
-            "Device the models run on; auto: CUDA where there is one.",
-            constraints="auto, cpu, cuda or cuda:N",
-            check=_device,
-            launch=True,
-        ),
-        Spec(
-            "offline",
-            False,
-            "Never fetch missing models from the network; configuring fails instead.",
-        ),
-    ),
-    "Threshold and calibration": (
-        _THRESHOLD,
-        _CALIBRATION,
-        Spec(
-            "calibration_frames",
-            30,
-            "Frames of each camera that ~/calibrate takes as nominal.",
-            (2, 100_000),
-            live=True,
-        ),
-        Spec(
-            "calibration_output",
-            "",
-            "File that ~/calibrate writes, to be given as calibration at the next start; empty: "
-            "<node>_calibration.safetensors in $ROS_HOME or ~/.ros.",
-            live=True,
-        ),
-        Spec(
-            "drift_window",
-            60,
-            "Frames of each camera, at most one a second, that are compared with the nominal ones "
-            "to tell whether the scene still is that of the calibration.",
-            (10, 3600),
-        ),
-    ),
-    "Images": (
-        Spec(
-            "max_input_age",
-            1.0,
-            "Images older than this many seconds when their turn comes are dropped and counted; 0: "
-            "none is. Age is the node's clock minus the header's stamp. Where the stamp cannot be "
-            "of the node's clock (zero, in the future, or over 10 s and over twice this limit old "
-            "on arrival, as in a bag replayed without simulated time) it is the time since "
-            "arrival.",
-            (0.0, 60.0),
-            live=True,
-        ),
-        _MAX_RATE,
-        Spec(
-            "batch_cameras",
-            False,
-            "Process one image of every camera that has one waiting together, in one batch: more "
-            "images per second on a GPU, each of them later.",
-            live=True,
-        ),
-        Spec(
-            "skip_similar",
-            0.0,
-            "Images that hardly differ from the last one processed take over what was found there, "
-            "at most 10 in a row: the largest change of the mean grey value (0 to 255) of any of "
-            "64x36 cells that still counts as none; noise makes about 1, 4 is a start; 0: all are "
-            "processed.",
-            (0.0, 255.0),
-            live=True,
-        ),
-        Spec(
-            "temporal_filter",
-            0.0,
-            "Time constant in seconds of an exponential average of the heatmaps of each camera, by "
-            "their stamps; 0: off. It knows nothing of the camera's motion and smears while it "
-            "moves.",
-            (0.0, 10.0),
-            live=True,
-        ),
-        Spec(
-            "watchdog_timeout",
-            60.0,
-            "Seconds that the models may work on one image, or one batch; then their thread is "
-            "given up and another one started with fresh models; 0: any time.",
-            (0.0, 600.0),
-            live=True,
-        ),
-        Spec("jpeg_quality", 90, "JPEG quality of overlay/compressed.", (1, 100), live=True),
-    ),
-    "Obstacles": (
-        Spec(
-            "base_frame",
-            "base_link",
-            "The robot's base frame: x forward, y left, z up.",
-            constraints="not empty",
-            check=_frame,
-        ),
-        Spec(
-            "obstacles.source",
-            "auto",
-            "Where distances come from. depth: <camera>/depth, registered to the image; ground: "
-            "where an obstacle stands on flat ground, by camera_info and the camera's pose; auto: "
-            "depth where a depth image matches, else ground.",
-            choices=SOURCES,
-        ),
-        Spec(
-            "obstacles.max_range",
-            15.0,
-            "Points further from the camera than so many metres are left out.",
-            (0.1, 200.0),
-            live=True,
-        ),
-        Spec(
-            "obstacles.voxel_size",
-            0.1,
-            "One point is kept in each cube of so many metres; 0: every pixel is a point.",
-            (0.0, 2.0),
-            live=True,
-        ),
-        Spec(
-            "obstacles.min_pixels",
-            25,
-            "Connected anomalies of fewer pixels are no obstacles.",
-            (1, 1_000_000),
-            live=True,
-        ),
-        Spec(
-            "obstacles.standing",
-            True,
-            "Without depth, take anomalies for things that stand on the ground; false: for patches "
-            "of the ground, such as puddles.",
-            live=True,
-        ),
-        Spec(
-            "obstacles.ground_z",
-            0.0,
-            "Height of the ground in base_frame, metres; negative where that is above the ground.",
-            (-10.0, 10.0),
-        ),
-        Spec(
-            "obstacles.depth_tolerance",
-            0.05,
-            "A depth image belongs to an image if their stamps differ by no more than so many "
-            "seconds.",
-            (0.0, 1.0),
-        ),
-    ),
-    "Costmap": (
-        Spec(
-            "costmap.frame",
-            "odom",
-            "Frame of ~/costmap: one that does not move with the robot, known to TF. base_frame "
-            "needs no TF, but then what was seen moves along with the robot.",
-            constraints="not empty",
-            check=_frame,
-        ),
-        Spec("costmap.size", 20.0, "Edge of ~/costmap in metres.", (1.0, 200.0)),
-        Spec("costmap.resolution", 0.1, "Edge of a cell of ~/costmap in metres.", (0.01, 10.0)),
-        Spec(
-            "costmap.decay",
-            10.0,
-            "Seconds in which evidence in ~/costmap loses half of its weight; 0: it is kept.",
-            (0.0, 600.0),
-        ),
-        Spec(
-            "costmap.max_height",
-            2.0,
-            "Points higher above the ground than so many metres do not count in ~/costmap.",
-            (0.0, 10.0),
-        ),
-    ),
+    "Cameras and models": _specs(General),
+    "Threshold and calibration": _specs(Thresholds),
+    "Images": _specs(Images),
+    "Obstacles": _specs(ObstacleParameters, "obstacles."),
+    "Costmap": _specs(CostmapParameters, "costmap."),
 }
 SPECS: tuple[Spec, ...] = tuple(spec for section in SECTIONS.values() for spec in section)
 BY_NAME: dict[str, Spec] = {spec.name: spec for spec in SPECS}
 
-OVERRIDES: tuple[Spec, ...] = (
-    replace(
-        _TRANSPORT,
-        default="",
-        text="This camera's image_transport; empty: the node's.",
-        constraints="empty, raw or compressed",
-    ),
-    replace(_CALIBRATION, text="This camera's calibration file; empty: the node's."),
-    replace(_THRESHOLD, text="This camera's threshold; -1: the node's."),
-    replace(
-        _MAX_RATE,
-        default=UNSET,
-        text="This camera's max_rate; 0: no limit; -1: the node's.",
-        bounds=(-1.0, 100.0),
-        constraints="0 or more, or -1",
-    ),
-)
-"""What a camera may have of its own; each default stands for the node's parameter of that name."""
-
-POSES: tuple[Spec, ...] = (
-    Spec(
-        "height",
-        0.0,
-        "Height of the camera above base_frame's origin, metres, for obstacles without TF; 0: the "
-        "camera's pose is that of TF.",
-        (0.0, 10.0),
-        live=True,
-    ),
-    Spec(
-        "roll",
-        0.0,
-        "Roll of the camera about the robot's forward axis, radians; counts with height.",
-        (-3.2, 3.2),
-        live=True,
-    ),
-    Spec(
-        "pitch",
-        0.0,
-        "Pitch of the camera, radians, positive downwards; counts with height.",
-        (-3.2, 3.2),
-        live=True,
-    ),
-    Spec(
-        "extrinsics",
-        [0.0] * 16,
-        "Pose of the camera, base_frame <- optical frame, as a 4x4 matrix row by row; goes before "
-        "height, roll and pitch; all zero: not given.",
-        constraints="a rotation and a translation, or 16 zeros",
-        check=_extrinsics,
-        live=True,
-    ),
-)
-"""Where a camera is; each camera has these of its own."""
-
-CAMERA_SPECS: tuple[Spec, ...] = (*OVERRIDES, *POSES)
-"""What each camera may have of its own, as ``<camera>.<name>``; see `camera_parameter`."""
+CAMERA_SPECS: tuple[Spec, ...] = _specs(OfCamera)
 CAMERA_BY_NAME: dict[str, Spec] = {spec.name: spec for spec in CAMERA_SPECS}
+OVERRIDES: tuple[Spec, ...] = tuple(spec for spec in CAMERA_SPECS if spec.name in BY_NAME)
+"""What a camera may have of its own; each default stands for the node's parameter of that name."""
+POSES: tuple[Spec, ...] = tuple(spec for spec in CAMERA_SPECS if spec.name not in BY_NAME)
+"""Where a camera is."""
 
 
 def camera_parameter(camera: str, name: str) -> str:

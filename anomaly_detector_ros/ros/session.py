@@ -14,11 +14,11 @@ from anomaly_detector_ros.mapping.poses import Transforms
 from anomaly_detector_ros.ros import costmap
 from anomaly_detector_ros.ros.calibration_service import CalibrationService
 from anomaly_detector_ros.ros.camera import Camera, Picture, Settings
-from anomaly_detector_ros.ros.costmap import Costmap, CostmapSettings
+from anomaly_detector_ros.ros.costmap import Costmap
 from anomaly_detector_ros.ros.counters import Dropped
 from anomaly_detector_ros.ros.diagnostics import Status, camera_status, node_status
 from anomaly_detector_ros.ros.obstacles import ObstacleOutputs
-from anomaly_detector_ros.ros.parameters import UNSET, Parameters, models_path
+from anomaly_detector_ros.ros.parameters import UNSET, CostmapParameters, Parameters, models_path
 from anomaly_detector_ros.ros.qos import LATCHED, Topics
 from anomaly_detector_ros.ros.worker import Frame, Turn, Watchdog, Worker
 
@@ -106,7 +106,7 @@ class Session:
             self._transforms,
             self._parameters["base_frame"],
             self._parameters["obstacles.ground_z"],
-            self._parameters.settings(CostmapSettings, "costmap"),
+            self._parameters.settings(CostmapParameters, "costmap"),
         )
 
     def _make_camera(self, name: str, topics: Topics) -> Camera:

@@ -254,10 +254,11 @@ def test_cloud_message_is_readable_by_others():
 
 def costmap_of(transforms: Any, **settings: Any):
     pytest.importorskip("rclpy", reason="rclpy is not installed")
-    from anomaly_detector_ros.ros.costmap import Costmap, CostmapSettings
+    from anomaly_detector_ros.ros.costmap import Costmap
+    from anomaly_detector_ros.ros.parameters import CostmapParameters
     from anomaly_detector_ros.ros.qos import Output
 
-    return Costmap(Output(None), transforms, "base_link", 0.0, CostmapSettings(**settings))
+    return Costmap(Output(None), transforms, "base_link", 0.0, CostmapParameters(**settings))
 
 
 def test_costmap_places_what_a_moving_robot_sees(finder, mask):
