@@ -56,7 +56,7 @@ def generate_launch_description() -> LaunchDescription:
     ]
     declared += [
         DeclareLaunchArgument(
-            name, default_value="", description=f"{text} Empty: as in the parameter file."
+            name, default_value="", description=f"{text} Not given: as in the parameter file."
         )
         for name, (_, text) in PARAMETERS.items()
     ]
