@@ -92,7 +92,8 @@ class Flow(Baseline):
         def score(vectors: Tensor) -> Tensor:
             leading, rest = whitening(vectors)
             z, log_det = transform().call_and_ladj(leading)
-            return -(mixture.log_prob(z) + log_det + rest)
+            likelihood: Tensor = mixture.log_prob(z) + log_det + rest
+            return -likelihood
 
         return score
 

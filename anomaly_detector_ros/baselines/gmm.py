@@ -176,6 +176,7 @@ def fit_mixture(
 
 def make_mixture(weights: Tensor, means: Tensor, scales: Tensor) -> Distribution:
     """The distribution of parameters as `fit_mixture` returns them."""
+    parts: Distribution
     if scales.ndim == 3:
         parts = MultivariateNormal(means, scale_tril=scales, validate_args=False)
     else:

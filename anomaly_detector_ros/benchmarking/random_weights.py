@@ -12,7 +12,7 @@ from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.profiles import Profile
 from anomaly_detector_ros.synthesis.schedule import Schedule
 from anomaly_detector_ros.training.config import TrainingConfig, build_unet
-from anomaly_detector_ros.training.snapshots import save_model
+from anomaly_detector_ros.training.ddpm import save_model
 from anomaly_detector_ros.weights.registry import Registry
 
 

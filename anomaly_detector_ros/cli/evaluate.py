@@ -142,7 +142,7 @@ def evaluate(
     from anomaly_detector_ros.evaluation.sweep.plots import plot_pareto, plot_training
     from anomaly_detector_ros.evaluation.sweep.run import run_sweep
     from anomaly_detector_ros.evaluation.sweep.variants import load_variants
-    from anomaly_detector_ros.evaluation.table.rows import DEFAULT_ROWS, TABLE1_ROWS
+    from anomaly_detector_ros.evaluation.table.methods import DEFAULT_ROWS, TABLE1_ROWS
     from anomaly_detector_ros.weights.registry import cache_directory
 
     chosen = load_profile(profile)
@@ -218,8 +218,8 @@ def _write(
 
 def _print_rows(report: Report) -> None:
     """One line for each row of the paper's table."""
+    from anomaly_detector_ros.evaluation.table.methods import row_of
     from anomaly_detector_ros.evaluation.table.report import number
-    from anomaly_detector_ros.evaluation.table.rows import row_of
 
     columns = ("AUC-PR", "95%", "AUROC", "FPR95", "F1*", "weighted AUC-PR", "weighted F1*")
     table = Table("", *columns, title=f"{report.dataset}, profile {report.profile}", box=None)
@@ -233,7 +233,7 @@ def _print_rows(report: Report) -> None:
 
 def _print_sweep(report: SweepReport) -> None:
     """One line for each variant, then the rows that were measured beside them."""
-    from anomaly_detector_ros.evaluation.table.rows import row_of
+    from anomaly_detector_ros.evaluation.table.methods import row_of
 
     columns = ("AUC-PR", "95%", "AUROC", "FPR95", "F1*", "passes", "multiply-adds", "best in")
     images = report.measured[0].metrics.images

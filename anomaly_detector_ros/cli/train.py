@@ -234,8 +234,7 @@ def _check_memorisation(
 ) -> dict[str, float | None]:
     """Compares the saved model's samples with the training images; leaves picture and numbers."""
     from anomaly_detector_ros.synthesis.denoisers.loading import load_denoiser
-    from anomaly_detector_ros.training.measures import draw_samples
-    from anomaly_detector_ros.training.memorisation import compare
+    from anomaly_detector_ros.training.measures import compare, draw_samples
 
     output, config = trainer.output, trainer.config
     with console.status("looking for memorised training images"):

@@ -30,7 +30,7 @@ class DataOptions:
             images are taken; None for folders of images, rosbags and videos.
         topic: camera topic of rosbags; None for the only one.
         stride: every so many frames of rosbags and videos are looked at.
-        min_sharpness: see `training.frames.FrameFilter`, like ``min_change``.
+        min_sharpness: see `training.dataset.FrameFilter`, like ``min_change``.
         min_change: frames that differ less from the last one kept are left out.
     """
 
@@ -103,7 +103,7 @@ def describe_skipped(pictures: Pictures) -> str:
 
 def _with_frames(pictures: Pictures, options: DataOptions) -> Iterator[Path | np.ndarray]:
     """The files, then the good frames of each recording; counts the others."""
-    from anomaly_detector_ros.training.frames import FrameFilter
+    from anomaly_detector_ros.training.dataset import FrameFilter
 
     yield from pictures.files
     skipped = dict.fromkeys(("unreadable", "blurred", "like the last"), 0)

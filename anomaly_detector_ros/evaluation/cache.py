@@ -42,7 +42,7 @@ class Cache:
         file = self.path(kind, key, ".npz")
         try:
             with np.load(file, allow_pickle=False) as content:
-                return content["array"]
+                return np.asarray(content["array"])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             pass
         array = compute()

@@ -13,13 +13,12 @@ from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.evaluation.cache import array_digest
 from anomaly_detector_ros.evaluation.cached import CachedParts
 from anomaly_detector_ros.evaluation.datasets.base import Dataset, LabelledImage
+from anomaly_detector_ros.evaluation.fits import BaselineFits
 from anomaly_detector_ros.evaluation.metrics.measures import Measurement
-from anomaly_detector_ros.evaluation.table.fits import Fits
 from anomaly_detector_ros.evaluation.table.gallery import Panels, gallery
-from anomaly_detector_ros.evaluation.table.methods import Method, Synthesis
+from anomaly_detector_ros.evaluation.table.methods import Method, Synthesis, build_method, row_of
 from anomaly_detector_ros.evaluation.table.plots import plot_curves
 from anomaly_detector_ros.evaluation.table.report import Report
-from anomaly_detector_ros.evaluation.table.rows import build_method, row_of
 from anomaly_detector_ros.profiles import Profile
 from anomaly_detector_ros.runtime.tensors import to_pictures
 
@@ -67,7 +66,7 @@ class Evaluation:
         """Measures the named rows; None on all but the first of several processes.
 
         Args:
-            names: keys of `rows.ROWS`.
+            names: as `methods.row_of` takes them.
             strict: a row that cannot be run is an error, not a line of the report.
 
         Raises:
@@ -92,7 +91,7 @@ class Evaluation:
             UserError: see `run`.
         """
         images = self.nominal.image_files() if self.nominal else []
-        fits = Fits(self.parts, images, seed=self.seed, progress=self.progress)
+        fits = BaselineFits(self.parts, images, seed=self.seed, progress=self.progress)
         methods = []
         for name in names:
             try:
@@ -195,4 +194,4 @@ class Evaluation:
 
 def _spread(total: int, count: int) -> list[int]:
     """At most ``count`` of ``total`` indices, evenly spread."""
-    return np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist()
+    return [int(i) for i in np.linspace(0, total - 1, min(count, total)).round()]

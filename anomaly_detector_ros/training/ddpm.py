@@ -7,12 +7,13 @@ killed and resumed is the run that was not killed.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -21,26 +22,24 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from diffusers import UNet2DModel
+from diffusers import DDPMPipeline, UNet2DModel
 from diffusers.training_utils import EMAModel
 
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.runtime.devices import choose_device, choose_dtype
-from anomaly_detector_ros.runtime.files import replace_file
+from anomaly_detector_ros.runtime.files import replace_directory, replace_file
 from anomaly_detector_ros.synthesis.denoisers.unet import DiffusersDenoiser
 from anomaly_detector_ros.synthesis.schedule import Schedule
 from anomaly_detector_ros.training.config import TrainingConfig, build_unet
 from anomaly_detector_ros.training.dataset import TrainingImages
 from anomaly_detector_ros.training.journal import Journal
 from anomaly_detector_ros.training.measures import draw_samples, make_grid, validation_losses
-from anomaly_detector_ros.training.snapshots import (
-    BYTES_PER_PARAMETER,
-    save_model,
-    snapshot_directory,
-)
 
 MIN_IMAGES = 20
 """Fewer training images are refused: a network knows them by heart in no time."""
+
+BYTES_PER_PARAMETER = 2
+"""Half precision is enough to run a model; the checkpoint keeps the full one."""
 
 # Weights, their moving average and the two moments of AdamW, float32.
 _CHECKPOINT_BYTES_PER_PARAMETER = 16
@@ -153,7 +152,7 @@ class Trainer:
     @property
     def images_per_step(self) -> int:
         """Of all processes together."""
-        return self.config.batch_size * self.accelerator.num_processes
+        return self.config.batch_size * int(self.accelerator.num_processes)
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then a half cosine down to a tenth of the peak."""
@@ -292,3 +291,32 @@ def _accelerator(device: str) -> tuple[Accelerator, torch.dtype]:
 
 def _as_json(settings: dict[str, object]) -> str:
     return json.dumps(settings, indent=2)
+
+
+def save_model(
+    unet: UNet2DModel,
+    schedule: Schedule,
+    directory: Path,
+    facts: Mapping[str, object] | None = None,
+) -> None:
+    """Writes a `DDPMPipeline`, which appears under its name only when it is whole.
+
+    Args:
+        directory: replaced if it exists.
+        facts: what ``snapshot.json`` says of it; None for no such file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+
+    def write(partial: Path) -> None:
+        DDPMPipeline(copy.deepcopy(unet).half(), schedule.to_diffusers()).save_pretrained(partial)
+        if facts is not None:
+            (partial / "snapshot.json").write_text(json.dumps(facts) + "\n")
+
+    replace_directory(directory, write)
+
+
+def snapshot_directory(output: Path, step: int) -> Path:
+    """Where a run's snapshot after so many steps lies: they sort by step."""
+    return output / "snapshots" / f"step_{step:07d}"

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from anomaly_detector_ros.errors import one_line
 
@@ -38,7 +38,7 @@ class WrongContentError(SourceError):
     """What came is not the declared file: too long, or another sha256. It is thrown away."""
 
 
-def read_chunks(stream: BinaryIO) -> Iterable[bytes]:
+def read_chunks(stream: IO[bytes]) -> Iterable[bytes]:
     """Blocks of `stream` up to its end; an OSError of the stream becomes a SourceError."""
     while True:
         try:

@@ -1,4 +1,3 @@
-import cv2
 import numpy as np
 import pytest
 from PIL import Image as PilImage
@@ -11,15 +10,14 @@ from anomaly_detector_ros.evaluation.table.gallery import (
     MISS,
     TITLES,
     Panels,
+    draw,
     feature_colours,
     gallery,
-    map_colours,
     mask_colours,
     truth_colours,
 )
 
 H, W = 60, 100
-CAPTION, GAP = 22, 6
 
 
 @pytest.fixture
@@ -47,40 +45,33 @@ def row():
     )
 
 
-def panel(sheet, row, column, *, width=100, heights=(60,)):
-    """The middle of a panel; captions stand above their rows, a gap below the last."""
-    height = heights[row]
-    bottom = sheet.shape[0] - GAP - sum(h + CAPTION for h in heights[row + 1 :])
-    left = GAP + column * (width + GAP)
-    return sheet[bottom - height // 2, left + width // 2]
-
-
 def test_sheet_holds_every_panel_of_every_row(row, tmp_path):
-    file = tmp_path / "sheet.png"
-    gallery([row, row], file, value_range=(0, 1), panel_width=100)
-    sheet = np.asarray(PilImage.open(file))
-    assert sheet.shape[1] == len(TITLES) * 106 + 6
-    header = sheet.shape[0] - GAP - 2 * (H + CAPTION)
-    assert 20 < header < 60
-    for i in range(2):
-        at = [panel(sheet, i, column, heights=(60, 60)) for column in range(len(TITLES))]
-        assert at[0].tolist() == [120] * 3
-        assert at[1].tolist() == [60] * 3
-        assert np.array_equal(at[4], map_colours(np.array([[0.25]]), (0, 1))[0, 0])
-        assert np.array_equal(at[5], map_colours(np.array([[0.5]]), (0, 1))[0, 0])
-        assert np.abs(at[6] - np.array(MISS)).max() < 50
-        assert np.abs(at[7] - np.array(ANOMALY)).max() < 50
-    assert (sheet[:header] < 100).any(), "the header holds no text"
+    tall = Panels(**{**vars(row), "image": np.full((200, 100, 3), 10, np.uint8), **_tall_truth()})
+    axes = np.reshape(draw([row, tall], (0, 0.5), 100).axes[: 2 * len(TITLES)], (2, -1))
+    shown = [[panel.images[0] for panel in line] for line in axes]
+    assert [panel.get_title() for panel in axes[0]] == list(TITLES)
+    assert [line[0].get_xlabel() for line in axes] == ["frame 7"] * 2
+    assert np.array_equal(shown[0][0].get_array(), row.image)
+    assert np.array_equal(shown[0][1].get_array(), row.edited)
+    assert np.array_equal(shown[0][4].get_array(), row.raw)
+    assert np.array_equal(shown[0][5].get_array(), row.refined)
+    assert np.abs(shown[0][6].get_array()[30, 55] - np.array(MISS)).max() < 50
+    assert np.abs(shown[0][7].get_array()[30, 50] - np.array(ANOMALY)).max() < 50
+    assert np.array_equal(shown[1][0].get_array(), tall.image)
+    # Every panel of a row has the shape of its image, the smaller edit too.
+    assert {tuple(image.get_extent()) for image in shown[0]} == {(0, W, H, 0)}
+    assert {tuple(image.get_extent()) for image in shown[1]} == {(0, 100, 200, 0)}
 
 
 def test_rows_keep_the_shape_of_their_images(row, tmp_path):
     tall = Panels(**{**vars(row), "image": np.full((200, 100, 3), 10, np.uint8), **_tall_truth()})
-    gallery([row, tall], tmp_path / "sheet.png", panel_width=50)
-    sheet = np.asarray(PilImage.open(tmp_path / "sheet.png"))
-    gallery([row], tmp_path / "one.png", panel_width=50)
-    one = np.asarray(PilImage.open(tmp_path / "one.png"))
-    assert sheet.shape[0] == one.shape[0] + CAPTION + 100
-    assert panel(sheet, 1, 0, width=50, heights=(30, 100)).tolist() == [10] * 3
+    heights = []
+    for rows in ([row], [row, tall]):
+        gallery(rows, tmp_path / "sheet.png", panel_width=100)
+        sheet = np.asarray(PilImage.open(tmp_path / "sheet.png"))
+        assert sheet.shape[1] == len(TITLES) * 100
+        heights.append(sheet.shape[0])
+    assert heights[1] - heights[0] == pytest.approx(200 + 25, abs=1)
 
 
 def _tall_truth():
@@ -106,21 +97,17 @@ def test_jpeg_by_suffix_and_nothing_half_written(row, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["sheet.JPG"]
 
 
-def test_a_map_colour_depends_on_its_value_alone():
-    low, both = np.array([[0.2, 0.3]]), np.array([[0.2, 0.9]])
-    assert np.array_equal(
-        map_colours(low, (0, 1))[0, 0], map_colours(both, (0, 1))[0, 0]
-    )  # no stretching to what the map holds
-    assert np.array_equal(
-        map_colours(np.array([[-1.0, 5.0]]), (0, 0.6)),
-        map_colours(np.array([[0.0, 0.6]]), (0, 0.6)),
-    )
-    ramp = map_colours(np.linspace(0, 2, 50)[None], (0, 2))
-    brightness = cv2.cvtColor(ramp, cv2.COLOR_RGB2LAB)[0, :, 0].astype(int)
-    assert (np.diff(brightness) >= 0).all()
-    assert brightness[-1] - brightness[0] > 200
-    with pytest.raises(ValueError, match="empty"):
-        map_colours(low, (1, 1))
+def test_a_map_colour_depends_on_its_value_alone(row):
+    figure = draw([row], (0, 0.5), 50)
+    raw, refined = (figure.axes[i].images[0] for i in (4, 5))
+    assert raw.norm.vmin == refined.norm.vmin == 0
+    assert raw.norm.vmax == refined.norm.vmax == 0.5  # not what the maps hold
+    assert np.array_equal(refined.to_rgba(np.array([5.0])), refined.to_rgba(np.array([0.5])))
+
+
+def test_a_map_of_zeros_can_be_drawn(row, tmp_path):
+    gallery([row], tmp_path / "sheet.png", value_range=(0.0, 0.0))
+    assert (tmp_path / "sheet.png").is_file()
 
 
 def test_the_same_feature_has_the_same_colour_in_both_maps():

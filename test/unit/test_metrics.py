@@ -7,9 +7,12 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from anomaly_detector_ros.evaluation.metrics import pixels
-from anomaly_detector_ros.evaluation.metrics.components import ComponentCounts
+from anomaly_detector_ros.evaluation.metrics.components import (
+    ComponentCounts,
+    WeightedComponents,
+    pixel_weights,
+)
 from anomaly_detector_ros.evaluation.metrics.pixels import PixelCounts
-from anomaly_detector_ros.evaluation.metrics.weighting import WeightedComponents, pixel_weights
 
 
 def everything(shape):

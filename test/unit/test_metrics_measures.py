@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from anomaly_detector_ros.evaluation.metrics import bootstrap
+from anomaly_detector_ros.evaluation.metrics import measures
 from anomaly_detector_ros.evaluation.metrics.components import ComponentCounts
 from anomaly_detector_ros.evaluation.metrics.measures import Measurement, Metrics, differences
 from anomaly_detector_ros.evaluation.metrics.pixels import PixelCounts
@@ -187,8 +187,8 @@ def test_few_thresholds_stay_close_to_exact():
     pairs = list(scenes(10, seed=5))
     measurement = measure(pairs, resamples=1)
     exact = measurement.result()
-    assert len(measurement.curve().thresholds) > 10 * bootstrap.MAX_THRESHOLDS
-    coarse = bootstrap.ImageCurves(measurement.curve())
+    assert len(measurement.curve().thresholds) > 10 * measures.MAX_THRESHOLDS
+    coarse = measures.ImageCurves(measurement.curve())
     for scores, truth in pairs:
         coarse.add(scores, truth.anomaly, truth.valid)
     for name, value in coarse.resampled(np.ones((1, 10), int)).items():

@@ -8,10 +8,13 @@ from support.training_runs import SIZE, scene, write_scenes
 
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.imaging.images import find_images
-from anomaly_detector_ros.training.dataset import TrainingImages, crop_to_aspect
-from anomaly_detector_ros.training.frames import FrameFilter, sharpness
-from anomaly_detector_ros.training.measures import make_grid
-from anomaly_detector_ros.training.memorisation import compare
+from anomaly_detector_ros.training.dataset import (
+    FrameFilter,
+    TrainingImages,
+    crop_to_aspect,
+    sharpness,
+)
+from anomaly_detector_ros.training.measures import compare, make_grid
 
 
 def images_of(seeds, size=SIZE, min_crop=0.8):

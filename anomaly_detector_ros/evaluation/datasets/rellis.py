@@ -94,4 +94,4 @@ def _read(file: Path) -> np.ndarray:
 
 
 def _counts_as_ood(anomaly: np.ndarray) -> bool:
-    return anomaly.mean() >= MIN_OOD_SHARE
+    return bool(anomaly.mean() >= MIN_OOD_SHARE)

@@ -81,7 +81,7 @@ class Rugd(Layout):
 
 
 def _counts_as_ood(anomaly: np.ndarray) -> bool:
-    return np.count_nonzero(anomaly) >= MIN_OOD_PIXELS
+    return bool(np.count_nonzero(anomaly) >= MIN_OOD_PIXELS)
 
 
 class AnnotationColours:
@@ -136,7 +136,7 @@ class AnnotationColours:
             UserError: unreadable, no 8-bit RGB PNG, or a colour that the colormap lacks.
         """
         colours = read_colours(file)
-        ids = self._ids[colours.astype(np.int32) @ (1 << 16, 1 << 8, 1)]
+        ids: np.ndarray = self._ids[colours.astype(np.int32) @ (1 << 16, 1 << 8, 1)]
         if (ids == _UNKNOWN).any():
             row, column = np.argwhere(ids == _UNKNOWN)[0]
             colour = " ".join(map(str, colours[row, column]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import cv2
@@ -10,6 +11,7 @@ import numpy as np
 MIN_PREDICTED = 500
 MIN_TRUTH = 100
 TAUS = np.arange(25, 76, 5) / 100
+RELATIVE_THRESHOLDS = np.arange(2, 10, dtype=np.float32) / np.float32(10)
 
 
 @dataclass
@@ -72,7 +74,7 @@ def f1_star(counts: np.ndarray) -> np.ndarray:
     """
     true, missed, false = np.moveaxis(np.asarray(counts, np.float64), -2, 0)
     with np.errstate(invalid="ignore"):
-        return (2 * true / (2 * true + missed + false)).mean(-1)
+        return np.asarray((2 * true / (2 * true + missed + false)).mean(-1))
 
 
 def _components(mask: np.ndarray, minimum: int) -> tuple[np.ndarray, np.ndarray]:
@@ -106,10 +108,68 @@ def _adjusted_iou(overlap: np.ndarray) -> np.ndarray:
     """sIoU of each true component. What is left of |k or K| - |A| is k and K's background."""
     shared = overlap[1:, 1:]
     union = overlap[1:].sum(1) + (shared > 0) @ overlap[0, 1:]
-    return shared.sum(1)[union > 0] / union[union > 0]
+    return np.asarray(shared.sum(1)[union > 0] / union[union > 0])
 
 
 def _precision(overlap: np.ndarray) -> np.ndarray:
     """PPV of each predicted component that counts."""
     size = overlap[:, 1:].sum(0)
-    return overlap[1:, 1:].sum(0)[size > 0] / size[size > 0]
+    return np.asarray(overlap[1:, 1:].sum(0)[size > 0] / size[size > 0])
+
+
+def pixel_weights(
+    labels: np.ndarray, anomaly: np.ndarray, frequencies: Mapping[int, float]
+) -> np.ndarray:
+    """What each pixel weighs, float64 (H, W) in [0, 1]: what training images often hold, little.
+
+    The paper's weighting (Ancha et al. 2025): a pixel of an in-distribution class weighs
+    1 - f(class), f the share of training images that hold the class; an out-of-distribution pixel
+    weighs 1. AUC-PR is then average precision on sums of weights in place of counts. The paper
+    divides it by the value that a perfect scorer reaches. With average precision and one weight per
+    pixel that value is 1: such a scorer finds all anomalous weight before any nominal one, so every
+    term (R_i - R_{i-1}) P_i has P_i = 1, and the terms sum to 1 whatever the weights. Nothing is
+    left to divide by.
+
+    Args:
+        labels: integer (H, W), class ids >= 0.
+        anomaly: bool (H, W), what is out of distribution.
+        frequencies: f in [0, 1] by class id; 0 for classes that are not in it.
+
+    Raises:
+        ValueError: a frequency is not in [0, 1].
+    """
+    table = np.ones(1 + max(int(labels.max(initial=0)), *frequencies, 0))
+    for label, frequency in frequencies.items():
+        if not 0 <= frequency <= 1:
+            raise ValueError(f"class {label} has frequency {frequency}: shares lie in [0, 1]")
+        table[label] = 1 - frequency
+    return np.where(anomaly, 1.0, table[labels])
+
+
+class WeightedComponents:
+    """F1* from weighted pixels at `RELATIVE_THRESHOLDS` of the highest score; the best counts.
+
+    Scores divided by their maximum need one above zero: otherwise nothing is counted. For scores
+    whose zero has no meaning, such as log-likelihoods, these thresholds have none either.
+
+    Args:
+        highest: the highest score of the data set.
+    """
+
+    def __init__(self, highest: float) -> None:
+        self.highest = highest
+        self.counts = [ComponentCounts() for _ in RELATIVE_THRESHOLDS]
+
+    def add(
+        self, scores: np.ndarray, anomaly: np.ndarray, valid: np.ndarray, weights: np.ndarray
+    ) -> None:
+        """Adds one image: float32 scores, bool truth, weights as of `pixel_weights`, (H, W)."""
+        if self.highest <= 0:
+            return
+        relative = scores / np.float32(self.highest)
+        for threshold, counts in zip(RELATIVE_THRESHOLDS, self.counts, strict=True):
+            counts.add(relative >= threshold, anomaly, valid, weights)
+
+    def best(self) -> ComponentCounts:
+        """The counts at the threshold with the highest F1*; the F1* is NaN if none has one."""
+        return max(self.counts, key=lambda counts: np.nan_to_num(counts.f1_star(), nan=-1))

@@ -10,13 +10,19 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from anomaly_detector_ros.evaluation.metrics import bootstrap
-from anomaly_detector_ros.evaluation.metrics.bootstrap import ImageCurves
-from anomaly_detector_ros.evaluation.metrics.components import ComponentCounts
+from anomaly_detector_ros.evaluation.metrics import pixels
+from anomaly_detector_ros.evaluation.metrics.components import (
+    ComponentCounts,
+    WeightedComponents,
+    f1_star,
+    pixel_weights,
+)
 from anomaly_detector_ros.evaluation.metrics.pixels import Curve, PixelCounts, as_scores
-from anomaly_detector_ros.evaluation.metrics.weighting import WeightedComponents, pixel_weights
 from anomaly_detector_ros.runtime import statistics
 from anomaly_detector_ros.runtime.statistics import Interval
+
+MAX_THRESHOLDS = 2048
+_AT_ONCE = 100
 
 
 class Truth(Protocol):
@@ -59,7 +65,7 @@ class Metrics:
         auroc: area under the ROC curve of pixels.
         fpr95: false-positive rate at 95% true-positive rate.
         f1_star: component F1* at ``threshold``.
-        paper_auc_pr: AUC-PR in the paper's weighting, see `weighting`.
+        paper_auc_pr: AUC-PR in the paper's weighting, see `components.pixel_weights`.
         paper_f1_star: component F1* in the paper's weighting, at the best of its thresholds.
         threshold: the score with the best pixel F1 ...
         best_f1: ... and that F1.
@@ -84,7 +90,7 @@ class Metrics:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, which knows no NaN: None takes its place."""
-        return _plain(asdict(self))
+        return dict(_plain(asdict(self)))
 
 
 class Measurement:
@@ -245,9 +251,9 @@ class _SecondPass:
 
     def resampled(self, draws: np.ndarray) -> dict[str, np.ndarray]:
         samples = self.curves.resampled(draws)
-        samples["f1_star"] = bootstrap.resampled_f1_star(self.components.images, draws)
+        samples["f1_star"] = resampled_f1_star(self.components.images, draws)
         if paper := self.weighted.best().images:
-            samples["paper_f1_star"] = bootstrap.resampled_f1_star(paper, draws)
+            samples["paper_f1_star"] = resampled_f1_star(paper, draws)
         return samples
 
     def per_class(self, names: Mapping[int, str]) -> dict[str, ClassShare]:
@@ -265,3 +271,102 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def resampled_f1_star(images: list[np.ndarray], draws: np.ndarray) -> np.ndarray:
+    """Component F1* of each resample, (resamples,), from `ComponentCounts.images`."""
+    return f1_star(np.tensordot(draws, np.stack(images).astype(np.float64), 1))
+
+
+class ImageCurves:
+    """Each image's cumulative counts at thresholds that all images share, for the bootstrap.
+
+    How far would a metric move on another draw of such images? Pixels of one image are alike, so
+    whole images are resampled (Efron & Tibshirani 1993, percentile interval). A resample is how
+    often it holds each image; its counts are sums of the images' counts times these numbers, so no
+    pixel is touched again. Frames of one video are alike too: intervals over such images are too
+    narrow, not too wide.
+
+    At most `MAX_THRESHOLDS`, at quantiles of the scores of anomalous and of nominal pixels, as
+    many of either, so that both the recall and the false-positive rate take small steps. Where
+    there are no more different scores than that, resampling is exact.
+
+    Args:
+        pooled: the curve of everything that will be added.
+    """
+
+    def __init__(self, pooled: Curve) -> None:
+        chosen = _spread(pooled)
+        self.thresholds = pooled.thresholds[chosen]
+        self._pooled = np.stack([pooled.anomalous[chosen], pooled.nominal[chosen]])
+        self._images: list[np.ndarray] = []
+
+    def add(
+        self,
+        scores: np.ndarray,
+        anomaly: np.ndarray,
+        valid: np.ndarray,
+        weights: np.ndarray | None = None,
+    ) -> None:
+        """Adds one image: float32, bool, bool and float arrays (H, W)."""
+        masks = [valid & anomaly, valid & ~anomaly]
+        rows = [_reaching(scores[mask], self.thresholds) for mask in masks]
+        if weights is not None:
+            rows.append(_reaching(scores[masks[1]], self.thresholds, weights[masks[1]]))
+        # Counts are exact: one image has fewer than 2^24 pixels.
+        self._images.append(np.stack(rows).astype(np.float32))
+
+    def resampled(self, draws: np.ndarray) -> dict[str, np.ndarray]:
+        """Metrics of each resample, (resamples,): auc_pr, auroc and fpr95.
+
+        If weights were added, paper_auc_pr too: weighted nominal pixels, anomalous ones weigh 1.
+
+        Args:
+            draws: as `draw` returns, (resamples, images).
+
+        Raises:
+            ValueError: the images together are not what the pooled curve counted.
+        """
+        images = np.stack(self._images).astype(np.float64)
+        if not np.array_equal(images[:, :2].sum(0), self._pooled):
+            raise ValueError("scores or truth differ between the two passes over the images")
+        parts = []
+        for chunk in np.split(draws, range(_AT_ONCE, len(draws), _AT_ONCE)):
+            true, *false = np.tensordot(chunk, images, 1).swapaxes(0, 1)
+            parts.append(_metrics(true, *false))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _spread(curve: Curve) -> np.ndarray:
+    """Rising indices of at most `MAX_THRESHOLDS` points of a curve, the last one among them."""
+    if len(curve.thresholds) <= MAX_THRESHOLDS:
+        return np.arange(len(curve.thresholds))
+    shares = np.linspace(0, 1, MAX_THRESHOLDS // 2 + 1)[1:]
+    counts = (curve.anomalous, curve.nominal)
+    return np.unique([np.searchsorted(of, shares * of[-1]) for of in counts])
+
+
+def _reaching(
+    scores: np.ndarray, thresholds: np.ndarray, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """How many scores (or how much weight) reach each threshold, float64 (T,)."""
+    if weights is None:
+        below = np.searchsorted(np.sort(scores), thresholds).astype(np.float64)
+        return np.asarray(len(scores) - below)
+    order = np.argsort(scores)
+    below = np.append(0, np.cumsum(weights[order]))
+    return np.asarray(below[-1] - below[np.searchsorted(scores[order], thresholds)])
+
+
+def _metrics(
+    true: np.ndarray, false: np.ndarray, weighted: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Metrics of curves (resamples, T)."""
+    metrics = {
+        "auc_pr": pixels.average_precision(true, false),
+        "auroc": pixels.auroc(true, false),
+        "fpr95": pixels.fpr_at_tpr(true, false),
+    }
+    if weighted is not None:
+        metrics["paper_auc_pr"] = pixels.average_precision(true, weighted)
+    return metrics

@@ -1,4 +1,6 @@
-"""Pixel metrics over a data set of any size: average precision, AUROC, FPR at 95% TPR, best F1.
+"""Pixel metrics over a data set of any size, which scikit-learn's would have to hold in memory.
+
+Average precision, AUROC, FPR at 95% TPR, best F1.
 
 Scores are counted by their float32 bit patterns, mapped to integers of the same order. Up to
 `MAX_BINS` different scores the metrics are exact; beyond that the last bits are dropped, one by
@@ -14,14 +16,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from anomaly_detector_ros.evaluation.metrics import curves
-
 MAX_BINS = 1 << 19
 _SIGN = np.uint32(1 << 31)
 
 
 class Curve(NamedTuple):
-    """Cumulative counts: what `curves` works on.
+    """Cumulative counts.
 
     Attributes:
         thresholds: float32 (T,), falling; a pixel reaches one when its score is not lower.
@@ -72,7 +72,9 @@ class PixelCounts:
         # Keys (N,) with their counts (2, N) of nominal and of anomalous pixels: rising ones of what
         # is merged, then those of single images, merged when there are many: sorting all keys for
         # each image would take most of the time.
-        self._parts = [(np.zeros(0, np.uint32), np.zeros((2, 0)))]
+        self._parts: list[tuple[np.ndarray, np.ndarray]] = [
+            (np.zeros(0, np.uint32), np.zeros((2, 0)))
+        ]
 
     def add(
         self,
@@ -125,14 +127,14 @@ class PixelCounts:
         if not curve.complete():
             share = true[-1] / (true[-1] + false[-1]) if len(true) else np.nan
             return PixelResult(np.nan, np.nan, np.nan, np.nan, np.nan, float(share))
-        f1 = curves.f1(true, false)
-        best = int(f1.argmax())
+        f1_scores = f1(true, false)
+        best = int(f1_scores.argmax())
         return PixelResult(
-            auc_pr=float(curves.average_precision(true, false)),
-            auroc=float(curves.auroc(true, false)),
-            fpr95=float(curves.fpr_at_tpr(true, false)),
+            auc_pr=float(average_precision(true, false)),
+            auroc=float(auroc(true, false)),
+            fpr95=float(fpr_at_tpr(true, false)),
             best_threshold=float(thresholds[best]),
-            best_f1=float(f1[best]),
+            best_f1=float(f1_scores[best]),
             anomaly_share=float(true[-1] / (true[-1] + false[-1])),
         )
 
@@ -178,3 +180,41 @@ def _ordered_integers(scores: np.ndarray) -> np.ndarray:
 def _floats(keys: np.ndarray) -> np.ndarray:
     """The inverse of `_ordered_integers`."""
     return np.where(keys & _SIGN, keys & ~_SIGN, ~keys).view(np.float32)
+
+
+# What follows works on curves: two arrays (..., T) of how many anomalous (``true``) and nominal
+# (``false``) pixels, or how much weight of them, reach each of T >= 1 falling thresholds, the last
+# of which all reach. Leading axes are separate curves. One that lacks a class gives NaN.
+
+
+def average_precision(true: np.ndarray, false: np.ndarray) -> np.ndarray:
+    """AUC-PR: sum over thresholds of (R_i - R_{i-1}) P_i. Shape (...)."""
+    found = true + false
+    precision = np.divide(true, found, out=np.zeros(np.shape(found)), where=found > 0)
+    # The sum before the division: a perfect scorer then reaches 1 exactly.
+    area = np.sum(np.diff(true, prepend=0) * precision, -1)
+    with np.errstate(invalid="ignore"):
+        return np.where(false[..., -1] > 0, area / true[..., -1], np.nan)
+
+
+def auroc(true: np.ndarray, false: np.ndarray) -> np.ndarray:
+    """Area under the ROC curve by trapezoids: ties count half. Shape (...)."""
+    before = np.concatenate([np.zeros_like(true[..., :1]), true[..., :-1]], -1)
+    area = np.sum(np.diff(false, prepend=0) * (true + before), -1) / 2
+    with np.errstate(invalid="ignore"):
+        return np.asarray(area / (true[..., -1] * false[..., -1]))
+
+
+def fpr_at_tpr(true: np.ndarray, false: np.ndarray, tpr: float = 0.95) -> np.ndarray:
+    """False-positive rate at the first threshold with a true-positive rate of ``tpr``. (...)."""
+    with np.errstate(invalid="ignore"):
+        reached = true / true[..., -1:] >= tpr
+        fpr = false / false[..., -1:]
+    first = reached.argmax(-1)[..., None]
+    return np.where(true[..., -1] > 0, np.take_along_axis(fpr, first, -1)[..., 0], np.nan)
+
+
+def f1(true: np.ndarray, false: np.ndarray) -> np.ndarray:
+    """Pixel F1 at each threshold, 2 TP / (2 TP + FP + FN). Shape (..., T)."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(2 * true / (true + false + true[..., -1:]))

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from anomaly_detector_ros.evaluation.sweep.run import QUALITIES, Measured, SweepReport
+from anomaly_detector_ros.evaluation.table.methods import row_of
 from anomaly_detector_ros.evaluation.table.report import number
-from anomaly_detector_ros.evaluation.table.rows import row_of
 from anomaly_detector_ros.runtime.files import replace_file
 
 if TYPE_CHECKING:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-from PIL import Image as PilImage
-from PIL import ImageDraw, ImageFont
 
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.runtime.files import replace_file
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TITLES = (
     "input",
@@ -28,12 +29,12 @@ TITLES = (
 # Okabe and Ito's palette: told apart by colour-blind readers too.
 HIT, MISS, FALSE_ALARM = (0, 158, 115), (213, 94, 0), (240, 228, 66)
 ANOMALY, VOID = (86, 180, 233), (128, 128, 128)
+_KEYS = {"hit": HIT, "miss": MISS, "false alarm": FALSE_ALARM, "anomaly": ANOMALY, "void": VOID}
 
-_COLORMAP = cv2.COLORMAP_INFERNO  # perceptually uniform
-_GAP, _LINE = 6, 22
-_INK, _PAPER = (30, 30, 30), (255, 255, 255)
-_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+_MAPS = slice(4, 6)
+_FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}
 _STRETCH = (1, 99)
+_DPI = 100
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def gallery(
     value_range: tuple[float, float] = (0.0, 1.0),
     panel_width: int = 256,
 ) -> None:
-    """Writes a sheet with a row for each frame, under column titles and their keys.
+    """Writes a sheet with a row for each frame, column titles above and keys below.
 
     Args:
         rows: the frames; each row is as high as its image is at the panels' width.
@@ -82,26 +83,69 @@ def gallery(
 
     Raises:
         UserError: another suffix, or the file cannot be written.
-        ValueError: no row, or an empty value range.
+        ValueError: no row.
     """
     if not rows:
         raise ValueError("a gallery needs at least one row")
-    if file.suffix.lower() not in _FORMATS:
+    kind = _FORMATS.get(file.suffix.lower())
+    if kind is None:
         raise UserError(f"gallery '{file}' is no PNG or JPEG: end its name in .png or .jpg")
-    bands = [_header(value_range, panel_width)]
-    for row in rows:
-        bands += [_caption(row.name, bands[0].shape[1]), _row(row, value_range, panel_width)]
-    bands.append(np.full((_GAP, *bands[0].shape[1:]), _PAPER, np.uint8))
-    buffer = io.BytesIO()
-    PilImage.fromarray(np.concatenate(bands)).save(
-        buffer, _FORMATS[file.suffix.lower()], quality=92
-    )
+    figure = draw(rows, value_range, panel_width)
+    options: dict[str, Any] = {"pil_kwargs": {"quality": 92}} if kind == "jpeg" else {}
     try:
-        replace_file(file, lambda partial: partial.write_bytes(buffer.getvalue()))
+        replace_file(file, lambda path: figure.savefig(path, format=kind, **options))
     except OSError as error:
         raise UserError(
             f"cannot write '{file}' ({error.strerror}): make room or give another file"
         ) from error
+
+
+def draw(rows: Sequence[Panels], value_range: tuple[float, float], panel_width: int) -> Figure:
+    """The sheet as a figure; see `gallery`."""
+    # Not pyplot, which would look for a display and keep every figure.
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    width = panel_width / _DPI
+    heights = [width * row.image.shape[0] / row.image.shape[1] for row in rows]
+    size = (len(TITLES) * width, sum(heights) + 0.25 * len(rows) + 1)
+    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
+    grid = figure.add_gridspec(len(rows) + 1, len(TITLES), height_ratios=[*heights, 0.12])
+    for number, row in enumerate(rows):
+        height, breadth = row.image.shape[:2]
+        for column, (title, panel) in enumerate(zip(TITLES, _panels(row), strict=True)):
+            where = figure.add_subplot(grid[number, column], xticks=[], yticks=[])
+            if number == 0:
+                where.set_title(title)
+            if column == 0:
+                where.set_xlabel(row.name, loc="left", fontsize=9)
+            where.imshow(
+                panel,
+                cmap="inferno",  # perceptually uniform
+                vmin=value_range[0],
+                vmax=value_range[1],
+                extent=(0, breadth, height, 0),
+            )
+    scale = figure.add_subplot(grid[-1, _MAPS])
+    figure.colorbar(figure.axes[_MAPS.start].images[0], cax=scale, orientation="horizontal")
+    keys = [Patch(color=np.divide(colour, 255), label=name) for name, colour in _KEYS.items()]
+    key = figure.add_subplot(grid[-1, _MAPS.stop :])
+    key.axis("off")
+    key.legend(handles=keys, loc="center", ncols=len(keys), frameon=False, fontsize=8)
+    return figure
+
+
+def _panels(row: Panels) -> list[np.ndarray]:
+    """In the order of `TITLES`: RGB pictures, or maps (H, W)."""
+    return [
+        row.image,
+        row.edited,
+        *feature_colours(row.features_input, row.features_edit),
+        row.raw,
+        row.refined,
+        mask_colours(row.image, row.mask, row.anomaly, row.valid),
+        truth_colours(row.image, row.anomaly, row.valid),
+    ]
 
 
 def feature_colours(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -134,24 +178,6 @@ def feature_colours(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarra
     stretched = np.clip((projected - low) / spread, 0, 1)
     colours = np.rint(stretched * 255).astype(np.uint8).reshape(*shape, 3)
     return colours[0], colours[1]
-
-
-def map_colours(values: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
-    """An anomaly map as colours of a fixed scale, black to pale yellow: uint8 RGB (H, W, 3).
-
-    Args:
-        values: float (H, W); beyond the range they take its ends' colours.
-        value_range: what the ends of the scale stand for.
-
-    Raises:
-        ValueError: an empty range.
-    """
-    low, high = value_range
-    if not low < high:
-        raise ValueError(f"the value range {low} to {high} is empty")
-    scaled = np.clip((values.astype(np.float64) - low) / (high - low), 0, 1)
-    grey = np.rint(scaled * 255).astype(np.uint8)
-    return cv2.cvtColor(cv2.applyColorMap(grey, _COLORMAP), cv2.COLOR_BGR2RGB)
 
 
 def truth_colours(image: np.ndarray, anomaly: np.ndarray, valid: np.ndarray) -> np.ndarray:
@@ -210,83 +236,3 @@ def _hatched(image: np.ndarray, where: np.ndarray) -> np.ndarray:
     hatched[where] = VOID
     hatched[where & stripes] = (90, 90, 90)
     return hatched
-
-
-def _row(row: Panels, value_range: tuple[float, float], width: int) -> np.ndarray:
-    """The panels of a frame side by side, uint8 RGB."""
-    height = max(1, round(width * row.image.shape[0] / row.image.shape[1]))
-    features = feature_colours(row.features_input, row.features_edit)
-    truth = truth_colours(row.image, row.anomaly, row.valid)
-    panels = (
-        (row.image, cv2.INTER_AREA),
-        (row.edited, cv2.INTER_AREA),
-        (features[0], cv2.INTER_NEAREST),
-        (features[1], cv2.INTER_NEAREST),
-        (map_colours(row.raw, value_range), cv2.INTER_AREA),
-        (map_colours(row.refined, value_range), cv2.INTER_AREA),
-        (mask_colours(row.image, row.mask, row.anomaly, row.valid), cv2.INTER_AREA),
-        (truth, cv2.INTER_AREA),
-    )
-    return _beside([cv2.resize(panel, (width, height), interpolation=how) for panel, how in panels])
-
-
-def _beside(panels: Sequence[np.ndarray]) -> np.ndarray:
-    """Panels of one size with gaps between and around them."""
-    height = panels[0].shape[0]
-    gap = np.full((height, _GAP, 3), _PAPER, np.uint8)
-    parts = [gap]
-    for panel in panels:
-        parts += [panel, gap]
-    return np.concatenate(parts, axis=1)
-
-
-def _caption(text: str, width: int) -> np.ndarray:
-    band = PilImage.new("RGB", (width, _LINE), _PAPER)
-    ImageDraw.Draw(band).text((_GAP, 5), text, _INK, ImageFont.load_default(13))
-    return np.asarray(band)
-
-
-def _header(value_range: tuple[float, float], width: int) -> np.ndarray:
-    """Column titles and, below them, what the colours mean."""
-    scale = _scale(value_range, width)
-    keys = {
-        "features of the input": _key(width, ("same feature, same colour in both", _INK)),
-        "anomaly map": scale,
-        "averaged over segments": scale,
-        "mask": _key(width, ("hit", HIT), ("miss", MISS), ("false alarm", FALSE_ALARM)),
-        "truth": _key(width, ("anomaly", ANOMALY), ("void", VOID)),
-    }
-    blank = np.full((_LINE, width, 3), _PAPER, np.uint8)
-    panels = []
-    for title in TITLES:
-        panel = PilImage.new("RGB", (width, _LINE + 4), _PAPER)
-        ImageDraw.Draw(panel).text((0, 4), title, _INK, ImageFont.load_default(16))
-        panels.append(np.concatenate([np.asarray(panel), keys.get(title, blank)]))
-    return _beside(panels)
-
-
-def _key(width: int, *entries: tuple[str, tuple[int, int, int]]) -> np.ndarray:
-    """Words behind squares of the colours they explain."""
-    band = PilImage.new("RGB", (width, _LINE), _PAPER)
-    draw, font, x = ImageDraw.Draw(band), ImageFont.load_default(13), 0
-    for text, colour in entries:
-        if colour != _INK:
-            draw.rectangle((x, 4, x + 11, 15), colour, _INK)
-            x += 16
-        draw.text((x, 2), text, _INK, font)
-        x += round(draw.textlength(text, font)) + 12
-    return np.asarray(band)
-
-
-def _scale(value_range: tuple[float, float], width: int) -> np.ndarray:
-    """The colour scale between the values that its ends stand for."""
-    band = PilImage.new("RGB", (width, _LINE), _PAPER)
-    draw, font = ImageDraw.Draw(band), ImageFont.load_default(13)
-    low, high = (f"{value:g}" for value in value_range)
-    start = round(draw.textlength(low, font)) + 6
-    end = width - round(draw.textlength(high, font)) - 6
-    draw.text((0, 2), low, _INK, font)
-    draw.text((end + 6, 2), high, _INK, font)
-    ramp = np.linspace(*value_range, max(1, end - start))[None].repeat(10, axis=0)
-    band.paste(PilImage.fromarray(map_colours(ramp, value_range)), (start, 5))
-    return np.asarray(band)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from anomaly_detector_ros.evaluation.metrics import curves
+from anomaly_detector_ros.evaluation.metrics import pixels
 from anomaly_detector_ros.evaluation.metrics.pixels import Curve
 from anomaly_detector_ros.runtime.files import replace_file
 
@@ -59,7 +59,7 @@ def _precision_recall(curve: Curve) -> _Line:
     _, true, false = curve
     chosen = _spread(curve)
     precision = true[chosen] / (true + false)[chosen]
-    area = float(curves.average_precision(true, false))
+    area = float(pixels.average_precision(true, false))
     # Steps, as average precision sums them: P_i holds from R_{i-1} to R_i.
     return _Line(
         area,
@@ -73,7 +73,7 @@ def _roc(curve: Curve) -> _Line:
     _, true, false = curve
     chosen = _spread(curve)
     x, y = (np.append(0, of[chosen] / of[-1]) for of in (false, true))
-    return _Line(float(curves.auroc(true, false)), x, y, "default")
+    return _Line(float(pixels.auroc(true, false)), x, y, "default")
 
 
 def _draw(axes: Axes, lines: Mapping[str, _Line]) -> None:

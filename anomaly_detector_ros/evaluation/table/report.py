@@ -11,7 +11,7 @@ from typing import Any
 
 from anomaly_detector_ros import __version__
 from anomaly_detector_ros.evaluation.metrics.measures import Metrics
-from anomaly_detector_ros.evaluation.table.rows import ROWS, row_of
+from anomaly_detector_ros.evaluation.table.methods import ROWS, row_of
 
 _LIBRARIES = ("torch", "diffusers", "timm", "open_clip_torch", "scikit-learn", "numpy")
 
