@@ -11,7 +11,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from anomaly_detector_ros.cli.common import console, download_bar, parse_size
+from anomaly_detector_ros.cli.common import (
+    JsonOption,
+    OfflineOption,
+    ProfileOption,
+    console,
+    download_bar,
+    parse_size,
+)
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile, profile_names
 from anomaly_detector_ros.weights.registry import FileStatus, Registry
@@ -22,11 +29,9 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-
 
 @app.command("list")
-def list_models(as_json: Json = False) -> None:
+def list_models(as_json: JsonOption = False) -> None:
     """List the models of the registry, and which of them are here.
 
     Example: anomaly-detector models list
@@ -49,13 +54,9 @@ def fetch(
         list[str] | None,
         typer.Argument(metavar="[NAME]...", help="Models; default: those of the profile."),
     ] = None,
-    profile: Annotated[
-        str, typer.Option(help="Fetch what this profile needs, when no name is given.")
-    ] = DEFAULT_PROFILE,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Never touch the network; use local copies only.")
-    ] = False,
-    as_json: Json = False,
+    profile: ProfileOption = DEFAULT_PROFILE,
+    offline: OfflineOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Fetch models into the cache; what is here and intact is left as it is.
 
@@ -83,7 +84,7 @@ def verify(
         list[str] | None,
         typer.Argument(metavar="[NAME]...", help="Models; default: all that are here."),
     ] = None,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Hash the files of models; fails when one is missing or altered.
 
@@ -144,7 +145,7 @@ def convert(
         typer.Option(help="ema (averaged) or online; default: ema where the file has them."),
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Write float16 weights.")] = False,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Convert a checkpoint of denoising-diffusion-pytorch (1.8 to 2.x) to a model directory.
 
@@ -193,7 +194,7 @@ def export(
     half: Annotated[
         bool, typer.Option("--half", help="Convolutions and products in float16, for GPUs.")
     ] = False,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Export a denoiser to ONNX, for ONNX Runtime and TensorRT; a profile takes it as its model.
 

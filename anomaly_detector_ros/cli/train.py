@@ -16,6 +16,7 @@ from anomaly_detector_ros.cli.common import (
     JsonOption,
     console,
     parse_size,
+    progress_bar,
     write_atomically,
 )
 from anomaly_detector_ros.cli.evaluate import default_splits, layouts
@@ -192,25 +193,13 @@ def _warn(pictures: Pictures, images: TrainingImages, held_out: Pictures | None)
 
 def _run(trainer: Trainer, save_every: int, snapshot_every: int | None) -> float | None:
     """Trains under a progress bar; images per second, None where nothing was left to do."""
-    from rich import progress as bars
-
-    columns = (
-        "loss {task.fields[loss]:.4f}",
-        bars.BarColumn(),
-        bars.MofNCompleteColumn(),
-        "{task.fields[rate]:.1f} images/s",
-        bars.TimeRemainingColumn(),
-    )
     first, start, rate = trainer.step, time.monotonic(), math.nan
-    with bars.Progress(*columns, console=console, transient=not console.is_terminal) as bar:
-        task = bar.add_task(
-            "", total=trainer.config.steps, completed=first, loss=math.nan, rate=rate
-        )
+    with progress_bar("training", trainer.config.steps) as advance:
 
         def on_step(step: int, loss: float) -> None:
             nonlocal rate
             rate = (step - first) * trainer.images_per_step / (time.monotonic() - start)
-            bar.update(task, completed=step, loss=loss, rate=rate)
+            advance(step, doing=f"loss {loss:.4f}, {rate:.1f} images/s")
 
         trainer.on_step, trainer.on_save = on_step, _log
         trainer.run(save_every, snapshot_every)

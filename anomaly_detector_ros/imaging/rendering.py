@@ -6,32 +6,12 @@ No rclpy: arrays in, arrays out.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from anomaly_detector_ros.detection import Detection
-
-
-@dataclass(frozen=True)
-class OutputSpec:
-    """One image topic of a camera: its encoding and what it shows."""
-
-    encoding: str
-    """`sensor_msgs/Image.encoding`"""
-    description: str
-
-
-IMAGE_OUTPUTS: dict[str, OutputSpec] = {
-    "heatmap": OutputSpec("32FC1", "anomaly per pixel, 0 to 1"),
-    "mask": OutputSpec("mono8", "0 nominal, 255 anomaly"),
-    "confidence": OutputSpec("mono8", "the heatmap as 0 to 255"),
-    "uncertainty": OutputSpec("32FC1", "standard deviation of the edits' raw distances, from 0"),
-    "segments": OutputSpec("16UC1", "segment ids, 0 none"),
-    "edited": OutputSpec("rgb8", "the image as the model finds it likely"),
-    "overlay": OutputSpec("rgb8", "heatmap and outline of the mask over the image"),
-}
 
 CLASSES = {0: "nominal", 255: "anomaly"}
 """Values of the output ``mask`` and what they stand for."""
@@ -45,24 +25,6 @@ _VISIBLE_FROM = 0.25
 _OPACITY = 0.65
 _OUTLINE = (255, 255, 255)
 _OUTLINE_SHADOW = (150, 0, 0)
-
-
-def render(name: str, image: np.ndarray, detection: Detection) -> np.ndarray:
-    """The output `name` of one frame as an array of that output's encoding, (H, W) or (H, W, 3).
-
-    Args:
-        name: a key of :data:`IMAGE_OUTPUTS`.
-        image: the camera's picture, uint8 RGB (H, W, 3).
-        detection: what the detector found in it.
-
-    Raises:
-        ValueError: unknown name.
-    """
-    try:
-        renderer = _RENDERERS[name]
-    except KeyError:
-        raise ValueError(f"output {name!r} is none of {', '.join(_RENDERERS)}") from None
-    return renderer(image, detection)
 
 
 def confidence(heatmap: np.ndarray) -> np.ndarray:
@@ -155,12 +117,41 @@ def _draw_outline(picture: np.ndarray, mask: np.ndarray) -> None:
     cv2.drawContours(picture, contours, -1, _OUTLINE, width)
 
 
-_RENDERERS: dict[str, Callable[[np.ndarray, Detection], np.ndarray]] = {
-    "heatmap": lambda _, found: np.ascontiguousarray(found.heatmap, np.float32),
-    "mask": lambda _, found: found.mask.astype(np.uint8) * 255,
-    "confidence": lambda _, found: confidence(found.heatmap),
-    "uncertainty": lambda _, found: np.ascontiguousarray(found.uncertainty, np.float32),
-    "segments": lambda _, found: segments_16_bit(found.segments),
-    "edited": lambda _, found: found.edited,
-    "overlay": overlay,
+class ImageOutput(NamedTuple):
+    """One image topic of a camera.
+
+    Attributes:
+        encoding: `sensor_msgs/Image.encoding`.
+        draw: of the camera's picture, uint8 RGB (H, W, 3), and what was found in it; gives an
+            array of that encoding, (H, W) or (H, W, 3).
+    """
+
+    encoding: str
+    draw: Callable[[np.ndarray, Detection], np.ndarray]
+
+
+IMAGE_OUTPUTS: dict[str, ImageOutput] = {
+    "heatmap": ImageOutput(
+        "32FC1", lambda _, found: np.ascontiguousarray(found.heatmap, np.float32)
+    ),
+    "mask": ImageOutput("mono8", lambda _, found: found.mask.astype(np.uint8) * ANOMALY),
+    "confidence": ImageOutput("mono8", lambda _, found: confidence(found.heatmap)),
+    "uncertainty": ImageOutput(
+        "32FC1", lambda _, found: np.ascontiguousarray(found.uncertainty, np.float32)
+    ),
+    "segments": ImageOutput("16UC1", lambda _, found: segments_16_bit(found.segments)),
+    "edited": ImageOutput("rgb8", lambda _, found: found.edited),
+    "overlay": ImageOutput("rgb8", overlay),
 }
+"""The image topics of a camera, by name."""
+
+
+def render(name: str, image: np.ndarray, detection: Detection) -> np.ndarray:
+    """The output `name` of one frame; see :class:`ImageOutput`.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name not in IMAGE_OUTPUTS:
+        raise ValueError(f"output {name!r} is none of {', '.join(IMAGE_OUTPUTS)}")
+    return IMAGE_OUTPUTS[name].draw(image, detection)

@@ -15,9 +15,9 @@ from anomaly_detector_ros.mapping.obstacles import (
     obstacles_from_depth,
     obstacles_from_ground,
     organised,
+    thin,
 )
 from anomaly_detector_ros.mapping.poses import from_numbers, from_quaternion, mounted, transform
-from anomaly_detector_ros.mapping.voxels import thin
 
 POSE = mounted(1.2, roll=0.03, pitch=0.18)
 # x, y, width, height of boards that stand on the ground ahead of the robot, metres.
