@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -31,15 +31,6 @@ if TYPE_CHECKING:
 
 LOG_INTERVAL = 5.0
 """At most one log line per kind of trouble and this many seconds."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Parameters that an image's outputs are made with."""
-
-    threshold: float
-    jpeg_quality: int
-    temporal_filter: float
 
 
 class Picture(NamedTuple):
@@ -105,7 +96,7 @@ class Camera:
         def on_image(data: bytes) -> None:
             if not self._enabled():
                 self.counters.received()
-                self.counters.dropped("paused")
+                self.counters.settle(Dropped("paused"))
                 return
             put(Frame(data, time.monotonic(), self._clock.now().nanoseconds))
 
@@ -167,17 +158,22 @@ class Camera:
         return Picture(message.header, pixels, age, time.monotonic() - started)
 
     def finish(
-        self, turn: Turn, picture: Picture, detection: Detection, settings: Settings
+        self,
+        turn: Turn,
+        picture: Picture,
+        detection: Detection,
+        *,
+        threshold: float,
+        temporal_filter: float,
+        jpeg_quality: int,
     ) -> bool:
         """Publishes what was found in an image; False if its thread was given up meanwhile."""
         started = time.monotonic()
         if turn.settled:
             return False
         header = picture.header
-        detection = self._filtered(header, detection, settings)
-        trouble = self.outputs.publish(
-            header, picture.pixels, detection, self._info, settings.jpeg_quality
-        )
+        detection = self._filtered(header, detection, threshold, temporal_filter)
+        trouble = self.outputs.publish(header, picture.pixels, detection, self._info, jpeg_quality)
         if trouble:
             self._log("info", trouble)
         trouble = self._obstacles.publish(header, detection.mask, detection.heatmap, self._info)
@@ -191,13 +187,15 @@ class Camera:
         }
         return turn.settle(Processed(picture.age, done - turn.frame.arrived, stages))
 
-    def _filtered(self, header: Header, found: Detection, settings: Settings) -> Detection:
+    def _filtered(
+        self, header: Header, found: Detection, threshold: float, seconds: float
+    ) -> Detection:
         from anomaly_detector_ros.detection import frame_score
 
         stamp = _nanoseconds(header)
-        heatmap = self._filter.update(found.heatmap, stamp, settings.temporal_filter)
+        heatmap = self._filter.update(found.heatmap, stamp, seconds)
         score = found.score if heatmap is found.heatmap else frame_score(heatmap)
-        mask = heatmap >= np.float32(settings.threshold)
+        mask = heatmap >= np.float32(threshold)
         return replace(found, heatmap=heatmap, mask=mask, score=score)
 
     # -- trouble -----------------------------------------------------------------------------------

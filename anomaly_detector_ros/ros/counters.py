@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from anomaly_detector_ros.errors import one_line
@@ -50,13 +50,29 @@ class Dropped:
     reason: str
     problem: str = ""
 
+    def __post_init__(self) -> None:
+        if self.reason not in DROP_REASONS:
+            raise ValueError(f"drop reason {self.reason!r} is none of {', '.join(DROP_REASONS)}")
+
 
 Fate = Processed | Dropped
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A camera's counters at one instant; ``received == processed + dropped + pending``."""
+    """A camera's counters at one instant; ``received == processed + dropped + pending``.
+
+    Attributes:
+        dropped: since the start, by reason.
+        input_rate, rate: images per second that came and that were processed, of the last `WINDOW`
+            seconds, as all that follows.
+        age, max_age, latency, stages: means and largest of `Processed`; None, or empty: there is
+            none.
+        recent: images by fate: "processed" or a drop reason.
+        problem: the last one.
+        silence: seconds since the last image, or since the counters started.
+        own_clock: whether the last image was stamped with the node's clock.
+    """
 
     received: int = 0
     processed: int = 0
@@ -69,13 +85,9 @@ class Snapshot:
     latency: float | None = None
     stages: Mapping[str, float] = field(default_factory=dict)
     recent: Mapping[str, int] = field(default_factory=dict)
-    """Images of the last `WINDOW` seconds by fate: "processed" or a drop reason."""
     problem: str = ""
-    """The last bad image or failure within `WINDOW`."""
     silence: float = 0.0
-    """Seconds since the last image, or since the counters started."""
     own_clock: bool = True
-    """Whether the last image was stamped with the node's clock."""
 
 
 class CameraCounters:
@@ -84,14 +96,11 @@ class CameraCounters:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._started = clock()
-        self._last_arrival = self._started
-        self._received = self._processed = 0
-        self._dropped: Counter[str] = Counter()
+        self._started = self._last_arrival = clock()
+        self._received = 0
+        self._settled: Counter[str] = Counter()
         self._arrivals: deque[float] = deque()
-        self._fates: deque[tuple[float, str]] = deque()
-        self._measured: deque[tuple[float, float, float, Mapping[str, float]]] = deque()
-        self._problem, self._problem_time = "", float("-inf")
+        self._fates: deque[tuple[float, Fate]] = deque()
         self._own_clock = True
 
     def restart_silence(self) -> None:
@@ -102,39 +111,18 @@ class CameraCounters:
     def received(self) -> None:
         """Counts an image that arrived."""
         with self._lock:
-            now = self._clock()
             self._received += 1
-            self._last_arrival = now
-            self._arrivals.append(now)
-            self._trim(now)
-
-    def dropped(self, reason: str, problem: str = "") -> None:
-        """Counts an image that gave no result, for one of `DROP_REASONS`."""
-        if reason not in DROP_REASONS:
-            raise ValueError(f"drop reason {reason!r} is none of {', '.join(DROP_REASONS)}")
-        with self._lock:
-            now = self._clock()
-            self._dropped[reason] += 1
-            self._fates.append((now, reason))
-            if problem:
-                self._problem, self._problem_time = one_line(problem), now
-            self._trim(now)
-
-    def processed(self, age: float, latency: float, stages: Mapping[str, float]) -> None:
-        """Counts an image whose outputs were published; see `Processed`."""
-        with self._lock:
-            now = self._clock()
-            self._processed += 1
-            self._fates.append((now, "processed"))
-            self._measured.append((now, age, latency, dict(stages)))
-            self._trim(now)
+            self._last_arrival = self._clock()
+            self._arrivals.append(self._last_arrival)
+            self._forget(self._last_arrival - WINDOW)
 
     def settle(self, fate: Fate) -> None:
         """Counts an image by its fate."""
-        if isinstance(fate, Processed):
-            self.processed(fate.age, fate.latency, fate.stages)
-        else:
-            self.dropped(fate.reason, fate.problem)
+        with self._lock:
+            now = self._clock()
+            self._settled[_name(fate)] += 1
+            self._fates.append((now, fate))
+            self._forget(now - WINDOW)
 
     def stamped(self, own_clock: bool) -> None:
         """Notes whether the last image's stamp is of the node's clock."""
@@ -144,46 +132,49 @@ class CameraCounters:
         """All counters at one instant."""
         with self._lock:
             now = self._clock()
-            self._trim(now)
-            recent = Counter(fate for _, fate in self._fates)
-            ages = [age for _, age, _, _ in self._measured]
-            latencies = [latency for _, _, latency, _ in self._measured]
+            self._forget(now - WINDOW)
+            fates = [fate for _, fate in self._fates]
+            recent = Counter(map(_name, fates))
+            done = [fate for fate in fates if isinstance(fate, Processed)]
+            problems = [fate.problem for fate in fates if isinstance(fate, Dropped)]
+            ages = [each.age for each in done]
             span = max(min(WINDOW, now - self._started), 1e-3)
             return Snapshot(
                 received=self._received,
-                processed=self._processed,
-                dropped={reason: self._dropped[reason] for reason in DROP_REASONS},
-                pending=self._received - self._processed - sum(self._dropped.values()),
+                processed=self._settled["processed"],
+                dropped={reason: self._settled[reason] for reason in DROP_REASONS},
+                pending=self._received - self._settled.total(),
                 input_rate=len(self._arrivals) / span,
                 rate=recent["processed"] / span,
                 age=_mean(ages),
                 max_age=max(ages, default=None),
-                latency=_mean(latencies),
-                stages=_mean_stages([stages for _, _, _, stages in self._measured]),
-                recent=dict(recent),
-                problem=self._problem if now - self._problem_time <= WINDOW else "",
+                latency=_mean([each.latency for each in done]),
+                stages=_mean_stages(done),
+                recent=recent,
+                problem=one_line(next(filter(None, reversed(problems)), "")),
                 silence=now - self._last_arrival,
                 own_clock=self._own_clock,
             )
 
-    def _trim(self, now: float) -> None:
-        oldest = now - WINDOW
-        while self._arrivals and self._arrivals[0] < oldest:
+    def _forget(self, before: float) -> None:
+        while self._arrivals and self._arrivals[0] < before:
             self._arrivals.popleft()
-        while self._fates and self._fates[0][0] < oldest:
+        while self._fates and self._fates[0][0] < before:
             self._fates.popleft()
-        while self._measured and self._measured[0][0] < oldest:
-            self._measured.popleft()
 
 
-def _mean(values: list[float]) -> float | None:
+def _name(fate: Fate) -> str:
+    return fate.reason if isinstance(fate, Dropped) else "processed"
+
+
+def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _mean_stages(measured: list[Mapping[str, float]]) -> dict[str, float]:
+def _mean_stages(done: Sequence[Processed]) -> dict[str, float]:
     """Means by stage in order of first appearance, over the images that have the stage."""
     values: dict[str, list[float]] = {}
-    for stages in measured:
-        for stage, seconds in stages.items():
+    for each in done:
+        for stage, seconds in each.stages.items():
             values.setdefault(stage, []).append(seconds)
     return {stage: sum(seconds) / len(seconds) for stage, seconds in values.items()}

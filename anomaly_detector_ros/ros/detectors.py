@@ -123,11 +123,6 @@ class Detectors:
         """What the models do without and why; empty if they are as the profile says."""
         return f"{self.level.title}: {self._reason}" if self._ladder.level else ""
 
-    @property
-    def steps_down(self) -> int:
-        """How often memory ran out so far."""
-        return self._ladder.steps_down
-
     def recalibrate(self, calibration: Calibration, file: Path) -> None:
         """Takes a calibration into use for all cameras; models loaded later read its file."""
         calibrations = dict.fromkeys(self._wanted.calibrations, str(file))

@@ -13,7 +13,7 @@ from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.mapping.poses import Transforms
 from anomaly_detector_ros.ros import costmap
 from anomaly_detector_ros.ros.calibration_service import CalibrationService
-from anomaly_detector_ros.ros.camera import Camera, Picture, Settings
+from anomaly_detector_ros.ros.camera import Camera, Picture
 from anomaly_detector_ros.ros.costmap import Costmap
 from anomaly_detector_ros.ros.counters import Dropped
 from anomaly_detector_ros.ros.diagnostics import Status, camera_status, node_status
@@ -300,13 +300,15 @@ class Session:
     def _finish(self, turn: Turn, picture: Picture, detection: Detection) -> bool:
         """Publishes what was found; False if that failed or the turn's thread was given up."""
         camera = self.cameras[turn.index]
-        settings = Settings(
-            self.threshold(camera.name),
-            self._parameters["jpeg_quality"],
-            self._parameters["temporal_filter"],
-        )
         try:
-            return camera.finish(turn, picture, detection, settings)
+            return camera.finish(
+                turn,
+                picture,
+                detection,
+                threshold=self.threshold(camera.name),
+                temporal_filter=self._parameters["temporal_filter"],
+                jpeg_quality=self._parameters["jpeg_quality"],
+            )
         except Exception as error:  # the batch's other images go on
             turn.settle(Dropped("failed", f"{type(error).__name__}: {error}"))
             self._report(turn.index, error)

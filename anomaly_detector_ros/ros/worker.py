@@ -143,10 +143,10 @@ class Worker:
         with self._changed:
             slot.counters.received()
             if self._stopping:
-                slot.counters.dropped("discarded")
+                slot.counters.settle(Dropped("discarded"))
                 return
             if slot.frame is not None:
-                slot.counters.dropped("replaced")
+                slot.counters.settle(Dropped("replaced"))
             slot.frame = frame
             self._changed.notify_all()
 
@@ -155,7 +155,7 @@ class Worker:
         with self._changed:
             for slot in self._slots:
                 if slot.frame is not None:
-                    slot.counters.dropped("discarded")
+                    slot.counters.settle(Dropped("discarded"))
                     slot.frame = None
 
     # -- supervision -------------------------------------------------------------------------------

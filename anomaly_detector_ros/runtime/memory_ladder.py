@@ -52,7 +52,6 @@ class Ladder:
 
     def __init__(self, depth: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.level = 0
-        self.steps_down = 0
         self._depth, self._clock = depth, clock
         self._patience = RESTORE_AFTER
         self._changed = clock()
@@ -66,7 +65,6 @@ class Ladder:
             self._patience = min(2 * self._patience, MAX_RESTORE_AFTER)
         self._trying = False
         self.level += 1
-        self.steps_down += 1
         self._changed = self._clock()
         return True
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from anomaly_detector_ros.ros.counters import CameraCounters, Processed
+from anomaly_detector_ros.ros.counters import CameraCounters, Dropped, Processed
 from anomaly_detector_ros.ros.worker import Frame, Turn, Worker
 
 
@@ -271,10 +271,10 @@ def test_counters_average_over_a_window():
     counters = CameraCounters(clock=lambda: now[0])
     for _ in range(5):
         counters.received()
-        counters.processed(0.1, 0.3, {"synthesis": 0.2, "total": 0.25})
+        counters.settle(Processed(0.1, 0.3, {"synthesis": 0.2, "total": 0.25}))
         now[0] += 1.0
     counters.received()
-    counters.dropped("bad", "no pixels")
+    counters.settle(Dropped("bad", "no pixels"))
     snapshot = counters.snapshot()
     assert snapshot.rate == pytest.approx(1.0)
     assert snapshot.input_rate == pytest.approx(6 / 5)
@@ -291,4 +291,4 @@ def test_counters_average_over_a_window():
 
 def test_unknown_drop_reason_is_refused():
     with pytest.raises(ValueError, match="drop reason"):
-        CameraCounters().dropped("whim")
+        Dropped("whim")
