@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -24,13 +24,12 @@ from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.features.sampling import sample_features
 from anomaly_detector_ros.imaging.images import read_rgb
 from anomaly_detector_ros.profiles import Profile
+from anomaly_detector_ros.runtime.progress import Progress, silent
 from anomaly_detector_ros.runtime.statistics import draw, interval
 
 RATES = (0.05, 0.02, 0.01, 0.005, 0.001)
 """False-positive rates that are asked for and measured."""
 
-Progress = Callable[[int, int, str], None]
-"""Takes what is done, the total, and what is being done; `cli.common.progress_bar` gives one."""
 
 _FOLDS = 10
 _RESAMPLES = 1000
@@ -86,7 +85,7 @@ def fit_calibration(
     *,
     memory: Sequence[Path] = (),
     seed: int = 0,
-    progress: Progress = lambda done, total, doing: None,
+    progress: Progress = silent,
 ) -> Calibration:
     """The calibration of a profile, whose own, if it has one, is not looked at.
 
@@ -152,7 +151,7 @@ def fit_camera(
     detector: Detector,
     files: Sequence[Path],
     *,
-    progress: Progress = lambda done, total, doing: None,
+    progress: Progress = silent,
 ) -> NominalScores:
     """The nominal scores of one camera; the detector's distance stays what it is.
 
@@ -178,7 +177,7 @@ def measure(
     camera: str = DEFAULT_CAMERA,
     rates: Sequence[float] = RATES,
     seed: int = 0,
-    progress: Progress = lambda done, total, doing: None,
+    progress: Progress = silent,
 ) -> list[FalsePositiveRate]:
     """How many nominal pixels reach the thresholds 1 - rate of a calibrated detector.
 

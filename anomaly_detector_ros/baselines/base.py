@@ -14,11 +14,10 @@ from torch import Tensor
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.runtime.fitted_file import open_fitted, save_fitted
 from anomaly_detector_ros.runtime.parts import PartRegistry
+from anomaly_detector_ros.runtime.progress import Progress, silent
 
 KIND = "baseline"
 
-Progress = Callable[[int, int, str], None]
-"""Takes what is done, the total, and what is being done; `cli.common.progress_bar` gives one."""
 
 State = dict[str, Tensor]
 
@@ -26,10 +25,6 @@ State = dict[str, Tensor]
 _BATCH_FLOATS = 2**20
 # A flow may map a vector far from all nominal ones beyond the range of float32.
 _LARGEST = 1e30
-
-
-def _ignore(done: int, total: int, what: str) -> None:
-    del done, total, what
 
 
 @dataclass(frozen=True)
@@ -62,7 +57,7 @@ class Baseline(ABC):
         self,
         vectors: Tensor,
         seed: int = 0,
-        progress: Progress = _ignore,
+        progress: Progress = silent,
         features: Mapping[str, Any] | None = None,
     ) -> FittedBaseline:
         """Learns nominal feature vectors; the same seed gives the same result.

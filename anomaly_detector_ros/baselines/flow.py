@@ -11,7 +11,7 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from anomaly_detector_ros.baselines.base import BASELINES, Baseline, Progress, State
+from anomaly_detector_ros.baselines.base import BASELINES, Baseline, State
 from anomaly_detector_ros.baselines.gmm import (
     VARIANCE_FLOOR,
     Whitening,
@@ -20,6 +20,7 @@ from anomaly_detector_ros.baselines.gmm import (
     make_mixture,
 )
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.runtime.progress import Progress
 
 if TYPE_CHECKING:
     from zuko.lazy import LazyTransform

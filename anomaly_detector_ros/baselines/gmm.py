@@ -20,8 +20,9 @@ from torch.distributions import (
     Normal,
 )
 
-from anomaly_detector_ros.baselines.base import BASELINES, Baseline, Progress, State
+from anomaly_detector_ros.baselines.base import BASELINES, Baseline, State
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.runtime.progress import Progress
 
 VARIANCE_FLOOR = 1e-4
 """Added to each variance, of whitened vectors: a cluster of equal vectors is no infinite peak."""

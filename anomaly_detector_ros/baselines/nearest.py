@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor
 
-from anomaly_detector_ros.baselines.base import BASELINES, Baseline, Progress, State
+from anomaly_detector_ros.baselines.base import BASELINES, Baseline, State
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.runtime.progress import Progress
 
 
 @BASELINES.register("nearest")

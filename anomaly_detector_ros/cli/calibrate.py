@@ -31,8 +31,9 @@ from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile
 if TYPE_CHECKING:
     from anomaly_detector_ros.building import Parts
     from anomaly_detector_ros.calibration.calibration import Calibration
-    from anomaly_detector_ros.fitting import FalsePositiveRate, Progress
+    from anomaly_detector_ros.fitting import FalsePositiveRate
     from anomaly_detector_ros.profiles import Profile
+    from anomaly_detector_ros.runtime.progress import Progress
 
 # With fewer, rare surfaces are missing and the measured rates say little.
 _FEW = 20

@@ -20,8 +20,9 @@ from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.evaluation.cache import files_digest
 from anomaly_detector_ros.evaluation.cached import CachedParts
 from anomaly_detector_ros.features.sampling import sample_features
-from anomaly_detector_ros.fitting import NominalFiles, Progress
+from anomaly_detector_ros.fitting import NominalFiles
 from anomaly_detector_ros.profiles import Profile
+from anomaly_detector_ros.runtime.progress import Progress, silent
 
 IMAGES = 40
 """How many nominal images, evenly spread, a distance that looks at edits is fitted on."""
@@ -43,7 +44,7 @@ class BaselineFits:
         *,
         count: int = 50_000,
         seed: int = 0,
-        progress: Progress = lambda done, total, doing: None,
+        progress: Progress = silent,
     ) -> None:
         self.parts, self.cache, self.images = parts, parts.cache, list(images)
         self.count, self.seed, self.progress = count, seed, progress
@@ -99,7 +100,7 @@ class DistanceFits:
         parts: CachedParts,
         images: Sequence[Path],
         seed: int = 0,
-        progress: Progress = lambda done, total, doing: None,
+        progress: Progress = silent,
     ) -> None:
         self.parts, self.seed, self.progress = parts, seed, progress
         self._images = images

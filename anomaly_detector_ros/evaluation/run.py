@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +20,9 @@ from anomaly_detector_ros.evaluation.table.methods import Method, Synthesis, bui
 from anomaly_detector_ros.evaluation.table.plots import plot_curves
 from anomaly_detector_ros.evaluation.table.report import Report
 from anomaly_detector_ros.profiles import Profile
+from anomaly_detector_ros.runtime.progress import Progress, silent
 from anomaly_detector_ros.runtime.tensors import to_pictures
 
-Progress = Callable[[int, int, str], None]
 GALLERY_ROWS = 6
 
 
@@ -52,7 +52,7 @@ class Evaluation:
         *,
         count: int | None = None,
         seed: int = 0,
-        progress: Progress = lambda done, total, doing: None,
+        progress: Progress = silent,
     ) -> None:
         self.profile, self.parts, self.cache = profile, parts, parts.cache
         self.data, self.nominal, self.seed = data, nominal, seed

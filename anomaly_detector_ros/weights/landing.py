@@ -14,7 +14,7 @@ from anomaly_detector_ros.errors import one_line
 
 CHUNK = 1 << 18
 
-Progress = Callable[[str, int, int], None]
+DownloadProgress = Callable[[str, int, int], None]
 """Called as `progress(name, bytes done, bytes total)`; a total of 0 means that it is not known."""
 
 
@@ -58,7 +58,7 @@ class Landing:
     name: str
     size: int
     sha256: str
-    progress: Progress | None = None
+    progress: DownloadProgress | None = None
 
     @property
     def partial(self) -> Path:

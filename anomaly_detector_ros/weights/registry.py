@@ -15,7 +15,7 @@ from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.runtime.files import hash_file, replace_file
 from anomaly_detector_ros.runtime.resources import share_dir
 from anomaly_detector_ros.weights.entries import FileEntry, ModelEntry, load_entries
-from anomaly_detector_ros.weights.landing import Landing, Progress, SourceError
+from anomaly_detector_ros.weights.landing import DownloadProgress, Landing, SourceError
 from anomaly_detector_ros.weights.sources import Source, Workspace
 
 __all__ = ["FileEntry", "FileStatus", "ModelEntry", "Registry", "cache_directory"]
@@ -103,12 +103,14 @@ class Registry:
                 raise UserError(f"model {name!r}: {_complaint(entry, status)}")
         return self.directory(name)
 
-    def verify(self, name: str, *, progress: Progress | None = None) -> list[FileStatus]:
+    def verify(self, name: str, *, progress: DownloadProgress | None = None) -> list[FileStatus]:
         """The state of every file of the model, hashed anew whatever is remembered of it."""
         entry = self.entry(name)
         return [self._hashed(entry, file, progress) for file in entry.files]
 
-    def fetch(self, name: str, *, offline: bool = False, progress: Progress | None = None) -> Path:
+    def fetch(
+        self, name: str, *, offline: bool = False, progress: DownloadProgress | None = None
+    ) -> Path:
         """Bring what is missing or altered from its sources, and return the model's directory.
 
         With `offline` neither the network nor another program is used. `progress(name, bytes
@@ -136,7 +138,7 @@ class Registry:
         file: FileEntry,
         offline: bool,
         workspace: Workspace,
-        progress: Progress | None,
+        progress: DownloadProgress | None,
     ) -> None:
         """One file from the first source that gives it."""
         if self._known(entry, file).state == "ok":
@@ -186,7 +188,9 @@ class Registry:
         with _readable(status.path):
             return _compared(status, file, self._ledger(entry.name).sha256(status.path))
 
-    def _hashed(self, entry: ModelEntry, file: FileEntry, progress: Progress | None) -> FileStatus:
+    def _hashed(
+        self, entry: ModelEntry, file: FileEntry, progress: DownloadProgress | None
+    ) -> FileStatus:
         """The file's state, hashed now."""
         status = self._glance(entry, file)
         if status.state == "missing":

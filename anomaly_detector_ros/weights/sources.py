@@ -19,7 +19,7 @@ from urllib.request import OpenerDirector
 from pydantic import AfterValidator
 
 from anomaly_detector_ros.weights import web
-from anomaly_detector_ros.weights.landing import Landing, Progress, SourceError, read_chunks
+from anomaly_detector_ros.weights.landing import DownloadProgress, Landing, SourceError, read_chunks
 
 _PAGE_LIMIT = 1 << 20
 _WORKSPACE = ".download-"
@@ -48,7 +48,7 @@ class Workspace:
     caller holds the model's lock, so folders that a killed fetch left are removed, too.
     """
 
-    def __init__(self, parent: Path, progress: Progress | None = None) -> None:
+    def __init__(self, parent: Path, progress: DownloadProgress | None = None) -> None:
         self._parent, self._progress = parent, progress
         self._archives: dict[str, Path] = {}
 

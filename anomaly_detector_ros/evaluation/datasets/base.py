@@ -18,9 +18,7 @@ from PIL import Image as PilImage
 from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.imaging.images import find_images, read_rgb
 from anomaly_detector_ros.runtime.parts import PartRegistry
-
-Progress = Callable[[int, int], None]
-"""Called with the number of label files read and their total."""
+from anomaly_detector_ros.runtime.progress import Progress
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Labels are read more strictly than pictures: a converted bit depth or palette would change ids.

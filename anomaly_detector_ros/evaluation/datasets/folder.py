@@ -12,10 +12,10 @@ from anomaly_detector_ros.evaluation.datasets.base import (
     Classes,
     Dataset,
     Layout,
-    Progress,
     pairs_below,
     read_ids,
 )
+from anomaly_detector_ros.runtime.progress import Progress
 
 NOMINAL, ANOMALY, VOID = 0, 1, 255
 CLASSES = Classes.named({NOMINAL: "nominal", ANOMALY: "anomaly", VOID: "void"}, ("anomaly",))

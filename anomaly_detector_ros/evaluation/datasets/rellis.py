@@ -13,10 +13,10 @@ from anomaly_detector_ros.evaluation.datasets.base import (
     Classes,
     Dataset,
     Layout,
-    Progress,
     pairs_below,
     read_ids,
 )
+from anomaly_detector_ros.runtime.progress import Progress
 
 IMAGES, LABELS = "pylon_camera_node", "pylon_camera_node_label_id"
 MIN_OOD_SHARE = 0.00025

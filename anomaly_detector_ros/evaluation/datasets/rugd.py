@@ -13,10 +13,10 @@ from anomaly_detector_ros.evaluation.datasets.base import (
     Classes,
     Dataset,
     Layout,
-    Progress,
     pairs_below,
     read_colours,
 )
+from anomaly_detector_ros.runtime.progress import Progress
 
 FRAMES, ANNOTATIONS = "RUGD_frames-with-annotations", "RUGD_annotations"
 COLORMAP = "RUGD_annotation-colormap.txt"

@@ -10,9 +10,9 @@ from anomaly_detector_ros.evaluation.datasets.base import (
     Classes,
     Dataset,
     Layout,
-    Progress,
     pairs_below,
 )
+from anomaly_detector_ros.runtime.progress import Progress
 
 CLASSES = Classes.named(
     {
