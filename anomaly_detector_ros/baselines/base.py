@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.features.extractors import FeatureExtractor
+from anomaly_detector_ros.features.upsampling import upsample_bilinear
 from anomaly_detector_ros.runtime.fitted_file import open_fitted, save_fitted
 from anomaly_detector_ros.runtime.parts import PartRegistry
 from anomaly_detector_ros.runtime.progress import Progress, silent
+from anomaly_detector_ros.runtime.tensors import to_tensor
 
 KIND = "baseline"
 
@@ -58,7 +62,6 @@ class Baseline(ABC):
         vectors: Tensor,
         seed: int = 0,
         progress: Progress = silent,
-        features: Mapping[str, Any] | None = None,
     ) -> FittedBaseline:
         """Learns nominal feature vectors; the same seed gives the same result.
 
@@ -66,8 +69,6 @@ class Baseline(ABC):
             vectors: (N, C) float32, as `sampling.sample_features` draws them.
             seed: of all random choices.
             progress: called with the work done, the total, and its name.
-            features: what the vectors are, ``name`` and settings as in a profile, for whoever
-                scores images with the result.
 
         Raises:
             UserError: no matrix, values that are not finite, or too few vectors.
@@ -79,7 +80,7 @@ class Baseline(ABC):
         if not torch.isfinite(vectors).all():
             raise UserError(f"{self.name}: features that are not finite: check the extractor")
         state = self.learn(vectors.detach().cpu().float(), seed, progress)
-        return FittedBaseline(self, state, vectors.shape[1], features or {})
+        return FittedBaseline(self, state, vectors.shape[1])
 
 
 BASELINES = PartRegistry[Baseline]("baseline", __package__)
@@ -92,14 +93,10 @@ class FittedBaseline:
         method: the baseline.
         state: as its `learn` returned.
         channels: C of the features it was fitted on.
-        features: see `Baseline.fit`.
     """
 
-    def __init__(
-        self, method: Baseline, state: State, channels: int, features: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, method: Baseline, state: State, channels: int) -> None:
         self.method, self.state, self.channels = method, state, channels
-        self.features = dict(features)
         self._score_vectors = method.scorer(state)
 
     @torch.no_grad()
@@ -123,6 +120,22 @@ class FittedBaseline:
         scores = scores.nan_to_num(_LARGEST).clamp(-_LARGEST, _LARGEST)
         return scores.reshape(count, height, width).to(features.device)
 
+    @torch.no_grad()
+    def score_image(self, extractor: FeatureExtractor, image: np.ndarray) -> np.ndarray:
+        """uint8 RGB (H, W, 3) -> raw scores float32 (H, W), higher is more anomalous.
+
+        Any range; without segments, which `segmentation.averaging.segment_average` adds.
+
+        Args:
+            extractor: of the features that it was fitted on.
+
+        Raises:
+            UserError: see `score`.
+        """
+        features = extractor.extract(to_tensor(image[None]))
+        scores = upsample_bilinear(self.score(features), image.shape[:2])
+        return scores[0].cpu().numpy()
+
     def save(self, path: Path) -> None:
         """Writes one safetensors file, whole or not at all.
 
@@ -132,7 +145,6 @@ class FittedBaseline:
         header = {
             "baseline": self.method.name,
             "settings": asdict(self.method),
-            "features": self.features,
             "channels": self.channels,
         }
         save_fitted(path, KIND, header, self.state, ("torch", *self.method.libraries))
@@ -146,4 +158,4 @@ class FittedBaseline:
         """
         with open_fitted(path, KIND, "evaluate") as (header, state):
             method = BASELINES.read({**header["settings"], "name": header["baseline"]})
-            return cls(method, state, int(header["channels"]), header["features"])
+            return cls(method, state, int(header["channels"]))

@@ -67,7 +67,7 @@ class BaselineFits:
         with PartialState().main_process_first():
             if not file.is_file():
                 vectors = self._vectors(features, space)
-                fitted = method.fit(vectors, self.seed, self.progress, features)
+                fitted = method.fit(vectors, self.seed, self.progress)
                 self.cache.keep(file, fitted.save)
         return FittedBaseline.load(file), key
 

@@ -16,13 +16,11 @@ from torch import Tensor
 from anomaly_detector_ros.baselines.base import BASELINES as REGISTRY
 from anomaly_detector_ros.baselines.base import KIND, FittedBaseline
 from anomaly_detector_ros.baselines.nearest import Nearest
-from anomaly_detector_ros.baselines.scorer import BaselineScorer
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.features.extractors import RgbFeatures
 from anomaly_detector_ros.features.sampling import sample_features
 from anomaly_detector_ros.runtime.fitted_file import header_key
 from anomaly_detector_ros.runtime.tensors import to_tensor
-from anomaly_detector_ros.weights.registry import Registry
 
 BASELINES = REGISTRY.names()
 
@@ -39,13 +37,11 @@ def all_fitted() -> dict[str, FittedBaseline]:
 @pytest.mark.parametrize("name", BASELINES)
 def test_loaded_baseline_scores_alike(name: str, all_fitted: dict, tmp_path: Path) -> None:
     baseline = all_fitted[name]
-    baseline.features = {"name": "rgb", "input_size": [4, 6]}
     file = tmp_path / "baseline.safetensors"
     baseline.save(file)
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
     loaded = FittedBaseline.load(file)
     assert loaded.method == baseline.method
-    assert loaded.features == baseline.features
     test = torch.cat([blobs(50, 16, seed=1), 3 * blobs(50, 16, seed=2)])
     np.testing.assert_array_equal(scores(loaded, test), scores(baseline, test))
 
@@ -165,35 +161,28 @@ def terrain(seed: int) -> np.ndarray:
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_saved_baseline_finds_what_is_strange(name: str, tmp_path: Path) -> None:
-    described = {"name": "rgb", "input_size": [32, 48]}
-    vectors = sample_features(
-        RgbFeatures(input_size=(32, 48)), [terrain(seed) for seed in range(4)], 3000, seed=1
-    )
+    extractor = RgbFeatures(input_size=(32, 48))
+    vectors = sample_features(extractor, [terrain(seed) for seed in range(4)], 3000, seed=1)
     output = tmp_path / "baseline.safetensors"
-    REGISTRY.read({**SETTINGS[name], "name": name}).fit(vectors, 1, features=described).save(output)
-    scorer = BaselineScorer.from_file(output, Registry.default())
+    REGISTRY.read({**SETTINGS[name], "name": name}).fit(vectors, 1).save(output)
     image = terrain(9)
     image[14:20, 10:20] = (230, 60, 30)
-    found = scorer.score(image)
+    found = FittedBaseline.load(output).score_image(extractor, image)
     assert found.shape == (24, 36)
     assert found.dtype == np.float32
     assert found[15:19, 12:18].min() > np.quantile(found[:, 24:], 0.95)
 
 
-def test_scorer_refuses_other_features(all_fitted: dict, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="16 channels, not 3"):
-        BaselineScorer(RgbFeatures(), all_fitted["gmm"])
-    all_fitted["gmm"].features = {}
-    all_fitted["gmm"].save(tmp_path / "gmm.safetensors")
-    with pytest.raises(UserError, match="does not name its features"):
-        BaselineScorer.from_file(tmp_path / "gmm.safetensors", Registry.default())
+def test_other_features_are_refused(all_fitted: dict) -> None:
+    with pytest.raises(UserError, match=r"\(1, 3, .*it was fitted on \(B, 16, h, w\)"):
+        all_fitted["gmm"].score_image(RgbFeatures(), terrain(0))
 
 
-def test_scorer_enlarges_the_scores() -> None:
+def test_scores_are_enlarged_to_the_image() -> None:
     images = [terrain(seed) for seed in range(3)]
     extractor = RgbFeatures(input_size=(6, 9))
     baseline = Nearest(metric="l2").fit(sample_features(extractor, images))
-    found = BaselineScorer(extractor, baseline).score(images[0])
+    found = baseline.score_image(extractor, images[0])
     small = baseline.score(extractor.extract(to_tensor(images[0][None])))[0].numpy()
     expected = cv2.resize(small, (36, 24), interpolation=cv2.INTER_LINEAR)
     np.testing.assert_allclose(found, expected, atol=1e-4)

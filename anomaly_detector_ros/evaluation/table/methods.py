@@ -14,7 +14,6 @@ import numpy as np
 from torch import Tensor
 
 from anomaly_detector_ros.baselines.base import BASELINES, FittedBaseline
-from anomaly_detector_ros.baselines.scorer import BaselineScorer
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.distances.pixel import rgb_distance, ssim_distance
 from anomaly_detector_ros.errors import UserError
@@ -133,7 +132,7 @@ class Fitted:
 
     def anomaly_map(self, truth: LabelledImage) -> np.ndarray:
         """See `Method`."""
-        raw = BaselineScorer(self.detector.features, self.baseline).score(truth.image)
+        raw = self.baseline.score_image(self.detector.features, truth.image)
         return refined(self.detector, truth.image, raw)
 
 
