@@ -181,9 +181,9 @@ class Detector:
         ]
 
     def synthesize(self, images: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-        """Inputs (B, 3, h, w) and their edits (B, K, 3, h, w) at the model's size, in [-1, 1]."""
+        """Originals (B, 3, h, w), edits (B, K, 3, h, w), at the model's size; see `Editor.edit`."""
         inputs = torch.cat([self._model_input(image) for image in images])
-        return inputs, self._editor.edit(self.denoiser, inputs)
+        return self._editor.edit(self.denoiser, inputs)
 
     def _model_input(self, image: np.ndarray) -> Tensor:
         return resize(self._to_tensor(image), self._editor.size)

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from anomaly_detector_ros.synthesis.spaces import space_of
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -43,7 +45,7 @@ class _Counted:
 
     def __init__(self, denoiser: Denoiser, passes: Passes) -> None:
         self.denoiser, self.passes = denoiser, passes
-        self.schedule = denoiser.schedule
+        self.schedule, self.space = denoiser.schedule, space_of(denoiser)
 
     def __call__(self, x: Tensor, t: int) -> Tensor:
         self.passes.forward += len(x)

@@ -36,7 +36,7 @@ def pass_flops(denoiser: UnetDenoiser, size: tuple[int, int]) -> tuple[int, int]
         size: H and W of the images.
     """
     device = next(denoiser.unet.parameters()).device
-    x = torch.zeros(1, 3, *size, device=device, requires_grad=True)
+    x = denoiser.space.encode(torch.zeros(1, 3, *size, device=device)).requires_grad_()
     with torch.enable_grad(), FlopCounterMode(display=False) as counter:
         x0 = denoiser(x, 0)
         forward = counter.get_total_flops()

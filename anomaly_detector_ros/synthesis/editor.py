@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, TypeVar
 
 import torch
@@ -17,6 +17,7 @@ from anomaly_detector_ros.synthesis.denoisers.base import Denoiser
 from anomaly_detector_ros.synthesis.guidance import GUIDANCES
 from anomaly_detector_ros.synthesis.samplers import SAMPLERS, Sampler
 from anomaly_detector_ros.synthesis.similarity import SIMILARITIES
+from anomaly_detector_ros.synthesis.spaces import space_of
 
 # What a sampler may hold: the settings that name it, and its kind.
 _INNER: dict[str, PartRegistry[Any]] = {"guidance": GUIDANCES, "similarity": SIMILARITIES}
@@ -91,34 +92,44 @@ class Editor:
         self, settings: Mapping[str, Any], size: tuple[int, int], device: torch.device
     ) -> None:
         self.settings, self.size, self.device = read_edit_settings(settings), size, device
-        self._noise: tuple[Tensor, Tensor] | None = None
+        self._noise: dict[torch.Size, tuple[Tensor, Tensor]] = {}
 
     @torch.no_grad()  # not inference_mode: the exact Jacobian differentiates inside
-    def edit(self, denoiser: Denoiser, inputs: Tensor) -> Tensor:
-        """Edits (B, K, 3, H, W) of inputs (B, 3, H, W), both in [-1, 1], in one batch.
+    def edit(self, denoiser: Denoiser, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Originals (B, 3, H, W) and their edits (B, K, 3, H, W) of inputs (B, 3, H, W).
+
+        All are in [-1, 1]. The originals are the inputs as the denoiser's space gives them back:
+        they went through an autoencoder if the edits did, so that its own errors cancel when the
+        two are compared.
 
         Raises:
             RuntimeError: the denoiser returned values that are not finite.
+            UserError: the space holds no images of this size.
         """
-        noise, generator = self._initial_noise()
+        space, sampler = space_of(denoiser), self.settings.sampler
+        if not space.bounded:
+            sampler = replace(sampler, clip=False)
+        points = space.encode(inputs)
+        noise, generator = self._initial_noise(points.shape[1:])
         watched = _Watched(denoiser)
-        edits = self.settings.sampler(
+        edits = sampler(
             watched,
-            inputs.repeat_interleave(len(noise), 0),
+            points.repeat_interleave(len(noise), 0),
             initial_noise=noise.repeat(len(inputs), 1, 1, 1),
             generator=generator,
         )
         if not (watched.finite & torch.isfinite(edits).all()):
             raise RuntimeError("the denoiser returned values that are not finite")
-        return edits.clamp(-1, 1).unflatten(0, (len(inputs), len(noise)))
+        images = space.decode(edits).clamp(-1, 1).unflatten(0, (len(inputs), len(noise)))
+        return space.decode(points).clamp(-1, 1), images
 
-    def _initial_noise(self) -> tuple[Tensor, torch.Generator]:
-        """The noise (K, 3, H, W), made once, and the generator of whatever follows it."""
+    def _initial_noise(self, shape: torch.Size) -> tuple[Tensor, torch.Generator]:
+        """The noise (K, C, h, w), made once, and the generator of whatever follows it."""
         generator = torch.Generator().manual_seed(self.settings.seed)
-        if self._noise is None:
-            noise = torch.randn((self.settings.num_edits, 3, *self.size), generator=generator)
-            self._noise = to_device(noise, self.device), generator.get_state()
-        noise, state = self._noise
+        if shape not in self._noise:
+            noise = torch.randn((self.settings.num_edits, *shape), generator=generator)
+            self._noise[shape] = to_device(noise, self.device), generator.get_state()
+        noise, state = self._noise[shape]
         generator.set_state(state)
         return noise, generator
 

@@ -8,10 +8,14 @@ import torch
 from torch import Tensor
 
 from anomaly_detector_ros.synthesis.schedule import Schedule
+from anomaly_detector_ros.synthesis.spaces import space_of
 
 
 class Denoiser(Protocol):
-    """E[x_0 | x_t] under the distribution the model was trained on."""
+    """E[x_0 | x_t] under the distribution the model was trained on.
+
+    One that was not trained on pixels has an attribute ``space``; see `spaces.space_of`.
+    """
 
     schedule: Schedule
 
@@ -29,7 +33,7 @@ class OneByOneDenoiser:
 
     def __init__(self, denoiser: Denoiser) -> None:
         self._denoiser = denoiser
-        self.schedule = denoiser.schedule
+        self.schedule, self.space = denoiser.schedule, space_of(denoiser)
 
     def __call__(self, x: Tensor, t: int) -> Tensor:
         """See `Denoiser`."""

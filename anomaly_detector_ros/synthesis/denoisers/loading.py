@@ -10,7 +10,8 @@ from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.synthesis.denoisers import lucidrains_checkpoint
 from anomaly_detector_ros.synthesis.denoisers.base import Denoiser
 from anomaly_detector_ros.synthesis.denoisers.onnx import NETWORK, OnnxDenoiser
-from anomaly_detector_ros.synthesis.denoisers.unet import DiffusersDenoiser, UnetDenoiser, ready
+from anomaly_detector_ros.synthesis.denoisers.unet import DiffusersDenoiser, UnetDenoiser
+from anomaly_detector_ros.synthesis.inference import ready
 
 
 def load_denoiser(

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.synthesis.denoisers.compiled import accelerate
+from anomaly_detector_ros.synthesis.denoisers.inpainting import InpaintingUnet
 from anomaly_detector_ros.synthesis.denoisers.lucidrains import LucidrainsUnet
+from anomaly_detector_ros.synthesis.inference import ready
 from anomaly_detector_ros.synthesis.schedule import Schedule
+from anomaly_detector_ros.synthesis.spaces import PIXELS, LatentSpace, Space
 
 
 class UnetDenoiser:
@@ -23,6 +26,7 @@ class UnetDenoiser:
         dtype: precision of the network's convolutions and products (autocast); the conversion to
             x0_hat stays in the images' precision.
         compile: how the network is called; see `compiled.accelerate`.
+        space: the one that the network was trained in.
 
     Raises:
         UserError: unknown ``compile``.
@@ -30,12 +34,13 @@ class UnetDenoiser:
 
     def __init__(
         self,
-        unet: UNet2DModel | LucidrainsUnet,
+        unet: UNet2DModel | InpaintingUnet | LucidrainsUnet,
         schedule: Schedule,
         dtype: torch.dtype = torch.float32,
         compile: str = "none",
+        space: Space = PIXELS,
     ) -> None:
-        self.unet, self.schedule, self.dtype = unet, schedule, dtype
+        self.unet, self.schedule, self.dtype, self.space = unet, schedule, dtype, space
         self._network = accelerate(self._predict, compile, self.device)
         self._forms: dict[str, UnetDenoiser] = {}
 
@@ -56,7 +61,8 @@ class UnetDenoiser:
         The same one for the same mode: what is recorded or compiled is shared.
         """
         if mode not in self._forms:
-            self._forms[mode] = UnetDenoiser(self.unet, self.schedule, self.dtype, mode)
+            form = UnetDenoiser(self.unet, self.schedule, self.dtype, mode, self.space)
+            self._forms[mode] = form
         return self._forms[mode]
 
     def _predict(self, images: Tensor, timesteps: Tensor) -> Tensor:
@@ -78,6 +84,8 @@ class DiffusersDenoiser(UnetDenoiser):
     ) -> DiffusersDenoiser:
         """Reads ``unet/`` and ``scheduler/`` as `DDPMPipeline.save_pretrained` writes them.
 
+        With ``vae/`` beside them the U-Net is one of that autoencoder's latents.
+
         Raises:
             UserError: the directory is missing or is not a model of that kind.
         """
@@ -88,20 +96,14 @@ class DiffusersDenoiser(UnetDenoiser):
             scheduler = DDPMScheduler.from_pretrained(
                 directory, subfolder="scheduler", local_files_only=True
             )
-            return cls(ready(unet, device, dtype), Schedule.from_diffusers(scheduler), dtype)
+            schedule = Schedule.from_diffusers(scheduler)
         except Exception as error:  # diffusers raises many kinds, all meaning the same to a user
             raise UserError(
                 f"cannot load denoiser '{directory}' ({one_line(error, 200)}): "
                 "give a diffusers model directory with unet/ and scheduler/"
             ) from error
-
-
-def ready(unet: nn.Module, device: torch.device | str, dtype: torch.dtype) -> nn.Module:
-    """For inference: no gradients of the weights, the faster memory layout, and precision."""
-    unet = unet.float().eval().requires_grad_(False)
-    if dtype != torch.float32:
-        # Autocast would convert the weights anew in every pass.
-        for module in unet.modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d)):
-                module.to(dtype)
-    return unet.to(device, memory_format=torch.channels_last)
+        space: Space = PIXELS
+        if (directory / "vae").is_dir():
+            space = LatentSpace.from_pretrained(directory, device=device, dtype=dtype)
+        network = InpaintingUnet(unet) if InpaintingUnet.is_one(unet) else unet
+        return cls(ready(network, device, dtype), schedule, dtype, space=space)

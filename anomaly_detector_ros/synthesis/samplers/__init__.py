@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -48,7 +48,12 @@ class Sampler(ABC):
 
     Fields called ``guidance`` and ``similarity`` hold parts of those kinds, with a class as their
     default factory; a profile sets theirs beside the sampler's own.
+
+    Attributes:
+        clip: clip x0_hat to [-1, 1], where images lie; `Editor` turns it off for other spaces.
     """
+
+    clip: bool = field(default=True, kw_only=True)
 
     @abstractmethod
     def __call__(

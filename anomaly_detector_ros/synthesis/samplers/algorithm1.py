@@ -28,15 +28,12 @@ class Algorithm1(Sampler):
     """x_t ~ mu + sigma^2 g + sigma z, from pure noise down to the clean image.
 
     mu = E[x_t | x_{t+1}], sigma^2 is the posterior variance beta~_{t+1} and g the guidance's
-    gradient at mu, time t. The last step adds no noise.
-
-    Attributes:
-        clip: clip x0_hat to [-1, 1] for the mean (never inside the guidance).
+    gradient at mu, time t. The last step adds no noise. Clipping is for the mean, never inside the
+    guidance.
     """
 
     guidance: Guidance = field(default_factory=Reverse)
     similarity: Similarity = field(default_factory=GaussianSimilarity)
-    clip: bool = True
 
     @torch.no_grad()
     def __call__(

@@ -43,7 +43,6 @@ class FewStep(Sampler):
         steps: network passes.
         data_std: s, the standard deviation of the training data about its mean; for reverse
             matching with the identity Jacobian.
-        clip: clip x0_hat to [-1, 1].
     """
 
     guidance: Guidance = field(default_factory=Reverse)
@@ -51,7 +50,6 @@ class FewStep(Sampler):
     noise_level: Annotated[float, Gt(0), Le(1)] = 0.6
     steps: Annotated[int, Ge(1)] = 8
     data_std: Annotated[float, Gt(0), AllowInfNan(False)] = 0.5
-    clip: bool = True
 
     @torch.no_grad()
     def __call__(
