@@ -20,7 +20,7 @@ from anomaly_detector_ros.mapping.obstacles import (
 from anomaly_detector_ros.mapping.poses import Extrinsics
 
 SOURCES: tuple[str, ...] = ("auto", "depth", "ground")
-"""Values of the parameter ``obstacles.source``."""
+"""Values of `ObstacleSettings.source`."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Obstacles:
     Attributes:
         points: float32 (N, 4), x y z intensity, on anomalies.
         free: float32 (M, 3), on nominal ground; empty without a pose.
+        cloud: float32 (H, W, 4), a point for each pixel; None where it was not asked for.
         pose: float64 (4, 4), base <- optical frame; None: not known.
         source: ``depth`` or ``ground``; empty where there is a problem.
         problem: why there are no points, in one line; else empty. No anomaly is no problem.
@@ -37,27 +38,16 @@ class Obstacles:
 
     points: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
     free: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.float32))
+    cloud: np.ndarray | None = None
     pose: np.ndarray | None = None
     source: str = ""
     problem: str = ""
 
 
-@dataclass(frozen=True)
-class _View:
-    model: CameraModel
-    depth: np.ndarray | None
-    pose: np.ndarray | None
-
-
 class ObstacleFinder:
-    """Finds the obstacles of one camera.
+    """Finds the obstacles of one camera, whose rays it keeps while the calibration stays."""
 
-    Args:
-        extrinsics: where the camera is; may be replaced between two images.
-    """
-
-    def __init__(self, extrinsics: Extrinsics) -> None:
-        self.extrinsics = extrinsics
+    def __init__(self) -> None:
         self._model: CameraModel | None = None
 
     def find(
@@ -67,9 +57,12 @@ class ObstacleFinder:
         mask: np.ndarray,
         heatmap: np.ndarray,
         header: Any,
+        extrinsics: Extrinsics,
         settings: ObstacleSettings,
-        source: str = "auto",
+        *,
+        points: bool = True,
         free: bool = False,
+        cloud: bool = False,
     ) -> Obstacles:
         """The obstacles of one image. Nothing in a message makes this raise.
 
@@ -79,76 +72,34 @@ class ObstacleFinder:
             mask: bool (H, W).
             heatmap: float32 (H, W).
             header: the image's.
-            source: ``depth``, ``ground``, or ``auto``: depth where there is a depth image, else
-                ground.
-            free: whether free ground is asked for, too.
+            extrinsics: where the camera is.
+            points, free, cloud: which of the fields of `Obstacles` are asked for.
         """
         try:
-            view = self._view(info, depth, mask.shape, header, source, wants_pose=free)
-            model, metres, pose = view.model, view.depth, view.pose
-            if metres is not None:
-                points = obstacles_from_depth(model, metres, mask, heatmap, settings)
-            else:
-                assert pose is not None  # without depth there is no view without it
-                points = obstacles_from_ground(model, pose, mask, heatmap, settings)
-            found = Obstacles(points, pose=pose, source="ground" if metres is None else "depth")
+            model = self._calibrated(info, mask.shape)
+            metres = _metres(depth, mask.shape, settings.source)
+            pose = None
+            if metres is None or free:  # with depth the pose is only a wish
+                pose = _pose(extrinsics, header, needed=metres is None)
+            found = Obstacles(pose=pose, source="ground" if metres is None else "depth")
+            if points and metres is not None:
+                on_it = obstacles_from_depth(model, metres, mask, heatmap, settings)
+                found = replace(found, points=on_it)
+            elif points and pose is not None:
+                on_it = obstacles_from_ground(model, pose, mask, heatmap, settings)
+                found = replace(found, points=on_it)
             if free and pose is not None:
                 found = replace(found, free=free_ground(model, pose, mask, metres, settings))
+            if cloud:
+                each = organised(model, pose, metres, mask, heatmap, settings)
+                found = replace(found, cloud=each)
             return found
         except Exception as error:
-            return Obstacles(problem=_line(error))
-
-    def organised(
-        self,
-        info: Any | None,
-        depth: Any | None,
-        mask: np.ndarray,
-        heatmap: np.ndarray,
-        header: Any,
-        settings: ObstacleSettings,
-        source: str = "auto",
-    ) -> tuple[np.ndarray | None, str]:
-        """A point for each pixel, float32 (H, W, 4), and why there is none, in one line.
-
-        Arguments as for :meth:`find`.
-        """
-        try:
-            view = self._view(info, depth, mask.shape, header, source, wants_pose=False)
-            cloud = organised(view.model, view.pose, view.depth, mask, heatmap, settings)
-            return cloud, ""
-        except Exception as error:
-            return None, _line(error)
-
-    def _view(
-        self,
-        info: Any | None,
-        depth: Any | None,
-        size: tuple[int, ...],
-        header: Any,
-        source: str,
-        wants_pose: bool,
-    ) -> _View:
-        """What is needed of the messages; with depth the pose is only a wish."""
-        if source not in SOURCES:
-            raise UserError(f"obstacles.source must be one of {', '.join(SOURCES)}, not {source!r}")
-        model = self._calibrated(info, size)
-        if source == "depth" and depth is None:
-            raise UserError(
-                "no depth image matches the image's stamp: check the depth topic, raise "
-                "obstacles.depth_tolerance or set obstacles.source to auto"
-            )
-        if depth is None or source == "ground":
-            return _View(model, None, self._ground_pose(header))
-        metres = depth_metres(depth, (size[0], size[1]))
-        if not wants_pose:
-            return _View(model, metres, None)
-        try:
-            return _View(model, metres, self.extrinsics.pose(header))
-        except UserError:
-            return _View(model, metres, None)
+            known = isinstance(error, UserError)  # else the type tells what nobody foresaw
+            line = one_line(error if known else f"{type(error).__name__}: {error}", 400)
+            return Obstacles(problem=line)
 
     def _calibrated(self, info: Any | None, size: tuple[int, ...]) -> CameraModel:
-        """The camera's model; the same one, with its rays, while the calibration stays."""
         if info is None:
             raise UserError("no camera_info: publish the camera's calibration")
         model = CameraModel.from_info(info)
@@ -161,17 +112,28 @@ class ObstacleFinder:
             self._model = model
         return self._model
 
-    def _ground_pose(self, header: Any) -> np.ndarray:
-        try:
-            return self.extrinsics.pose(header)
-        except UserError as error:
-            raise UserError(
-                f"{error}; without depth the camera's pose is needed: publish it on TF or set the "
-                "camera's height, roll and pitch"
-            ) from error
+
+def _metres(depth: Any | None, size: tuple[int, ...], source: str) -> np.ndarray | None:
+    """Depth in metres (H, W); None: the ground is to tell."""
+    if source not in SOURCES:
+        raise UserError(f"obstacles.source must be one of {', '.join(SOURCES)}, not {source!r}")
+    if source == "depth" and depth is None:
+        raise UserError(
+            "no depth image matches the image's stamp: check the depth topic, raise "
+            "obstacles.depth_tolerance or set obstacles.source to auto"
+        )
+    if depth is None or source == "ground":
+        return None
+    return depth_metres(depth, (size[0], size[1]))
 
 
-def _line(error: Exception) -> str:
-    """What went wrong, in one line; the type where nobody foresaw it."""
-    known = isinstance(error, UserError)
-    return one_line(error if known else f"{type(error).__name__}: {error}", 400)
+def _pose(extrinsics: Extrinsics, header: Any, *, needed: bool) -> np.ndarray | None:
+    try:
+        return extrinsics.pose(header)
+    except UserError as error:
+        if not needed:
+            return None
+        raise UserError(
+            f"{error}; without depth the camera's pose is needed: publish it on TF or set the "
+            "camera's height, roll and pitch"
+        ) from error

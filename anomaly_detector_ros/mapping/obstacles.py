@@ -30,6 +30,8 @@ class ObstacleSettings:
     """How anomalies become points.
 
     Attributes:
+        source: of distances: ``depth``, ``ground``, or ``auto``: depth where there is a depth
+            image, else ground.
         max_range: points further from the camera are left out, metres.
         voxel_size: edge of the cubes that keep one point each, metres; 0 keeps every pixel.
         min_pixels: connected anomalies of fewer pixels are left out, as speckle.
@@ -38,6 +40,7 @@ class ObstacleSettings:
         ground_z: height of the ground in the base frame, metres.
     """
 
+    source: str = "auto"
     max_range: float = 15.0
     voxel_size: float = 0.1
     min_pixels: int = 25

@@ -51,7 +51,7 @@ class ObstacleOutputs:
     ) -> None:
         self._parameters, self._camera = parameters, camera
         self._transforms, self._costmap = transforms, costmap
-        self._finder = ObstacleFinder(Extrinsics(transforms, ""))
+        self._finder = ObstacleFinder()
         self.depth = DepthBuffer(parameters["obstacles.depth_tolerance"])
         self._obstacles, self._points = (
             topics.advertise(PointCloud2, f"~/{camera}/{output}") for output in OUTPUTS
@@ -76,25 +76,26 @@ class ObstacleOutputs:
         if not (points or obstacles or mapped):
             return ""
         settings = self._parameters.settings(ObstacleSettings, "obstacles")
-        source = self._parameters["obstacles.source"]
         try:
-            depth = self._matched_depth(source)
-            self._finder.extrinsics = self._extrinsics()
+            found = self._finder.find(
+                info,
+                self._matched_depth(settings.source),
+                mask,
+                heatmap,
+                header,
+                self._extrinsics(),
+                settings,
+                points=obstacles or mapped,
+                free=mapped,
+                cloud=points,
+            )
         except UserError as error:
             return str(error)
-        trouble = ""
-        if points:
-            cloud, trouble = self._finder.organised(
-                info, depth, mask, heatmap, header, settings, source
-            )
-            if cloud is not None:
-                self._points.send(cloud_message(header, cloud))
-        if not (obstacles or mapped):
-            return trouble
-        found = self._finder.find(info, depth, mask, heatmap, header, settings, source, free=mapped)
+        if found.cloud is not None:
+            self._points.send(cloud_message(header, found.cloud))
         if obstacles and not found.problem:
             self._obstacles.send(cloud_message(header, found.points))
-        return (self._costmap.add(header, found) if mapped else found.problem) or trouble
+        return self._costmap.add(header, found) if mapped else found.problem
 
     def _matched_depth(self, source: str) -> Image | None:
         data = self.depth.matched()

@@ -12,7 +12,7 @@ from support.mapping_scenes import HEIGHT, WIDTH, board_outline, camera_info, dr
 
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.mapping.depth import DepthBuffer, serialised_stamp
-from anomaly_detector_ros.mapping.obstacle_finder import ObstacleFinder
+from anomaly_detector_ros.mapping.obstacle_finder import ObstacleFinder, Obstacles
 from anomaly_detector_ros.mapping.obstacles import ObstacleSettings
 from anomaly_detector_ros.mapping.poses import Extrinsics, from_quaternion, mounted, transform
 from anomaly_detector_ros.ros.transforms import NoTransforms
@@ -20,7 +20,6 @@ from anomaly_detector_ros.ros.transforms import NoTransforms
 POSE = mounted(1.2, pitch=0.18)
 BOARD = (5.0, 0.3, 0.5, 1.0)
 HEAT = np.full((HEIGHT, WIDTH), 0.9, np.float32)
-SETTINGS = ObstacleSettings()
 
 
 def header(stamp: float = 100.0) -> SimpleNamespace:
@@ -44,12 +43,24 @@ def mask() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def finder() -> ObstacleFinder:
-    return ObstacleFinder(Extrinsics(NoTransforms(), "base_link", height=1.2, pitch=0.18))
+    return ObstacleFinder()
 
 
-def find(finder: ObstacleFinder, mask: np.ndarray, depth: Any = None, **more: Any):
+KNOWN = Extrinsics(NoTransforms(), "base_link", height=1.2, pitch=0.18)
+UNKNOWN = Extrinsics(NoTransforms(), "base_link")
+
+
+def find(
+    finder: ObstacleFinder,
+    mask: np.ndarray,
+    depth: Any = None,
+    extrinsics: Extrinsics = KNOWN,
+    source: str = "auto",
+    **more: Any,
+) -> Obstacles:
     info = more.pop("info", camera_info())
-    return finder.find(info, depth, mask, HEAT, header(), SETTINGS, **more)
+    settings = ObstacleSettings(source=source)
+    return finder.find(info, depth, mask, HEAT, header(), extrinsics, settings, **more)
 
 
 def test_ground_without_depth(finder, mask):
@@ -60,15 +71,14 @@ def test_ground_without_depth(finder, mask):
     assert len(found.free) > 1000
 
 
-def test_depth_where_there_is_one_and_needs_no_pose(mask):
-    blind = ObstacleFinder(Extrinsics(NoTransforms(), "base_link"))
+def test_depth_where_there_is_one_and_needs_no_pose(finder, mask):
     depth = depth_message(np.full((HEIGHT, WIDTH), 4.0))
-    found = find(blind, mask, depth, free=True)
+    found = find(finder, mask, depth, UNKNOWN, free=True, cloud=True)
     assert (found.problem, found.source, found.pose) == ("", "depth", None)
     np.testing.assert_allclose(found.points[:, 2], 4.0)
     assert len(found.free) == 0
-    cloud, problem = blind.organised(camera_info(), depth, mask, HEAT, header(), SETTINGS)
-    assert (cloud.shape, problem) == ((HEIGHT, WIDTH, 4), "")
+    assert found.cloud.shape == (HEIGHT, WIDTH, 4)
+    assert find(finder, mask, depth).cloud is None
 
 
 def test_source_is_the_users_choice(finder, mask):
@@ -111,17 +121,15 @@ def test_the_rays_are_kept_while_the_calibration_stays(finder, mask):
     ],
 )
 def test_bad_messages_become_one_line(finder, mask, info, depth, reason: str):
-    found = find(finder, mask, depth, info=info)
+    found = find(finder, mask, depth, info=info, cloud=True)
     assert reason in found.problem
     assert "\n" not in found.problem
     assert len(found.points) == len(found.free) == 0
-    cloud, problem = finder.organised(info, depth, mask, HEAT, header(), SETTINGS)
-    assert cloud is None
-    assert reason in problem
+    assert found.cloud is None
 
 
 def test_without_any_pose_the_line_says_what_to_set(mask):
-    found = find(ObstacleFinder(Extrinsics(NoTransforms(), "base_link")), mask)
+    found = find(ObstacleFinder(), mask, extrinsics=UNKNOWN)
     assert "'optical' to 'base_link': tf2_ros is not installed" in found.problem
     assert "height, roll and pitch" in found.problem
 
