@@ -7,6 +7,7 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
+import psutil
 import torch
 
 from anomaly_detector_ros.errors import UserError
@@ -79,11 +80,7 @@ def memory_bytes(device: torch.device) -> int:
     """Bytes torch holds on a CUDA device; on the CPU the resident size of this process."""
     if device.type == "cuda":
         return torch.cuda.memory_reserved(device)
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:  # not Linux
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    return int(psutil.Process().memory_info().rss)
 
 
 def limit_threads() -> None:
