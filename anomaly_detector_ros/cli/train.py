@@ -27,6 +27,7 @@ from anomaly_detector_ros.cli.training_data import (
     find_pictures,
     read_pictures,
 )
+from anomaly_detector_ros.runtime.parts import read_settings
 
 if TYPE_CHECKING:
     from anomaly_detector_ros.training.dataset import TrainingImages
@@ -126,16 +127,17 @@ def train(
 
     # Under `accelerate launch` one process speaks for all.
     console.quiet = int(os.environ.get("RANK", "0")) > 0
-    config = TrainingConfig(
-        size=parse_size(size, "--size"),
-        preset=preset,
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        min_crop=min_crop,
-        seed=seed,
-        init=str(init) if init else None,
-    )
+    settings = {
+        "size": parse_size(size, "--size"),
+        "preset": preset,
+        "steps": steps,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "min_crop": min_crop,
+        "seed": seed,
+        "init": str(init) if init else None,
+    }
+    config = read_settings(TrainingConfig, settings, "training")
     options = DataOptions(dataset, topic, stride, min_sharpness, min_change)
     pictures = find_pictures(data, split, options)
     images = read_pictures("training images", pictures, config.size, min_crop, options)

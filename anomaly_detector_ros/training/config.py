@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Annotated
 
+from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 from diffusers import UNet2DModel
+from pydantic import AfterValidator
 
 from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.synthesis.schedule import BETA_SCHEDULES
@@ -16,9 +20,23 @@ SIZE_PRESETS = {
 """Channels of the U-Net's levels: 7.1 and 35.0 million parameters (the paper's has 35.7)."""
 
 
+def one_of(choices: Collection[str]) -> AfterValidator:
+    """For an annotation: one of these texts."""
+
+    def check(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"one of {', '.join(choices)}")
+        return text
+
+    return AfterValidator(check)
+
+
+Side = Annotated[int, Ge(16), MultipleOf(8)]
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Everything that, with the images, decides the result of a run.
+    """Everything that, with the images, decides the result of a run; for `read_settings`.
 
     Attributes:
         size: training height and width in pixels, multiples of 8.
@@ -32,43 +50,19 @@ class TrainingConfig:
         min_crop: the smallest crop as a share of each side of the image, in (0, 1].
         seed: of weights, batches, noise and timesteps.
         init: a model directory whose weights to start from (at any image size), or None.
-
-    Raises:
-        UserError: a setting out of its range.
     """
 
-    size: tuple[int, int] = (64, 120)
-    preset: str = "small"
-    steps: int = 20_000
-    batch_size: int = 8
-    learning_rate: float = 4e-4
-    warmup_steps: int = 300
-    ema_decay: float = 0.999
-    beta_schedule: str = "cosine"
-    min_crop: float = 0.8
+    size: tuple[Side, Side] = (64, 120)
+    preset: Annotated[str, one_of(SIZE_PRESETS)] = "small"
+    steps: Annotated[int, Ge(1)] = 20_000
+    batch_size: Annotated[int, Ge(1)] = 8
+    learning_rate: Annotated[float, Gt(0)] = 4e-4
+    warmup_steps: Annotated[int, Ge(0)] = 300
+    ema_decay: Annotated[float, Ge(0), Lt(1)] = 0.999
+    beta_schedule: Annotated[str, one_of(BETA_SCHEDULES)] = "cosine"
+    min_crop: Annotated[float, Gt(0), Le(1)] = 0.8
     seed: int = 0
     init: str | None = None
-
-    def __post_init__(self) -> None:
-        if any(side < 16 or side % 8 for side in self.size):
-            raise UserError(
-                f"training size {self.size[0]}x{self.size[1]} does not fit the network: "
-                "height and width must be multiples of 8, at least 16"
-            )
-        if self.preset not in SIZE_PRESETS:
-            raise UserError(
-                f"unknown preset '{self.preset}': choose one of {', '.join(SIZE_PRESETS)}"
-            )
-        if self.beta_schedule not in BETA_SCHEDULES:
-            raise UserError(
-                f"unknown beta schedule '{self.beta_schedule}': "
-                f"choose one of {', '.join(BETA_SCHEDULES)}"
-            )
-        if not 0 < self.min_crop <= 1:
-            raise UserError(
-                f"the smallest crop is a share of the image, not {self.min_crop}: "
-                "choose for example 0.8"
-            )
 
 
 def build_unet(config: TrainingConfig) -> UNet2DModel:

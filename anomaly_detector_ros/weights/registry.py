@@ -8,7 +8,7 @@ import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from anomaly_detector_ros.errors import UserError
@@ -16,7 +16,7 @@ from anomaly_detector_ros.runtime.files import hash_file, replace_file
 from anomaly_detector_ros.runtime.resources import share_dir
 from anomaly_detector_ros.weights.entries import FileEntry, ModelEntry, load_entries
 from anomaly_detector_ros.weights.landing import DownloadProgress, Landing, SourceError
-from anomaly_detector_ros.weights.sources import Source, Workspace
+from anomaly_detector_ros.weights.sources import Workspace
 
 __all__ = ["FileEntry", "FileStatus", "ModelEntry", "Registry", "cache_directory"]
 
@@ -98,7 +98,7 @@ class Registry:
         """
         entry = self.entry(name)
         for file in entry.files:
-            status = self._known(entry, file) if verify else self._glance(entry, file)
+            status = self._status(entry, file, hashing=verify)
             if status.state != "ok":
                 raise UserError(f"model {name!r}: {_complaint(entry, status)}")
         return self.directory(name)
@@ -106,7 +106,7 @@ class Registry:
     def verify(self, name: str, *, progress: DownloadProgress | None = None) -> list[FileStatus]:
         """The state of every file of the model, hashed anew whatever is remembered of it."""
         entry = self.entry(name)
-        return [self._hashed(entry, file, progress) for file in entry.files]
+        return [self._status(entry, file, anew=True, progress=progress) for file in entry.files]
 
     def fetch(
         self, name: str, *, offline: bool = False, progress: DownloadProgress | None = None
@@ -120,7 +120,7 @@ class Registry:
             UserError: no source gave a file, or the disk is full or read-only.
         """
         entry = self.entry(name)
-        wanted = [file for file in entry.files if self._known(entry, file).state != "ok"]
+        wanted = [file for file in entry.files if self._status(entry, file).state != "ok"]
         if wanted and not entry.shipped and not entry.by_hand:
             directory = self.directory(name)
             with (
@@ -141,7 +141,7 @@ class Registry:
         progress: DownloadProgress | None,
     ) -> None:
         """One file from the first source that gives it."""
-        if self._known(entry, file).state == "ok":
+        if (before := self._status(entry, file).state) == "ok":
             return  # another process brought it while this one waited for the lock
         assert file.bytes is not None
         assert file.sha256 is not None
@@ -150,7 +150,9 @@ class Registry:
         answers, remedies = [], []
         for source in file.sources:
             try:
-                if _deliver(source, landing, offline, workspace):
+                if not offline:
+                    source.deliver(landing, workspace)
+                if not offline or source.offline_copy(landing):
                     self._ledger(entry.name).remember(path, file.sha256)
                     return
                 answers.append(f"{source.describe()}: needs the network")
@@ -162,7 +164,7 @@ class Registry:
         remedy = " or ".join(dict.fromkeys(remedies)) or (
             f"check the connection and run `anomaly-detector models fetch {entry.name}` again"
         )
-        found = "" if self._glance(entry, file).state == "missing" else "is altered and "
+        found = "is altered and " if before == "altered" else ""
         what = found + ("cannot be had offline" if offline else "could not be fetched")
         raise UserError(
             f"model {entry.name!r}: {file.name} {what} ({'; '.join(answers)}): {remedy}"
@@ -171,73 +173,44 @@ class Registry:
     def _ledger(self, name: str) -> _Ledger:
         return _Ledger(self._cache / name / ".verified.json")
 
-    def _glance(self, entry: ModelEntry, file: FileEntry) -> FileStatus:
-        """Existence and size only."""
+    def _status(
+        self,
+        entry: ModelEntry,
+        file: FileEntry,
+        *,
+        hashing: bool = True,
+        anew: bool = False,
+        progress: DownloadProgress | None = None,
+    ) -> FileStatus:
+        """The file's state; it is hashed if it changed since it last was, or has to be `anew`."""
         path = self.directory(entry.name) / file.name
         if not path.is_file():
             return FileStatus(file.name, path, "missing")
-        size = path.stat().st_size
+        size, sha256 = path.stat().st_size, None
         same = file.bytes in (None, size)
-        return FileStatus(file.name, path, "ok" if same else "altered", size)
+        if anew or (hashing and same):
 
-    def _known(self, entry: ModelEntry, file: FileEntry) -> FileStatus:
-        """The file's state, hashed only if it changed since it last was."""
-        status = self._glance(entry, file)
-        if status.state != "ok":
-            return status
-        with _readable(status.path):
-            return _compared(status, file, self._ledger(entry.name).sha256(status.path))
+            def report(done: int) -> None:
+                if progress:
+                    progress(file.name, done, size)
 
-    def _hashed(
-        self, entry: ModelEntry, file: FileEntry, progress: DownloadProgress | None
-    ) -> FileStatus:
-        """The file's state, hashed now."""
-        status = self._glance(entry, file)
-        if status.state == "missing":
-            return status
-        size = status.bytes or 0
-
-        def report(done: int) -> None:
-            if progress:
-                progress(file.name, done, size)
-
-        with _readable(status.path):
-            sha256 = self._ledger(entry.name).sha256(status.path, anew=True, report=report)
-        return _compared(status, file, sha256)
-
-
-def _compared(status: FileStatus, file: FileEntry, sha256: str) -> FileStatus:
-    same = status.state == "ok" and file.sha256 in (None, sha256)
-    return replace(status, state="ok" if same else "altered", sha256=sha256)
-
-
-@contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}: make it readable") from error
-
-
-def _deliver(source: Source, landing: Landing, offline: bool, workspace: Workspace) -> bool:
-    if offline:
-        return source.offline_copy(landing)
-    source.deliver(landing, workspace)
-    return True
+            try:
+                sha256 = self._ledger(entry.name).sha256(path, anew=anew, report=report)
+            except OSError as error:
+                raise UserError(f"{path}: {error.strerror or error}: make it readable") from error
+            same = same and file.sha256 in (None, sha256)
+        return FileStatus(file.name, path, "ok" if same else "altered", size, sha256)
 
 
 def _complaint(entry: ModelEntry, status: FileStatus) -> str:
-    if entry.by_hand:
-        return f"{status.path} is {status.state}: {entry.by_hand}"
-    if status.state == "missing":
-        if not entry.shipped:
-            return f"{status.path} is missing: run `anomaly-detector models fetch {entry.name}`"
-        return f"{status.path} is missing, it ships with this package: install the package again"
-    found = f"sha256 {status.sha256}" if status.sha256 else f"{status.bytes} bytes"
-    if not entry.shipped:
-        remedy = f"run `anomaly-detector models fetch {entry.name}` to replace it"
-        return f"{status.path} is altered ({found}): {remedy}"
-    return f"{status.path} is altered ({found}): install the package again"
+    what = f"{status.path} is {status.state}"
+    remedy = f"run `anomaly-detector models fetch {entry.name}`"
+    if status.state == "altered":
+        what += f" (sha256 {status.sha256})" if status.sha256 else f" ({status.bytes} bytes)"
+        remedy += " to replace it"
+    if entry.shipped:
+        what, remedy = f"{what}, it ships with this package", "install the package again"
+    return f"{what}: {entry.by_hand or remedy}"
 
 
 @contextlib.contextmanager
@@ -276,30 +249,21 @@ class _Ledger:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def sha256(
-        self, file: Path, *, anew: bool = False, report: Callable[[int], None] | None = None
-    ) -> str:
-        """Hex sha256 of `file`, hashed only if it changed since it last was, or if asked `anew`.
-
-        `report` is given the bytes hashed so far.
-        """
+    def sha256(self, file: Path, *, anew: bool, report: Callable[[int], None]) -> str:
+        """Hex sha256 of `file`, hashed only if it changed since it last was, or if asked `anew`."""
         # Taken before hashing: what changes meanwhile is noticed the next time.
         mark = _mark(file)
         known = self._read().get(os.path.realpath(file))
         if not anew and isinstance(known, dict) and known.get("mark") == mark:
             return str(known.get("sha256"))
         sha256 = hash_file(file, report)
-        self._write(file, mark, sha256)
+        self.remember(file, sha256, mark)
         return sha256
 
-    def remember(self, file: Path, sha256: str) -> None:
-        """Write down the content of a `file` that was hashed while it was written."""
-        self._write(file, _mark(file), sha256)
-
-    def _write(self, file: Path, mark: list[int], sha256: str) -> None:
-        content = self._read()
-        content[os.path.realpath(file)] = {"mark": mark, "sha256": sha256}
-        text = json.dumps(content, indent=1)
+    def remember(self, file: Path, sha256: str, mark: list[int] | None = None) -> None:
+        """Write down the content of a `file`, which was `mark`; by default as it is now."""
+        entry = {"mark": mark or _mark(file), "sha256": sha256}
+        text = json.dumps({**self._read(), os.path.realpath(file): entry}, indent=1)
         # A read-only or full disk: the file is hashed again next time.
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,7 @@ from support.training_runs import (
 )
 
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.runtime.parts import read_settings
 from anomaly_detector_ros.synthesis.denoisers.loading import load_denoiser
 from anomaly_detector_ros.training import measures
 from anomaly_detector_ros.training.config import SIZE_PRESETS, TrainingConfig, build_unet
@@ -279,16 +280,18 @@ def test_a_diverging_run_stops_and_keeps_its_last_checkpoint(images, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"size": (60, 120)}, "multiples of 8"),
-        ({"preset": "huge"}, "unknown preset 'huge'"),
-        ({"beta_schedule": "square"}, "unknown beta schedule 'square'"),
-        ({"min_crop": 0.0}, "smallest crop"),
-        ({"min_crop": 1.5}, "smallest crop"),
+        ({"size": (60, 120)}, "size.0 is 60: it must be a multiple of 8"),
+        ({"size": (64, 8)}, "size.1 is 8: it must be greater than or equal to 16"),
+        ({"preset": "huge"}, "preset is 'huge': it must be one of small, base"),
+        ({"beta_schedule": "square"}, "beta_schedule is 'square': it must be one of linear"),
+        ({"min_crop": 0.0}, "min_crop is 0.0: it must be greater than 0"),
+        ({"min_crop": 1.5}, "min_crop is 1.5: it must be less than or equal to 1"),
+        ({"learning_rate": -1e-4}, "learning_rate is -0.0001"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
-        TrainingConfig(**settings)
+        read_settings(TrainingConfig, settings, "training")
 
 
 @pytest.mark.parametrize(
