@@ -22,11 +22,12 @@ from anomaly_detector_ros.features.upsampling import Upsampler
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE, Profile, load_profile
 from anomaly_detector_ros.runtime.clock import StageClock
 from anomaly_detector_ros.runtime.devices import choose_device, memory_bytes
+from anomaly_detector_ros.runtime.parts import read_settings
 from anomaly_detector_ros.runtime.tensors import to_pictures, to_tensor
 from anomaly_detector_ros.segmentation.averaging import segment_average
 from anomaly_detector_ros.segmentation.segmenters import Segmenter
 from anomaly_detector_ros.synthesis.denoisers.base import Denoiser
-from anomaly_detector_ros.synthesis.denoisers.loading import compiled
+from anomaly_detector_ros.synthesis.denoisers.loading import DenoiserSettings, compiled
 from anomaly_detector_ros.synthesis.editor import Editor
 
 # Images in one call of the feature extractor, unless one frame's edits are more: as many keep a
@@ -58,12 +59,13 @@ class Detector:
         calibration: Calibration | None = None,
     ) -> None:
         self.profile, self.device = profile, device
-        self.denoiser = compiled(denoiser, str(profile.denoiser.get("compile", "auto")))
+        synthesis = read_settings(DenoiserSettings, profile.denoiser, "denoiser")
+        self.denoiser = compiled(denoiser, synthesis.compile)
         self.features = features
         self.upsampler, self.segmenter = upsampler, segmenter
         self.distance, self.calibration = distance or CosineDistance(), calibration
         self.threshold = profile.threshold
-        self._editor = Editor(profile.sampler, tuple(profile.denoiser["size"]), device)
+        self._editor = Editor(profile.sampler, synthesis.size, device)
 
     @classmethod
     def from_profile(

@@ -65,7 +65,8 @@ class NvmlMeter:
 
     def joules(self) -> float:
         """Energy since the driver was loaded."""
-        return self._read(self._handle) / 1e3  # of millijoules
+        millijoules: int = self._read(self._handle)
+        return millijoules / 1e3
 
 
 def find_meters(device: torch.device, powercap: Path = POWERCAP) -> dict[str, Meter]:

@@ -8,7 +8,6 @@ says how much there is to gain, and one above 1 that a time or a count is wrong.
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from anomaly_detector_ros.benchmarking.counting import Passes
+from anomaly_detector_ros.benchmarking.timing import Passes
+from anomaly_detector_ros.runtime.clock import StageClock
 from anomaly_detector_ros.synthesis.denoisers.base import Denoiser
 from anomaly_detector_ros.synthesis.denoisers.unet import UnetDenoiser
 
@@ -35,8 +35,8 @@ def pass_flops(denoiser: UnetDenoiser, size: tuple[int, int]) -> tuple[int, int]
     Args:
         size: H and W of the images.
     """
-    device = next(denoiser.unet.parameters()).device
-    x = denoiser.space.encode(torch.zeros(1, 3, *size, device=device)).requires_grad_()
+    image = torch.zeros(1, 3, *size, device=denoiser.device)
+    x = denoiser.space.encode(image).requires_grad_()
     with torch.enable_grad(), FlopCounterMode(display=False) as counter:
         x0 = denoiser(x, 0)
         forward = counter.get_total_flops()
@@ -67,17 +67,11 @@ def _fastest(product: Callable[[], Tensor], device: torch.device, repeats: int) 
     product()
     seconds = []
     for _ in range(repeats):
-        _drain(device)
-        start = time.perf_counter()
-        product()
-        _drain(device)
-        seconds.append(time.perf_counter() - start)
+        clock = StageClock(device)
+        with clock.measure("product"):
+            product()
+        seconds.append(clock.seconds["product"])
     return min(seconds)
-
-
-def _drain(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def synthesis_rate(
@@ -93,7 +87,7 @@ def synthesis_rate(
         return None
     forward, backward = pass_flops(denoiser, size)
     rate = (passes.forward * forward + passes.backward * backward) / seconds
-    peak = peak_rate(next(denoiser.unet.parameters()).device, denoiser.dtype)
+    peak = peak_rate(denoiser.device, denoiser.dtype)
     return {
         "flops_per_forward_pass": forward,
         "flops_per_backward_pass": backward,

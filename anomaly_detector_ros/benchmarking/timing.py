@@ -1,22 +1,71 @@
-"""Runs of detectors that take turns, and what their times say."""
+"""Runs of detectors that take turns: what they take, and how often they ask their denoisers."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from anomaly_detector_ros.benchmarking.counting import Passes, counting
+from anomaly_detector_ros.runtime.statistics import interval
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the command line starts without torch
+    from torch import Tensor
+
     from anomaly_detector_ros.benchmarking.energy import Meter
     from anomaly_detector_ros.detector import Detector
+    from anomaly_detector_ros.synthesis.denoisers.base import Denoiser
 
 END_TO_END = "end to end"
+
+
+@dataclass
+class Passes:
+    """Images through a network: a batch of B counts B.
+
+    Attributes:
+        forward: denoised.
+        backward: differentiated (the exact Jacobian).
+    """
+
+    forward: int = 0
+    backward: int = 0
+
+
+@contextmanager
+def counting(detector: Detector) -> Iterator[Passes]:
+    """Counts the passes through the detector's denoiser meanwhile."""
+    denoiser, passes = detector.denoiser, Passes()
+    detector.denoiser = _Counted(denoiser, passes)
+    try:
+        yield passes
+    finally:
+        detector.denoiser = denoiser
+
+
+class _Counted:
+    """A denoiser whose passes are counted."""
+
+    def __init__(self, denoiser: Denoiser, passes: Passes) -> None:
+        self.denoiser, self.passes = denoiser, passes
+        self.schedule = denoiser.schedule
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.denoiser, name)  # its space, if it has one
+
+    def __call__(self, x: Tensor, t: int) -> Tensor:
+        self.passes.forward += len(x)
+        x0 = self.denoiser(x, t)
+        if x0.requires_grad:
+            x0.register_hook(self._differentiated)
+        return x0
+
+    def _differentiated(self, gradient: Tensor) -> None:
+        self.passes.backward += len(gradient)
 
 
 @dataclass
@@ -112,5 +161,5 @@ def paired_ratio(
     """
     ratios = np.divide(first, second)
     drawn = np.random.default_rng(0).integers(0, len(ratios), (resamples, len(ratios)))
-    low, high = np.quantile(np.median(ratios[drawn], axis=1), (0.025, 0.975))
-    return {"median": float(np.median(ratios)), "low": float(low), "high": float(high)}
+    bounds = interval(np.median(ratios[drawn], axis=1))
+    return {"median": float(np.median(ratios)), **bounds._asdict()}

@@ -9,15 +9,15 @@ with depth, and the full resolution is never convolved: pixels are folded into c
 from __future__ import annotations
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 FACTOR = 8
 """Pixels a latent stands for, along each side."""
 
 
-class Autoencoder(ModelMixin, ConfigMixin):
+class Autoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers tells no types
     """Pictures (B, 3, H, W) in [-1, 1] to latents (B, C, H / 8, W / 8) and back.
 
     Latents have mean 0 and standard deviation 1 in every channel over the training images, which
@@ -29,7 +29,7 @@ class Autoencoder(ModelMixin, ConfigMixin):
         encoder_blocks, decoder_blocks: residual blocks at each of these.
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore
     def __init__(
         self,
         latent_channels: int = 8,
@@ -66,11 +66,13 @@ class Autoencoder(ModelMixin, ConfigMixin):
 
     def encode(self, pictures: Tensor) -> Tensor:
         """Latents of pictures whose sides are multiples of 8."""
-        return self.encoder(pictures)
+        latents: Tensor = self.encoder(pictures)
+        return latents
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures of latents; values may leave [-1, 1] a little."""
-        return self.decoder(latents)
+        pictures: Tensor = self.decoder(latents)
+        return pictures
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Pictures as they come back."""
@@ -86,7 +88,8 @@ class _Block(nn.Module):
         nn.init.zeros_(self.second.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(torch.relu(self.first(torch.relu(x))))
+        changed: Tensor = self.second(torch.relu(self.first(torch.relu(x))))
+        return x + changed
 
 
 def _blocks(channels: int, count: int) -> list[nn.Module]:

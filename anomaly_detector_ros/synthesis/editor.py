@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 import torch
 from annotated_types import Ge
@@ -54,20 +54,22 @@ def read_edit_settings(settings: Mapping[str, Any]) -> EditSettings:
         >>> read_edit_settings(settings).sampler.steps
         3
     """
-    name = settings.get("name")
+    name = str(settings.get("name"))
     kind, where = SAMPLERS.get(name), f"sampler {one_line(name, 60)}"
-    inner: dict[str, type] = {}
-    for field in fields(kind):
-        if field.name in settings and field.name in _INNER:
-            inner[field.name] = _INNER[field.name].get(settings[field.name])
-        elif field.name in _INNER:
-            inner[field.name] = field.default_factory
+    inner = {
+        field.name: _INNER[field.name].get(settings[field.name])
+        if field.name in settings
+        else cast(type[Any], field.default_factory)
+        for field in fields(kind)
+        if field.name in _INNER
+    }
     kinds = (kind, *inner.values(), EditSettings)
     known = {"name", *(field.name for each in kinds for field in fields(each))} - {"sampler"}
     check_names(settings, sorted(known), where)
 
     def read(kind: type[_Kind], **parts: object) -> _Kind:
-        own = {field.name: settings[field.name] for field in fields(kind) if field.name in settings}
+        names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+        own = {name: settings[name] for name in names if name in settings}
         return read_settings(kind, {**own, **parts}, where)
 
     sampler = read(kind, **{key: read(part) for key, part in inner.items()})
@@ -120,8 +122,8 @@ class Editor:
         )
         if not (watched.finite & torch.isfinite(edits).all()):
             raise RuntimeError("the denoiser returned values that are not finite")
-        images = space.decode(edits).clamp(-1, 1).unflatten(0, (len(inputs), len(noise)))
-        return space.decode(points).clamp(-1, 1), images
+        images = space.decode(edits).clamp(-1, 1)
+        return space.decode(points).clamp(-1, 1), images.reshape(-1, len(noise), *images.shape[1:])
 
     def _initial_noise(self, shape: torch.Size) -> tuple[Tensor, torch.Generator]:
         """The noise (K, C, h, w), made once, and the generator of whatever follows it."""

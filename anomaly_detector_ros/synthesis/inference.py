@@ -18,4 +18,4 @@ def ready(network: Network, device: torch.device | str, dtype: torch.dtype) -> N
         for module in network.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 module.to(dtype)
-    return network.to(device, memory_format=torch.channels_last)
+    return network.to(device).to(memory_format=torch.channels_last)

@@ -5,6 +5,7 @@ Samplers and denoisers work in one space and know of no other; `Editor` goes the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -103,7 +104,7 @@ class LatentSpace:
         """See `Space`."""
         return self._run(self.autoencoder.decode, points)
 
-    def _run(self, network: torch.nn.Module, x: Tensor) -> Tensor:
+    def _run(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         device = self.autoencoder.device
         given = x.to(device, torch.float32, memory_format=torch.channels_last)
         with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
@@ -115,4 +116,5 @@ PIXELS = PixelSpace()
 
 def space_of(denoiser: object) -> Space:
     """The space of a denoiser, its attribute ``space``; one without works on pixels."""
-    return getattr(denoiser, "space", PIXELS)
+    space: Space = getattr(denoiser, "space", PIXELS)
+    return space

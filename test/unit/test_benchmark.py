@@ -13,13 +13,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from anomaly_detector_ros.benchmarking.counting import Passes, counting
 from anomaly_detector_ros.benchmarking.energy import RaplMeter, find_meters
 from anomaly_detector_ros.benchmarking.machine import facts, peak_memory
 from anomaly_detector_ros.benchmarking.random_weights import write_random
 from anomaly_detector_ros.benchmarking.rate import pass_flops, peak_rate, synthesis_rate
 from anomaly_detector_ros.benchmarking.timing import (
     Case,
+    Passes,
+    counting,
     measure,
     paired_ratio,
     summarise,

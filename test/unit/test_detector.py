@@ -106,6 +106,9 @@ def test_values_that_are_not_finite_never_leave(light_profile):
         ({"segmenter": {"name": "magic"}}, "magic"),
         ({"denoiser": {"model": "no_such_model"}}, "no_such_model"),
         ({"denoiser": {"dtype": "int4"}}, "unknown dtype 'int4'"),
+        ({"denoiser": {"dtyp": "float32"}}, "denoiser has no setting 'dtyp' .*'dtype'"),
+        ({"denoiser": {"size": [16]}}, "denoiser lacks the setting 'size.1'"),
+        ({"denoiser": {"size": [0, 24]}}, "denoiser: size.0 is 0: it must be greater than 0"),
     ],
 )
 def test_unknown_names_are_refused(light_profile, settings, message):

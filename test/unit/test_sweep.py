@@ -12,7 +12,7 @@ import torch
 import yaml
 from support.scenes import write_labelled_scenes
 
-from anomaly_detector_ros.benchmarking.counting import Passes, counting
+from anomaly_detector_ros.benchmarking.timing import Passes, counting
 from anomaly_detector_ros.cli.main import main
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.distances.base import DISTANCES

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from anomaly_detector_ros.benchmarking.counting import Passes, counting
 from anomaly_detector_ros.benchmarking.rate import pass_flops
+from anomaly_detector_ros.benchmarking.timing import Passes, counting
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.distances.base import DISTANCES
 from anomaly_detector_ros.errors import UserError

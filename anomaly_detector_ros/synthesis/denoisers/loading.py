@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from annotated_types import Gt
 
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.synthesis.denoisers import lucidrains_checkpoint
@@ -12,6 +15,23 @@ from anomaly_detector_ros.synthesis.denoisers.base import Denoiser
 from anomaly_detector_ros.synthesis.denoisers.onnx import NETWORK, OnnxDenoiser
 from anomaly_detector_ros.synthesis.denoisers.unet import DiffusersDenoiser, UnetDenoiser
 from anomaly_detector_ros.synthesis.inference import ready
+
+
+@dataclass(frozen=True)
+class DenoiserSettings:
+    """A profile's ``denoiser``.
+
+    Attributes:
+        model: name in the registry, or the path, with a slash, of a directory; see `load_denoiser`.
+        size: H and W at which it edits.
+        dtype: precision of the network; see `devices.choose_dtype`.
+        compile: how the network is called; see `compiled.accelerate`.
+    """
+
+    model: str
+    size: tuple[Annotated[int, Gt(0)], Annotated[int, Gt(0)]]
+    dtype: str = "auto"
+    compile: str = "auto"
 
 
 def load_denoiser(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +58,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
-        return F.normalize(x, dim=1) * self.g * self.g.numel() ** 0.5
+        scaled: Tensor = F.normalize(x, dim=1) * self.g * self.g.numel() ** 0.5
+        return scaled
 
 
 class TimeEmbedding(nn.Module):
@@ -69,7 +71,8 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, timesteps: Tensor) -> Tensor:
         """Wavelengths from 2 pi to 10,000 times as much."""
-        return get_timestep_embedding(timesteps, self.channels, downscale_freq_shift=1)
+        embedded: Tensor = get_timestep_embedding(timesteps, self.channels, downscale_freq_shift=1)
+        return embedded
 
 
 class Block(nn.Module):
@@ -102,7 +105,8 @@ class ResnetBlock(nn.Module):
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """(B, inputs, H, W), time (B, time_channels) to (B, outputs, H, W)."""
         scale, shift = self.mlp(time)[:, :, None, None].chunk(2, dim=1)
-        return self.block2(self.block1(x, (scale, shift))) + self.res_conv(x)
+        changed: Tensor = self.block2(self.block1(x, (scale, shift))) + self.res_conv(x)
+        return changed
 
 
 class LinearAttention(nn.Module):
@@ -127,7 +131,8 @@ class LinearAttention(nn.Module):
         q = q.softmax(-2) * self.dim_head**-0.5
         context = k.softmax(-1) @ v.transpose(-1, -2)
         out = context.transpose(-1, -2) @ q
-        return self.to_out(out.flatten(1, 2).unflatten(-1, x.shape[-2:]))
+        attended: Tensor = self.to_out(out.flatten(1, 2).unflatten(-1, x.shape[-2:]))
+        return attended
 
 
 class Attention(nn.Module):
@@ -150,12 +155,15 @@ class Attention(nn.Module):
             memory = self.mem_kv[:, None].expand(-1, x.shape[0], -1, -1, -1)
             k, v = torch.cat([memory[0], k], -2), torch.cat([memory[1], v], -2)
         out = F.scaled_dot_product_attention(q, k.to(q), v.to(q))
-        return self.to_out(out.transpose(-1, -2).flatten(1, 2).unflatten(-1, x.shape[-2:]))
+        out = out.transpose(-1, -2).flatten(1, 2).unflatten(-1, x.shape[-2:])
+        attended: Tensor = self.to_out(out)
+        return attended
 
 
 def _heads(qkv: Tensor, heads: int, dim_head: int) -> Tensor:
     """(B, 3 * heads * dim_head, H, W) to (3, B, heads, dim_head, H * W)."""
-    return qkv.unflatten(1, (3, heads, dim_head)).flatten(4).transpose(0, 1)
+    split: Tensor = qkv.unflatten(1, (3, heads, dim_head))
+    return split.flatten(4).transpose(0, 1)
 
 
 class LucidrainsUnet(nn.Module):
@@ -212,7 +220,7 @@ class LucidrainsUnet(nn.Module):
     @property
     def downsample_factor(self) -> int:
         """Height and width of the images must be multiples of it."""
-        return 2 ** (len(self.downs) - 1)
+        return 1 << (len(self.downs) - 1)
 
     def forward(self, x: Tensor, timesteps: Tensor) -> UNet2DOutput:
         """The prediction for noisy images, as diffusers' `UNet2DModel` returns it.
@@ -232,7 +240,8 @@ class LucidrainsUnet(nn.Module):
         time = self.time_mlp(timesteps)
         x = first = self.init_conv(x)
         skips = []
-        for block1, block2, attention, resample in self.downs:
+        for level in self.downs:
+            block1, block2, attention, resample = cast(nn.ModuleList, level)
             x = block1(x, time)
             skips.append(x)
             x = block2(x, time)
@@ -242,7 +251,8 @@ class LucidrainsUnet(nn.Module):
         x = self.mid_block1(x, time)
         x = self.mid_attn(x) + x
         x = self.mid_block2(x, time)
-        for block1, block2, attention, resample in self.ups:
+        for level in self.ups:
+            block1, block2, attention, resample = cast(nn.ModuleList, level)
             x = block1(torch.cat([x, skips.pop()], 1), time)
             x = block2(torch.cat([x, skips.pop()], 1), time)
             x = resample(attention(x) + x)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.runtime.files import hash_file, replace_directory
+from anomaly_detector_ros.runtime.parts import read_settings
 from anomaly_detector_ros.synthesis.denoisers.lucidrains import LucidrainsConfig, LucidrainsUnet
 from anomaly_detector_ros.synthesis.schedule import (
     BETA_SCHEDULES,
@@ -274,10 +275,10 @@ def load_converted(directory: Path) -> LucidrainsModel:
     """
     try:
         config = json.loads((directory / CONFIG).read_text("utf-8"))
-        shape = {k: tuple(v) if isinstance(v, list) else v for k, v in config["unet"].items()}
+        shape = read_settings(LucidrainsConfig, config["unet"], "network")
         tensors = load_file(directory / WEIGHTS)
         schedule = Schedule(tensors.pop("betas"), config["prediction_type"])
-        unet = _filled(LucidrainsConfig(**shape), {k: v.float() for k, v in tensors.items()})
+        unet = _filled(shape, {k: v.float() for k, v in tensors.items()})
         return LucidrainsModel(unet, schedule, config["weights"])
     except Exception as error:  # json, safetensors and torch raise many kinds
         raise UserError(

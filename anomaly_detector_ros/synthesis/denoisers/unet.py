@@ -6,12 +6,11 @@ from pathlib import Path
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.synthesis.denoisers.compiled import accelerate
 from anomaly_detector_ros.synthesis.denoisers.inpainting import InpaintingUnet
-from anomaly_detector_ros.synthesis.denoisers.lucidrains import LucidrainsUnet
 from anomaly_detector_ros.synthesis.inference import ready
 from anomaly_detector_ros.synthesis.schedule import Schedule
 from anomaly_detector_ros.synthesis.spaces import PIXELS, LatentSpace, Space
@@ -21,7 +20,8 @@ class UnetDenoiser:
     """A U-Net with the schedule it was trained on.
 
     Args:
-        unet: already on the device it runs on; images may come from elsewhere and go back there.
+        unet: a `UNet2DModel`, an `InpaintingUnet` or a `LucidrainsUnet`, already on the device it
+            runs on; images may come from elsewhere and go back there.
         schedule: its noise schedule and prediction type.
         dtype: precision of the network's convolutions and products (autocast); the conversion to
             x0_hat stays in the images' precision.
@@ -34,7 +34,7 @@ class UnetDenoiser:
 
     def __init__(
         self,
-        unet: UNet2DModel | InpaintingUnet | LucidrainsUnet,
+        unet: nn.Module,
         schedule: Schedule,
         dtype: torch.dtype = torch.float32,
         compile: str = "none",
@@ -68,7 +68,8 @@ class UnetDenoiser:
     def _predict(self, images: Tensor, timesteps: Tensor) -> Tensor:
         mixed = self.dtype != torch.float32
         with torch.autocast(images.device.type, self.dtype, enabled=mixed):
-            return self.unet(images, timesteps).sample
+            output: Tensor = self.unet(images, timesteps).sample
+        return output
 
 
 class DiffusersDenoiser(UnetDenoiser):

@@ -71,8 +71,8 @@ class Reverse(Guidance):
         gradient = similarity.grad(x0, x_input)
         (pull,) = torch.autograd.grad(unclipped, x, gradient)
         direction = (1 - abar) / abar**0.5 * pull
-        x0 = x0 + _distance_to_peak(gradient, direction, x_input - x0) * direction
-        return x0.clamp(-1, 1) if clip else x0
+        guided: Tensor = x0 + _distance_to_peak(gradient, direction, x_input - x0) * direction
+        return guided.clamp(-1, 1) if clip else guided
 
 
 def _distance_to_peak(gradient: Tensor, direction: Tensor, difference: Tensor) -> Tensor:
