@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -114,24 +115,18 @@ def unique_names(files: list[Path]) -> dict[Path, str]:
         lambda f: f"{f.parent.name}_{f.stem}_{f.suffix[1:].lower()}",
     )
     # Frames of videos are numbered, so a picture may not be called like a frame.
-    reserved = {f.stem for f in files if f.suffix.lower() in VIDEO_SUFFIXES}
+    videos = {f.stem for f in files if f.suffix.lower() in VIDEO_SUFFIXES}
     for spelling in spellings:
-        rest = [f for f in files if f not in named]
-        counts = Counter(spelling(f) for f in rest)
-        taken = set(named.values())
-        for file in rest:
-            name = spelling(file)
+        spelt = {file: spelling(file) for file in files if file not in named}
+        counts = Counter(spelt.values()) + Counter(named.values())
+        for file, name in spelt.items():
             stem, _, number = name.rpartition("_")
-            like_frame = number.isdigit() and stem in reserved
-            if counts[name] == 1 and name not in taken and not like_frame:
+            if counts[name] == 1 and not (number.isdigit() and stem in videos):
                 named[file] = name
     for file in files:
-        count = 1
-        while file not in named:
-            name = f"{file.stem}_{file.suffix[1:].lower()}_n{count}"
-            if name not in named.values():
-                named[file] = name
-            count += 1
+        if file not in named:
+            numbered = (f"{spellings[1](file)}_n{number}" for number in itertools.count(1))
+            named[file] = next(name for name in numbered if name not in named.values())
     return {file: named[file] for file in files}
 
 
