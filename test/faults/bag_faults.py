@@ -10,8 +10,8 @@ import numpy as np
 from command_process import command, ended
 from detect_faults import good_detect
 from fault import Fault, expect
-from graph_client import picture
-from node_process import wait_until
+from support.node_client import picture
+from support.waiting import wait_until
 
 if TYPE_CHECKING:
     from bench import Bench

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 from fault import SkipError, UnexpectedError, expect
-from graph_client import CAMERA, GraphClient, image, picture
 from node_process import NodeProcess
 from sensor_msgs.msg import Image
+from support.node_client import CAMERA, LoneClient, image, picture
 from support.tiny import save_tiny_unet, write_profile
 
 from anomaly_detector_ros.demo.processes import graph_environment
@@ -51,14 +51,14 @@ class Bench:
         return write_profile(self.folder / "light.yaml", self.model)
 
     @functools.cached_property
-    def client(self) -> GraphClient:
+    def client(self) -> LoneClient:
         """The client, which joins the graph when it is first asked for."""
-        return GraphClient(self.environment)
+        return LoneClient(self.environment)
 
     @functools.cached_property
     def outputs(self) -> dict[str, Any]:
         """Subscriptions to the outputs that are looked at."""
-        return {name: self.client.listen(name) for name in _TYPES}
+        return {name: self.client.listen(self.client.output(name)) for name in _TYPES}
 
     def close(self) -> None:
         """Ends the node and the client."""
@@ -119,7 +119,7 @@ class Bench:
         if self.client.state() == "inactive":
             expect(self.client.transition("cleanup"), "cleanup failed")
         for name, value in parameters.items():
-            result = self.client.set_parameter(name, value)
+            result = self.client.set_parameters(**{name: value})
             expect(result.successful, f"{name} refused: {result.reason}")
         return self.client.transition("configure")
 
@@ -156,7 +156,7 @@ class Bench:
         """Whether outputs of that stamp came in time; UnexpectedError if they are of wrong size."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
-            found = {name: _with_stamp(s.received, stamp) for name, s in self.outputs.items()}
+            found = {name: _with_stamp(messages, stamp) for name, messages in self.outputs.items()}
             if all(found.values()):
                 for name, message in found.items():
                     _check_output(name, message, size)

@@ -13,8 +13,8 @@ import numpy as np
 from bench import small_disk
 from command_process import ONE_LINE, command, ended, refused
 from fault import Act, Fault, expect
-from graph_client import picture
-from node_process import wait_until
+from support.node_client import picture
+from support.waiting import wait_until
 
 if TYPE_CHECKING:
     from bench import Bench

@@ -13,8 +13,8 @@ import yaml
 from bench import small_disk
 from command_process import ONE_LINE, command, ended, refused
 from fault import Fault, expect
-from node_process import wait_until
 from support.file_server import FileServer, Reply
+from support.waiting import wait_until
 
 if TYPE_CHECKING:
     from bench import Bench

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 
 import cv2
 from fault import Fault, expect
-from graph_client import CAMERA, NODE, image, picture
-from node_process import wait_until
 from rclpy.qos import DurabilityPolicy, QoSProfile
-from sensor_msgs.msg import Image
+from support.node_client import CAMERA, NODE, image, picture
+from support.waiting import wait_until
 
 if TYPE_CHECKING:
     from bench import Bench
@@ -42,7 +41,7 @@ def child(bench: Bench, *command: str) -> Iterator[subprocess.Popen[str]]:
 
 def qos_mismatch(bench: Bench) -> str:
     latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-    subscription = bench.client.listen("heatmap", qos=latched)
+    subscription = bench.client.listen(bench.client.output("heatmap"), qos=latched)
     words = "incompatible durability QoS"
     try:
         wait_until(lambda: words in bench.node.output, f"'{words}' in the log")
@@ -87,7 +86,7 @@ def subscriber_stalls(bench: Bench) -> str:
     listener = str(Path(__file__).with_name("listener.py"))
     with child(bench, listener, f"{NODE}/{CAMERA}/heatmap") as process:
         topic = f"{NODE}/{CAMERA}/heatmap"
-        wait_until(lambda: bench.client.node.count_subscribers(topic) >= 2, "the listener", 60)
+        wait_until(lambda: bench.client.client.count_subscribers(topic) >= 2, "the listener", 60)
         bench.good_frame()
         process.send_signal(signal.SIGSTOP)
         slowest = 0.0
@@ -100,12 +99,14 @@ def subscriber_stalls(bench: Bench) -> str:
 
 
 def many_subscribers(bench: Bench) -> str:
-    made = [bench.client.listen("mask") for _ in range(SUBSCRIBERS)]
+    made = [bench.client.listen(bench.client.output("mask")) for _ in range(SUBSCRIBERS)]
     topic = f"{NODE}/{CAMERA}/mask"
     try:
-        wait_until(lambda: bench.client.node.count_subscribers(topic) > SUBSCRIBERS, "all of them")
         wait_until(
-            lambda: bench.good_frame() is None and all(each.received for each in made),
+            lambda: bench.client.client.count_subscribers(topic) > SUBSCRIBERS, "all of them"
+        )
+        wait_until(
+            lambda: bench.good_frame() is None and all(made),
             f"a mask at each of {SUBSCRIBERS}",
         )
     finally:
@@ -126,7 +127,7 @@ def flood(bench: Bench) -> str:
 
 def publisher_returns(bench: Bench) -> str:
     for _ in range(3):
-        bench.client.restart_publisher(TOPIC, Image)
+        bench.client.restart_publisher(TOPIC)
         bench.good_frame()
     return "images of each new publisher processed"
 

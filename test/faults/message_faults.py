@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 from bench import MAX_INPUT_AGE
 from fault import Act, Fault, expect
-from graph_client import CAMERA, image, picture
-from node_process import wait_until
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, CompressedImage
+from support.node_client import CAMERA, image, picture
+from support.waiting import wait_until
 
 if TYPE_CHECKING:
     from bench import Bench
@@ -103,13 +103,13 @@ def camera_info(what: str, **fields: Any) -> Act:
     """Sends a camera_info beside good images; these are processed all the same."""
 
     def act(bench: Bench) -> str:
-        infos = bench.client.listen("camera_info", CameraInfo)
+        infos = bench.client.listen(bench.client.output("camera_info"), CameraInfo)
         info = CameraInfo(**{"height": 48, "width": 64, **fields})
         bench.client.publisher(INFO_TOPIC, CameraInfo).publish(info)
         time.sleep(0.3)
         bench.good_frame()
         bench.good_frame()
-        found = [(each.width, each.height) for each in infos.received]
+        found = [(each.width, each.height) for each in infos]
         bench.client.forget(infos)
         expect(set(found) <= {(64, 48)}, f"camera_info of sizes {found} published")
         return f"images processed; {len(found)} camera_info published ({what})"
@@ -140,9 +140,9 @@ def back_to_raw(bench: Bench) -> None:
 
 def clock_jump(bench: Bench) -> str:
     """Simulated time from 1000 s on, then back to 10 s as where a bag loops."""
-    clock = bench.client.node.create_publisher(Clock, "/clock", 10)
+    clock = bench.client.client.create_publisher(Clock, "/clock", 10)
     try:
-        expect(bench.client.set_parameter("use_sim_time", True).successful, "use_sim_time refused")
+        expect(bench.client.set_parameters(use_sim_time=True).successful, "use_sim_time refused")
         for start in (1000, 10):
 
             def arrives(start: int = start) -> bool:
@@ -155,8 +155,8 @@ def clock_jump(bench: Bench) -> str:
 
             wait_until(arrives, f"outputs at simulated time {start} s")
     finally:
-        bench.client.set_parameter("use_sim_time", False)
-        bench.client.node.destroy_publisher(clock)
+        bench.client.set_parameters(use_sim_time=False)
+        bench.client.client.destroy_publisher(clock)
     return "images before and after the jump processed"
 
 

@@ -7,23 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fault import UnexpectedError
+from support.waiting import wait_until
 
 MODULE = "anomaly_detector_ros.ros.main"
-
-
-def wait_until(condition: Callable[[], Any], what: str, timeout: float = 60.0) -> Any:
-    """The condition's value once it is true; UnexpectedError after ``timeout`` seconds."""
-    deadline = time.monotonic() + timeout
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            raise UnexpectedError(f"waited {timeout:g} s for {what}")
-        time.sleep(0.02)
-    return value
 
 
 class NodeProcess:

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fault import Act, Fault, SkipError, expect
-from graph_client import TRANSITIONS, image
 from lifecycle_msgs.srv import ChangeState
-from node_process import wait_until
 from std_srvs.srv import SetBool, Trigger
+from support.node_client import TRANSITIONS, image
+from support.waiting import wait_until
 
 if TYPE_CHECKING:
     from bench import Bench
@@ -21,7 +21,7 @@ def refused(name: str, value: Any, words: str) -> Act:
     """The parameter is refused with the words, and the node goes on as before."""
 
     def act(bench: Bench) -> str:
-        result = bench.client.set_parameter(name, value)
+        result = bench.client.set_parameters(**{name: value})
         expect(not result.successful, "accepted")
         expect(words in result.reason, f"refused, but the reason is '{result.reason}'")
         return f'refused: "{result.reason[:140]}"'
@@ -96,9 +96,9 @@ def during_load(bench: Bench) -> str:
     asked = 0
     while time.monotonic() < stop:
         bench.client.send(image())
-        expect(bench.client.set_parameter("threshold", 0.2 + asked % 5 / 10).successful, "refused")
+        expect(bench.client.set_parameters(threshold=0.2 + asked % 5 / 10).successful, "refused")
         asked += 1
-    expect(bench.client.set_parameter("threshold", -1.0).successful, "refused")
+    expect(bench.client.set_parameters(threshold=-1.0).successful, "refused")
     return f"{asked} changes accepted between images"
 
 

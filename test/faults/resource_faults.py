@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench import SIZE, Bench, small_disk
 from fault import Act, Fault, SkipError, expect
-from graph_client import image, picture
+from support.node_client import image, picture
 from support.tiny import write_profile
 
 if TYPE_CHECKING:

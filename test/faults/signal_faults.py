@@ -7,7 +7,7 @@ import time
 
 from bench import Bench
 from fault import Act, Fault, expect
-from graph_client import image
+from support.node_client import image
 
 EXIT_LIMIT = 3.0
 

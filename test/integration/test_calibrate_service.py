@@ -9,8 +9,10 @@ import pytest
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
-from ros_graph import Graph, image, wait_until
 from std_srvs.srv import Trigger
+from support.node_client import image
+from support.ros_graph import Graph
+from support.waiting import wait_until
 
 from anomaly_detector_ros.calibration.calibration import load_calibration
 from anomaly_detector_ros.ros import calibration_service
@@ -70,27 +72,27 @@ def test_the_next_frames_calibrate_the_running_node(
     twice = calibrate(graph)
     assert not twice.success
     assert twice.message.startswith("already calibrating: front 2, rear")
-    graph.diagnostics("front", lambda status, found: "front 2" in found.get("calibrating", ""))
+    graph.diagnostics("front", lambda found: "front 2" in found.get("calibrating", ""))
     assert not file.exists()
     session = graph.node.session
     before = session.threshold("front")
     send(graph, heatmaps, FRAMES - 2)
     wait_until(lambda: session.threshold("front") != before, "the calibration in force")
-    status = graph.diagnostics("node", lambda status, found: status.message == "active")
-    assert {pair.key: pair.value for pair in status.values}["calibration"] == f"calibrated ({file})"
+    found = graph.diagnostics("node", lambda found: found["message"] == "active")
+    assert found["calibration"] == f"calibrated ({file})"
     assert set(load_calibration(file).cameras) == {"", *CAMERAS}
     assert [each.name for each in file.parent.iterdir()] == [file.name]
     send(graph, heatmaps, 10)
     after = np.frombuffer(heatmaps["front"][-1].data, np.float32)
     assert np.median(after) == pytest.approx(0.5, abs=0.2)
     graph.diagnostics(
-        "front", lambda status, found: "drift (alarm level)" in found and status.level == b"\x00"
+        "front", lambda found: "drift (alarm level)" in found and found["level"] == "0"
     )
     send(graph, heatmaps, 20, brightness=20)
     drifted = graph.diagnostics(
-        "front", lambda status, found: calibration_service.DRIFTED in status.message
+        "front", lambda found: calibration_service.DRIFTED in found["message"]
     )
-    assert drifted.level == b"\x01"
+    assert drifted["level"] == "1"
 
 
 def test_deactivation_cancels_and_what_cannot_be_written_is_refused(graph: Graph, tmp_path: Path):
@@ -109,17 +111,15 @@ def test_deactivation_cancels_and_what_cannot_be_written_is_refused(graph: Graph
     assert graph.transition("deactivate")
     assert not calibrate(graph).success
     assert graph.transition("activate")
-    graph.diagnostics("front", lambda status, found: "cancelled" in str(found))
+    graph.diagnostics("front", lambda found: "cancelled" in str(found))
     # The folder vanishes while frames are collected: the node stays as it was.
     assert calibrate(graph).success
     folder.rmdir()
     send(graph, heatmaps, FRAMES)
-    graph.diagnostics(
-        "front", lambda status, found: "cannot write" in found.get("last calibration", "")
-    )
-    status = graph.diagnostics("node", lambda status, found: "calibration" in found)
-    assert "uncalibrated" in status.message
+    graph.diagnostics("front", lambda found: "cannot write" in found.get("last calibration", ""))
+    found = graph.diagnostics("node", lambda found: "calibration" in found)
+    assert "uncalibrated" in found["message"]
     assert calibrate(graph).success
     send(graph, heatmaps, FRAMES)
-    graph.diagnostics("node", lambda status, found: status.message == "active")
+    graph.diagnostics("node", lambda found: found["message"] == "active")
     assert (folder / "c.safetensors").is_file()

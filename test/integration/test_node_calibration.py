@@ -12,7 +12,9 @@ import yaml
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
-from ros_graph import Graph, image, picture, wait_until
+from support.node_client import image, picture
+from support.ros_graph import Graph
+from support.waiting import wait_until
 
 from anomaly_detector_ros.building import Parts
 from anomaly_detector_ros.detector import Detector
@@ -47,11 +49,10 @@ def test_the_parameter_calibrates_the_heatmap(two_edits: str, calibration: Path)
     graph = Graph("calibrated", profile=two_edits, calibration=str(calibration), device="cpu")
     try:
         wait_until(lambda: graph.state() == "active", "activation", timeout=120.0)
-        status = graph.diagnostics("node", lambda status, found: "calibration" in found)
-        found = {pair.key: pair.value for pair in status.values}
+        found = graph.diagnostics("node", lambda found: "calibration" in found)
         assert found["calibration"] == f"calibrated ({calibration})"
         assert found["distance"] == "whitened"
-        assert status.message == "active"
+        assert found["message"] == "active"
         outputs = {name: graph.listen_output(name) for name in ("heatmap", "uncertainty")}
         pixels = picture(48, 64)
         graph.send(image(pixels))
@@ -74,8 +75,8 @@ def test_the_parameter_calibrates_the_heatmap(two_edits: str, calibration: Path)
 def test_a_profile_that_needs_a_calibration_says_so(two_edits: str, calibration: Path):
     graph = Graph("uncalibrated", profile=two_edits, device="cpu")
     try:
-        status = graph.diagnostics("node", lambda status, found: status.level == b"\x02")
-        assert "anomaly-detector calibrate" in status.message
+        found = graph.diagnostics("node", lambda found: found["level"] == "2")
+        assert "anomaly-detector calibrate" in found["message"]
         assert not graph.set_parameters(calibration="/no/such/file").successful
         assert graph.set_parameters(calibration=str(calibration)).successful
         assert graph.transition("configure")

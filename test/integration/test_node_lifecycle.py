@@ -11,8 +11,10 @@ import pytest
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
-from ros_graph import Graph, image, picture, wait_until, with_stamp
 from sensor_msgs.msg import CompressedImage
+from support.node_client import image, picture
+from support.ros_graph import Graph, with_stamp
+from support.waiting import wait_until
 
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.ros.detectors import Detectors
@@ -57,7 +59,7 @@ def test_it_answers_while_models_load(light_profile: str, monkeypatch: pytest.Mo
         assert graph.state() == "configuring"
         assert not graph.transition("configure")
         assert graph.set_parameters(threshold=0.5).successful
-        graph.diagnostics("node", lambda status, found: found["state"] == "configuring")
+        graph.diagnostics("node", lambda found: found["state"] == "configuring")
         go_on.set()
         wait_until(lambda: graph.state() == "active", "activation", timeout=120.0)
     finally:
@@ -69,7 +71,7 @@ def test_life_cycle_without_autostart(light_profile: str):
     graph = Graph("cycle", profile=light_profile, autostart=False, cameras=["other"])
     try:
         assert graph.state() == "unconfigured"
-        graph.diagnostics("node", lambda status, found: status.level == b"\x01")
+        graph.diagnostics("node", lambda found: found["level"] == "1")
         assert not graph.transition("activate")
         assert graph.set_parameters(cameras=["camera"], image_transport="compressed").successful
         assert graph.transition("configure")
@@ -116,8 +118,8 @@ def test_missing_weights_leave_the_node_up(light_profile: str, tmp_path):
     broken.write_text(text.replace(model.split("model: ")[1], str(tmp_path / "empty")))
     graph = Graph("missing", profile=str(broken), offline=True)
     try:
-        status = graph.diagnostics("node", lambda status, found: status.level == b"\x02")
-        assert str(tmp_path / "empty") in status.message
+        found = graph.diagnostics("node", lambda found: found["level"] == "2")
+        assert str(tmp_path / "empty") in found["message"]
         assert graph.state() == "unconfigured"
         assert graph.set_parameters(profile=light_profile).successful
         assert graph.transition("configure")
@@ -138,6 +140,6 @@ def test_two_cameras_share_the_models(light_profile: str):
         for camera, size in sizes.items():
             message = with_stamp(masks[camera], stamps[camera])
             assert (message.height, message.width) == size
-            graph.diagnostics(camera, lambda status, found: found["processed"] == "1")
+            graph.diagnostics(camera, lambda found: found["processed"] == "1")
     finally:
         graph.close()

@@ -14,8 +14,10 @@ pytest.importorskip("rclpy", reason="rclpy is not installed")
 
 from nav_msgs.msg import OccupancyGrid
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
-from ros_graph import Graph, image, wait_until
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from support.node_client import image
+from support.ros_graph import Graph
+from support.waiting import wait_until
 
 HEIGHT, WIDTH = 48, 64
 K = [60.0, 0.0, 32.0, 0.0, 60.0, 20.0, 0.0, 0.0, 1.0]

@@ -12,9 +12,11 @@ import pytest
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
 from rclpy.qos import DurabilityPolicy, QoSProfile
-from ros_graph import Graph, image, values, wait_until, with_stamp
 from sensor_msgs.msg import Image
 from std_srvs.srv import SetBool
+from support.node_client import image
+from support.ros_graph import Graph, values, with_stamp
+from support.waiting import wait_until
 
 from anomaly_detector_ros.ros.parameters import BY_NAME
 
@@ -48,7 +50,7 @@ def test_threshold_changes_at_run_time(live: Graph):
         expected = np.where(heatmap >= np.float32(threshold), 255, 0)
         assert np.array_equal(values(with_stamp(masks, stamp)), expected)
     assert live.set_parameters(threshold=-1.0).successful
-    live.diagnostics("node", lambda status, found: found["threshold"] == "0.3")
+    live.diagnostics("node", lambda found: found["threshold"] == "0.3")
 
 
 @pytest.mark.parametrize(
@@ -90,9 +92,7 @@ def test_enable_pauses_and_resumes(live: Graph):
     stamp = live.send(image())
     live.diagnostics(
         "camera",
-        lambda status, found: (
-            int(found["dropped: paused"]) == paused + 1 and status.message == "paused"
-        ),
+        lambda found: int(found["dropped: paused"]) == paused + 1 and found["message"] == "paused",
     )
     assert live.call(SetBool, "enable", SetBool.Request(data=True)).success
     with_stamp(masks, live.send(image()))
@@ -102,13 +102,11 @@ def test_enable_pauses_and_resumes(live: Graph):
 def test_diagnostics_tell_models_latencies_and_calibration(live: Graph):
     masks = live.listen_output("mask")
     with_stamp(masks, live.send(image()))
-    status = live.diagnostics("node", lambda status, found: "profile" in found)
-    found = {pair.key: pair.value for pair in status.values}
-    assert "uncalibrated" in status.message
+    found = live.diagnostics("node", lambda found: "profile" in found)
+    assert "uncalibrated" in found["message"]
     assert (found["profile"], found["features"], found["state"]) == ("light_test", "rgb", "active")
     assert float(found["device memory (MiB)"]) > 10
-    status = live.diagnostics("camera", lambda status, found: "latency: synthesis (s)" in found)
-    found = {pair.key: pair.value for pair in status.values}
+    found = live.diagnostics("camera", lambda found: "latency: synthesis (s)" in found)
     assert 0 < float(found["latency: synthesis (s)"]) <= float(found["latency: total (s)"])
     assert float(found["latency: total (s)"]) < float(found["latency (s)"])
     assert 0 < float(found["input age (s)"]) < 5
@@ -117,7 +115,7 @@ def test_diagnostics_tell_models_latencies_and_calibration(live: Graph):
 
 
 def _diagnostics(live: Graph) -> list[Any]:
-    collected = live.messages["/diagnostics"]
+    collected = live.heard
     collected.clear()
     wait_until(lambda: len(collected) >= 4, "diagnostics")
     return list(collected)
@@ -128,8 +126,8 @@ def test_incompatible_qos_is_told(live: Graph):
     topic = f"{live.base}/camera/mask"
     subscription = live.client.create_subscription(Image, topic, lambda message: None, latched)
     try:
-        status = live.diagnostics("camera", lambda status, found: "incompatible QoS" in found)
+        found = live.diagnostics("camera", lambda found: "incompatible QoS" in found)
     finally:
         live.client.destroy_subscription(subscription)
-    advice = next(pair.value for pair in status.values if pair.key == "incompatible QoS")
+    advice = found["incompatible QoS"]
     assert f"qos_overrides.{topic}.publisher.durability" in advice

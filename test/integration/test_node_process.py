@@ -17,8 +17,9 @@ import yaml
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
-from ros_graph import Graph, child_environment, wait_until
 from support.processes import start_python
+from support.ros_graph import Graph, child_environment
+from support.waiting import wait_until
 
 COMMAND = [sys.executable, "-m", "anomaly_detector_ros.ros.main", "--ros-args"]
 

@@ -9,8 +9,10 @@ import pytest
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
-from ros_graph import Graph, image, picture, wait_until
 from std_srvs.srv import Trigger
+from support.node_client import image, picture
+from support.ros_graph import Graph
+from support.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +97,9 @@ def test_an_image_that_takes_over_is_no_nominal_frame(live: Graph, looked_at: li
     for _ in range(3):
         send_and_wait(live, heatmaps, picture())
     assert not looked_at
-    live.diagnostics(
-        "camera", lambda status, found: "camera 1 of 2" in found.get("calibrating", "")
-    )
+    live.diagnostics("camera", lambda found: "camera 1 of 2" in found.get("calibrating", ""))
     send_and_wait(live, heatmaps, picture()[::-1].copy())
-    live.diagnostics("node", lambda status, found: status.message == "active")
+    live.diagnostics("node", lambda found: found["message"] == "active")
     # What was found before is on the old scale, so it is not taken over any more.
     looked_at.clear()
     calibrated = send_and_wait(live, heatmaps, picture()[::-1].copy())

@@ -12,8 +12,10 @@ import pytest
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from ros_graph import Graph, image, wait_until
 from sensor_msgs.msg import Image
+from support.node_client import image
+from support.ros_graph import Graph
+from support.waiting import wait_until
 
 from anomaly_detector_ros.runtime.devices import memory_bytes
 
@@ -48,17 +50,15 @@ def test_models_that_hang_are_replaced(live: Graph):
     assert live.set_parameters(watchdog_timeout=0.2).successful
     live.diagnostics(
         "camera",
-        lambda status, found: (
-            found["dropped: hung"] == "1" and "watchdog_timeout" in found["last problem"]
-        ),
+        lambda found: found["dropped: hung"] == "1" and "watchdog_timeout" in found["last problem"],
     )
     assert live.set_parameters(watchdog_timeout=60.0).successful
     stamp = live.send(image())
     wait_until(lambda: masks, "a mask from fresh models")
-    live.diagnostics("node", lambda status, found: found["detector thread restarts"] == "1")
+    live.diagnostics("node", lambda found: found["detector thread restarts"] == "1")
     assert live.node.session._detectors.any is not detector
     hanging.answer.set()  # its result, now that it comes, is of no use
-    live.diagnostics("camera", lambda status, found: found["processed"] == "1")
+    live.diagnostics("camera", lambda found: found["processed"] == "1")
     assert [(m.header.stamp.sec, m.header.stamp.nanosec) for m in masks] == [stamp]
     counts = live.counts()
     assert counts["received"] == counts["processed"] + counts["hung"] + counts["pending"]
@@ -81,21 +81,21 @@ def test_memory_that_runs_out_is_told(live: Graph):
     masks.clear()
     live.send(image())
     wait_until(lambda: masks, "a mask in spite of it")
-    status = live.diagnostics("node", lambda status, found: found["memory"] != "suffices")
-    assert status.level == b"\x01"
-    assert "edits one by one: CUDA error: out of memory" in status.message
+    found = live.diagnostics("node", lambda found: found["memory"] != "suffices")
+    assert found["level"] == "1"
+    assert "edits one by one: CUDA error: out of memory" in found["message"]
     models._ladder._changed -= 3600.0  # an hour later
     live.send(image())
-    live.diagnostics("node", lambda status, found: found["memory"] == "suffices")
+    live.diagnostics("node", lambda found: found["memory"] == "suffices")
 
 
 def test_a_qos_problem_ends_with_the_publisher_that_caused_it(live: Graph):
     topic = f"{live.base}/camera/mask"
     latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
     subscription = live.client.create_subscription(Image, topic, lambda message: None, latched)
-    live.diagnostics("camera", lambda status, found: topic in found.get("incompatible QoS", ""))
+    live.diagnostics("camera", lambda found: topic in found.get("incompatible QoS", ""))
     live.client.destroy_subscription(subscription)
-    live.diagnostics("camera", lambda status, found: "incompatible QoS" not in found)
+    live.diagnostics("camera", lambda found: "incompatible QoS" not in found)
 
 
 def test_a_reliable_subscription_tells_of_a_best_effort_camera(light_profile: str):
@@ -106,13 +106,13 @@ def test_a_reliable_subscription_tells_of_a_best_effort_camera(light_profile: st
         wait_until(lambda: graph.state() == "active", "activation", timeout=120.0)
         effort = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
         publisher = graph.client.create_publisher(Image, name, effort)
-        status = graph.diagnostics("camera", lambda status, found: "incompatible QoS" in found)
-        assert f"qos_overrides.{name}.subscription.reliability" in status.message
+        found = graph.diagnostics("camera", lambda found: "incompatible QoS" in found)
+        assert f"qos_overrides.{name}.subscription.reliability" in found["message"]
         # It stays as long as the publisher does.
         for _ in range(5):
-            graph.diagnostics("camera", lambda status, found: "incompatible QoS" in found)
+            graph.diagnostics("camera", lambda found: "incompatible QoS" in found)
         graph.client.destroy_publisher(publisher)
-        graph.diagnostics("camera", lambda status, found: "incompatible QoS" not in found)
+        graph.diagnostics("camera", lambda found: "incompatible QoS" not in found)
     finally:
         graph.close()
 

@@ -22,11 +22,13 @@ from rclpy.context import Context
 from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.serialization import serialize_message
-from ros_graph import DOMAIN, Graph, child_environment, picture, wait_until
 from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from sensor_msgs.msg import CameraInfo, Image
+from support.node_client import picture
 from support.processes import start_python
+from support.ros_graph import DOMAIN, Graph, child_environment
+from support.waiting import wait_until
 
 from anomaly_detector_ros.bags import reader as bag_reader
 from anomaly_detector_ros.bags.frames import IMAGE, typestore

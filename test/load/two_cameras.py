@@ -28,10 +28,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from graph_client import NODE, GraphClient, Status
 from node_process import NodeProcess
 from process_usage import growth, resident_bytes, thread_seconds, used_between
 from sensor_msgs.msg import Image
+from support.node_client import NODE, LoneClient, Status
 
 from anomaly_detector_ros.demo.processes import graph_environment
 
@@ -51,7 +51,7 @@ class Run:
     def __init__(self, folder: Path, seconds: float) -> None:
         self.folder, self.seconds = folder, seconds
         self.environment = graph_environment(folder)
-        self.client = GraphClient(self.environment)
+        self.client = LoneClient(self.environment)
         self.ages: dict[str, list[float]] = {name: [] for name in CAMERAS}
         self.outputs = dict.fromkeys(CAMERAS, 0)
         self.statuses: dict[str, list[Status]] = {name: [] for name in CAMERAS}
@@ -76,7 +76,7 @@ class Run:
                     self.outputs[camera] += output == OUTPUTS[-1]
 
                 topic = f"{NODE}/{camera}/{output}"
-                self.client.node.create_subscription(Image, topic, arrived, 10)
+                self.client.client.create_subscription(Image, topic, arrived, 10)
 
     def measure(self) -> dict[str, Any]:
         """The whole run; returns what was measured."""

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.file_server import FileServer, Reply, wait_until
+from support.file_server import FileServer, Reply
+from support.waiting import wait_until
 
 from anomaly_detector_ros.weights import web
 from anomaly_detector_ros.weights.landing import Landing, SourceError, WrongContentError

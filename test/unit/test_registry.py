@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.file_server import FileServer, Reply, wait_until
+from support.file_server import FileServer, Reply
+from support.waiting import wait_until
 
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.weights.registry import FileEntry, ModelEntry, Registry, cache_directory

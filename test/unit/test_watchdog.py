@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 
 import pytest
-from test_worker import frame, settled, wait_until
+from support.waiting import wait_until
+from test_worker import frame, settled
 
 from anomaly_detector_ros.ros.counters import CameraCounters, Processed
 from anomaly_detector_ros.ros.worker import MAX_HANGS, Turn, Watchdog, Worker

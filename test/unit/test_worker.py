@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+from support.waiting import wait_until
 
 from anomaly_detector_ros.ros.counters import CameraCounters, Dropped, Processed
 from anomaly_detector_ros.ros.worker import Frame, Turn, Worker
@@ -34,13 +35,6 @@ class Served:
 
 def frame(data: object) -> Frame:
     return Frame(data, time.monotonic())
-
-
-def wait_until(condition, timeout: float = 5.0) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "condition not met in time"
-        time.sleep(0.002)
 
 
 def settled(counters: CameraCounters) -> bool:
