@@ -108,7 +108,8 @@ class LatentSpace:
         device = self.autoencoder.device
         given = x.to(device, torch.float32, memory_format=torch.channels_last)
         with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return network(given).to(x)
+            found = network(given)
+        return found.to(x)
 
 
 PIXELS = PixelSpace()
