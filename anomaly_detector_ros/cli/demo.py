@@ -97,10 +97,12 @@ def demo(
         summary = run_graph(
             playback,
             output,
-            profile_path,
-            device,
-            threshold=threshold,
-            offline=offline,
+            {
+                "profile": profile_path,
+                "device": device,
+                "threshold": float(threshold),
+                "offline": offline,
+            },
             report=lambda what, counts: advance(counts.processed + counts.dropped, None, what),
         )
     result = _result(summary, _write_overlays(output))
@@ -114,16 +116,13 @@ def demo(
 
 
 def _require_ros() -> None:
-    missing = [m for m in ("rclpy", "sensor_msgs", "diagnostic_msgs") if not _importable(m)]
+    needed = ("rclpy", "sensor_msgs", "diagnostic_msgs")
+    missing = [module for module in needed if importlib.util.find_spec(module) is None]
     if missing:
         raise UserError(
             f"ROS 2 is not there ('{missing[0]}' cannot be imported): source its setup.bash, or "
             "`pip install 'anomaly_detector_ros[ros]'`"
         )
-
-
-def _importable(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
 
 
 def _playback(

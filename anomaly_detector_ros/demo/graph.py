@@ -144,11 +144,7 @@ class Monitor:
 def run_graph(
     playback: Playback,
     output: Path,
-    profile: str,
-    device: str,
-    *,
-    threshold: float,
-    offline: bool,
+    parameters: Mapping[str, str | float | bool],
     report: Callable[[str, Counts], None],
 ) -> dict[str, Any]:
     """Play pictures through the node into the bag `output`/bag; returns a summary.
@@ -156,7 +152,7 @@ def run_graph(
     Args:
         playback: what to play.
         output: directory that exists; logs go into `output`/logs.
-        profile, device, threshold, offline: for the node.
+        parameters: the node's, besides those that follow from what is played.
         report: called again and again with what is going on and the node's counts.
 
     Returns:
@@ -171,7 +167,7 @@ def run_graph(
     monitor = Monitor(environment)
     try:
         with ProcessGroup(environment, logs) as processes:
-            _start_node(processes, playback, profile, device, threshold, offline)
+            _start_node(processes, playback, parameters)
             _wait_active(processes, monitor, report)
             _start_recorder(processes, playback, output)
             _start_player(processes, playback)
@@ -188,25 +184,15 @@ def run_graph(
 
 
 def _start_node(
-    processes: ProcessGroup,
-    playback: Playback,
-    profile: str,
-    device: str,
-    threshold: float,
-    offline: bool,
+    processes: ProcessGroup, playback: Playback, parameters: Mapping[str, str | float | bool]
 ) -> None:
-    parameters = {
-        "cameras": f"['{CAMERA}']",
-        "image_transport": playback.transport,
-        "profile": _yaml_text(profile),
-        "device": _yaml_text(device),
-        "threshold": str(float(threshold)),
-        "offline": str(offline).lower(),
-    }
+    own: dict[str, Any] = {"cameras": [CAMERA], "image_transport": playback.transport}
     if playback.rate is None:
         # A picture that is sent when the one before is answered is never late, only the machine is.
-        parameters["max_input_age"] = "0.0"
-    arguments = [part for k, v in parameters.items() for part in ("-p", f"{k}:={v}")]
+        own["max_input_age"] = 0.0
+    # ROS reads values as YAML, of which JSON is a part.
+    pairs = {**parameters, **own}.items()
+    arguments = [part for k, v in pairs for part in ("-p", f"{k}:={json.dumps(v)}")]
     processes.start("node", "anomaly_detector_ros.ros.main", "--ros-args", *arguments)
 
 
@@ -286,8 +272,3 @@ def _wait_processed(
                 f"pictures to go: {processes.last_line('node')}"
             )
         time.sleep(0.1)
-
-
-def _yaml_text(value: str) -> str:
-    """Text for a parameter on the command line, which ROS reads as YAML."""
-    return json.dumps(value)
