@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from anomaly_detector_ros.calibration.calibration import Calibration, load_calibration
-from anomaly_detector_ros.distances.base import DISTANCES, Distance
+from anomaly_detector_ros.distances.base import Distance
 from anomaly_detector_ros.errors import UserError, one_line
-from anomaly_detector_ros.features.extractors import FeatureExtractor, make_features
-from anomaly_detector_ros.features.upsampling import Upsampler, make_upsampler
+from anomaly_detector_ros.features.base import FeatureSettings
+from anomaly_detector_ros.features.networks import FeatureExtractor
+from anomaly_detector_ros.features.upsampling import Upsampler, UpsamplerSettings
+from anomaly_detector_ros.part_settings import describe
 from anomaly_detector_ros.profiles import Profile
 from anomaly_detector_ros.runtime.devices import choose_dtype
-from anomaly_detector_ros.runtime.files import hash_file
-from anomaly_detector_ros.segmentation.segmenters import Segmenter, make_segmenter
+from anomaly_detector_ros.segmentation.base import Segmenter, SegmenterSettings
 from anomaly_detector_ros.synthesis.denoisers.base import Denoiser
-from anomaly_detector_ros.synthesis.denoisers.loading import load_denoiser
+from anomaly_detector_ros.synthesis.denoisers.loading import DenoiserSettings, load_denoiser
+from anomaly_detector_ros.weights.loading import Loader, is_path
 from anomaly_detector_ros.weights.registry import Registry
 
-Settings = Mapping[str, Any]
 Part = TypeVar("Part")
-_PROMPTS = {"max_prompts": 16, "points_per_side": 32}
 
 
 class Parts:
@@ -40,8 +39,8 @@ class Parts:
     def __init__(
         self, device: torch.device, registry: Registry | None = None, *, offline: bool = False
     ) -> None:
-        self.device, self.offline = device, offline
-        self.registry = registry or Registry.default()
+        self.device, self.registry = device, registry or Registry.default()
+        self.loader = Loader(self.registry, device, offline)
         self._built: dict[str, Any] = {}
 
     def fetch(self, profile: Profile) -> None:
@@ -51,48 +50,34 @@ class Parts:
             UserError: they cannot be had.
         """
         for model in profile.model_names():
-            self.registry.fetch(model, offline=self.offline)
+            self.registry.fetch(model, offline=self.loader.offline)
 
-    def denoiser(self, settings: Settings) -> Denoiser:
-        """The denoiser of a profile's section: ``model`` (a registry name or a path), ``dtype``."""
-        used = {key: settings.get(key) for key in ("model", "dtype")}
-        return self._once("denoiser", used, lambda: self._load_denoiser(settings))
+    def denoiser(self, settings: DenoiserSettings) -> Denoiser:
+        """The denoiser, whose weights are checked."""
 
-    def _load_denoiser(self, settings: Settings) -> Denoiser:
-        model = str(settings["model"])
-        directory = Path(model) if "/" in model else self.registry.path(model, verify=True)
-        dtype = choose_dtype(settings.get("dtype", "auto"), self.device)
-        return load_denoiser(directory, device=self.device, dtype=dtype)
+        def load() -> Denoiser:
+            model = settings.model
+            folder = Path(model) if is_path(model) else self.registry.path(model, verify=True)
+            dtype = choose_dtype(settings.dtype, self.device)
+            return load_denoiser(folder, device=self.device, dtype=dtype)
 
-    def features(self, settings: Settings) -> FeatureExtractor:
-        """The extractor of a profile's section; see `features.extractors.make_features`."""
-        return self._once(
-            "features",
-            settings,
-            lambda: make_features(
-                settings["name"], settings, self.registry, self.device, offline=self.offline
-            ),
-        )
+        return self.once("denoiser", (settings.model, settings.dtype), load)
 
-    def plain_features(self, settings: Settings) -> FeatureExtractor:
+    def features(self, settings: FeatureSettings) -> FeatureExtractor:
+        """The feature extractor."""
+        return self.plain_features(settings)
+
+    def plain_features(self, settings: FeatureSettings) -> FeatureExtractor:
         """The extractor itself, even where `features` gives one that keeps its results."""
-        return Parts.features(self, settings)
+        return self.once("features", settings, lambda: settings.build(self.loader))
 
-    def upsampler(self, settings: Settings) -> Upsampler:
-        """The upsampler of a profile's section; see `features.upsampling.make_upsampler`."""
-        return self._once(
-            "upsampler",
-            settings,
-            lambda: make_upsampler(settings["name"], settings, self.registry, self.device),
-        )
+    def upsampler(self, settings: UpsamplerSettings) -> Upsampler:
+        """The upsampler."""
+        return self.once("upsampler", settings, lambda: settings.build(self.loader))
 
-    def segmenter(self, settings: Settings) -> Segmenter | None:
-        """The segmenter of a profile's section; see `segmentation.segmenters.make_segmenter`."""
-        return self._once(
-            "segmenter",
-            settings,
-            lambda: make_segmenter(settings["name"], settings, self.registry, self.device),
-        )
+    def segmenter(self, settings: SegmenterSettings) -> Segmenter | None:
+        """The segmenter; None where scores stay those of pixels."""
+        return self.once("segmenter", settings, lambda: settings.build(self.loader))
 
     def distance(self, profile: Profile) -> Distance:
         """The distance of a profile; one that is fitted comes from its calibration.
@@ -101,7 +86,7 @@ class Parts:
             UserError: unknown distance; no calibration, or one of other settings (the segmenter's
                 may differ).
         """
-        settings = DISTANCES.read(profile.distance)
+        settings = profile.parts.distance
         if not settings.fitted:
             return settings.build({}).to(self.device)
         calibration = self.calibration(profile, segmenter=False)
@@ -131,9 +116,7 @@ class Parts:
         file = profile.calibration.get("file")
         if not file:
             return None
-        calibration = self._once(
-            "calibration", profile.calibration, lambda: load_calibration(Path(file))
-        )
+        calibration = self.once("calibration", file, lambda: load_calibration(Path(file)))
         present = fingerprint(profile, self.registry)
         found = differences(calibration.fingerprint, present, segmenter=segmenter)
         if found:
@@ -143,45 +126,39 @@ class Parts:
             )
         return calibration
 
-    def _once(self, kind: str, settings: Settings, build: Callable[[], Part]) -> Part:
-        key = f"{kind} {json.dumps(dict(settings), sort_keys=True, default=str)}"
+    def once(self, kind: str, settings: object, build: Callable[[], Part]) -> Part:
+        """What ``build`` returned when it was first asked for something of this kind."""
+        key = f"{kind} {settings!r}"
         if key not in self._built:
             self._built[key] = build()
-        return self._built[key]
+        return self._built[key]  # type: ignore[no-any-return]
 
 
 WEIGHTS = "weights"
 # Everything that a score depends on. The segmenter is last: distances don't depend on it.
 _PARTS = ("denoiser", "sampler", "features", "upsampler", "distance", "segmenter")
-_OF_THE_DEVICE = ("dtype", "compile")
-_WEIGHT_FILES = (".safetensors", ".onnx", ".bin", ".pt")
+# Precision and the way a network is called; scores hardly depend on them.
+_OF_THE_DEVICE = frozenset({"dtype", "compile"})
 
 
 def fingerprint(profile: Profile, registry: Registry) -> dict[str, Any]:
-    """The settings that a profile's scores depend on, by part, and the sha256 of its weights.
+    """What a profile's scores depend on: the settings of each part, and the content of its weights.
 
-    Precision and the way a network is called are left out: they depend on the device. A denoiser
-    that is a directory counts by what it holds, not by its path.
+    Paths are left out: what lies there counts.
+
+    Raises:
+        UserError: weights that are not here.
     """
-    parts: dict[str, Any] = {
-        part: {k: v for k, v in getattr(profile, part).items() if k not in _OF_THE_DEVICE}
-        for part in _PARTS
+    parts, loader = profile.parts, Loader(registry, torch.device("cpu"), offline=True)
+    described = {part: describe(getattr(parts, part)) for part in _PARTS if part != "sampler"}
+    described["sampler"] = describe(profile.sampler)
+    return {
+        **{
+            part: {key: value for key, value in settings.items() if key not in _OF_THE_DEVICE}
+            for part, settings in described.items()
+        },
+        WEIGHTS: {name: part.sha256(loader) for name, part in parts.weighted.items()},
     }
-    parts[WEIGHTS] = {name: weights_sha256(name, registry) for name in profile.model_names()}
-    distance = asdict(DISTANCES.read(profile.distance))
-    parts["distance"] = {"name": profile.distance["name"], **distance}
-    if profile.denoiser_is_path():
-        directory = Path(str(parts["denoiser"].pop("model"))).expanduser()
-        found = sorted(f for f in directory.rglob("*") if f.suffix in _WEIGHT_FILES)
-        parts[WEIGHTS]["denoiser"] = [hash_file(file) for file in found]
-    return json.loads(json.dumps(parts))  # as it comes back from a file
-
-
-def weights_sha256(model: str, registry: Registry) -> list[str]:
-    """The sha256 of a registry model's files: the declared one, else that of the file itself."""
-    folder = registry.directory(model)
-    files = registry.entry(model).files
-    return [file.sha256 or hash_file(folder / file.name) for file in files]
 
 
 def differences(
@@ -194,29 +171,28 @@ def differences(
         present: the profile's.
         segmenter: whether its settings matter.
     """
-    found = []
-    for part in _PARTS if segmenter else _PARTS[:-1]:
+    compared = _PARTS if segmenter else _PARTS[:-1]
+    found: list[str] = []
+    for part in compared:
         old, new = dict(fitted.get(part, {})), dict(present.get(part, {}))
+        # Another kind of part has other settings too.
+        keys = ["name"] if old.get("name") != new.get("name") else sorted({*old, *new})
         found += [
             f"{part}.{key} is {new.get(key, 'not set')}, was {old.get(key, 'not set')}"
-            for key in sorted({*old, *new})
+            for key in keys
             if old.get(key) != new.get(key)
         ]
+    # And other files.
+    named = {phrase.partition(".")[0] for phrase in found}
     old, new = dict(fitted.get(WEIGHTS, {})), dict(present.get(WEIGHTS, {}))
-    # A model that only one of them has is another setting, named above.
-    found += [f"other weights of {name}" for name in old if name in new and old[name] != new[name]]
-    return found
+    return found + [
+        f"other weights of {part}"
+        for part in compared
+        if old.get(part, []) != new.get(part, []) and part not in named
+    ]
 
 
 def fewer_prompts(profile: Profile) -> Profile:
     """The profile with a quarter of its segmenter's prompts, where it has any."""
-    settings = profile.segmenter
-    if settings.get("name") not in ("sam", "mobile_sam"):
-        return profile
-    default = "automatic" if settings["name"] == "sam" else "prompted"
-    automatic = settings.get("mode", default) == "automatic"
-    name = "points_per_side" if automatic else "max_prompts"
-    count = int(settings.get(name, _PROMPTS[name]))
-    # The grid has the square of points_per_side.
-    fewer: Mapping[str, Any] = {name: max(1, count // (2 if automatic else 4))}
-    return replace(profile, segmenter={**settings, **fewer})
+    fewer = profile.parts.segmenter.with_fewer_prompts()
+    return replace(profile, segmenter={**profile.segmenter, **fewer})

@@ -16,18 +16,16 @@ from anomaly_detector_ros.calibration.calibration import DEFAULT_CAMERA, Calibra
 from anomaly_detector_ros.detection import Detection, check_image, frame_score
 from anomaly_detector_ros.distances.base import Distance
 from anomaly_detector_ros.distances.cosine import CosineDistance
-from anomaly_detector_ros.features.extractors import FeatureExtractor
+from anomaly_detector_ros.features.networks import FeatureExtractor
 from anomaly_detector_ros.features.preprocessing import resize
 from anomaly_detector_ros.features.upsampling import Upsampler
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE, Profile, load_profile
 from anomaly_detector_ros.runtime.clock import StageClock
 from anomaly_detector_ros.runtime.devices import choose_device, memory_bytes
-from anomaly_detector_ros.runtime.parts import read_settings
 from anomaly_detector_ros.runtime.tensors import to_pictures, to_tensor
-from anomaly_detector_ros.segmentation.averaging import segment_average
-from anomaly_detector_ros.segmentation.segmenters import Segmenter
+from anomaly_detector_ros.segmentation.base import Segmenter, segment_average
 from anomaly_detector_ros.synthesis.denoisers.base import Denoiser
-from anomaly_detector_ros.synthesis.denoisers.loading import DenoiserSettings, compiled
+from anomaly_detector_ros.synthesis.denoisers.loading import compiled
 from anomaly_detector_ros.synthesis.editor import Editor
 
 # Images in one call of the feature extractor, unless one frame's edits are more: as many keep a
@@ -59,13 +57,12 @@ class Detector:
         calibration: Calibration | None = None,
     ) -> None:
         self.profile, self.device = profile, device
-        synthesis = read_settings(DenoiserSettings, profile.denoiser, "denoiser")
-        self.denoiser = compiled(denoiser, synthesis.compile)
+        self.denoiser = compiled(denoiser, profile.parts.denoiser.compile)
         self.features = features
         self.upsampler, self.segmenter = upsampler, segmenter
         self.distance, self.calibration = distance or CosineDistance(), calibration
         self.threshold = profile.threshold
-        self._editor = Editor(profile.sampler, synthesis.size, device)
+        self._editor = Editor(profile.sampler, profile.parts.denoiser.size, device)
 
     @classmethod
     def from_profile(
@@ -115,10 +112,10 @@ class Detector:
         """
         return cls(
             profile,
-            parts.denoiser(profile.denoiser),
-            parts.features(profile.features),
-            parts.upsampler(profile.upsampler),
-            parts.segmenter(profile.segmenter),
+            parts.denoiser(profile.parts.denoiser),
+            parts.features(profile.parts.features),
+            parts.upsampler(profile.parts.upsampler),
+            parts.segmenter(profile.parts.segmenter),
             parts.device,
             distance or parts.distance(profile),
             parts.calibration(profile) if calibrated else None,
@@ -278,7 +275,7 @@ class Detector:
         """The raw map averaged over segments, float32 (H, W); without a segmenter, as it is."""
         if self.segmenter is None:
             return raw
-        return segment_average(raw, segments, self.profile.segmenter.get("uncovered", "zero"))
+        return segment_average(raw, segments, self.profile.parts.segmenter.uncovered)
 
     def _to_heatmap(self, scores: np.ndarray, camera: str) -> np.ndarray:
         if not np.isfinite(scores).all():

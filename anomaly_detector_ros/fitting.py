@@ -19,7 +19,7 @@ from anomaly_detector_ros.calibration.calibration import (
 )
 from anomaly_detector_ros.calibration.distribution import ScorePool
 from anomaly_detector_ros.detector import Detector
-from anomaly_detector_ros.distances.base import DISTANCES, Distance
+from anomaly_detector_ros.distances.base import Distance
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.features.sampling import sample_features
 from anomaly_detector_ros.imaging.images import read_rgb
@@ -127,7 +127,7 @@ def _fit_distance(
     profile: Profile, images: NominalFiles, others: NominalFiles
 ) -> tuple[Distance, list[tuple[list[int], Distance]]]:
     """The distance of all images, and of each fold its images and a distance that knows others."""
-    settings, everything = DISTANCES.read(profile.distance), list(range(len(images)))
+    settings, everything = profile.parts.distance, list(range(len(images)))
     if not settings.fitted or len(others):
         distance = (
             settings.fit([settings.collect(others, 1)]) if settings.fitted else settings.build({})
@@ -252,7 +252,7 @@ class NominalFiles:
     def sample(self, count: int) -> Tensor:
         """See `NominalImages`."""
         return sample_features(
-            self.parts.plain_features(self.profile.features),
+            self.parts.plain_features(self.profile.parts.features),
             [self.files[index] for index in self._indices],
             count,
             self._seed,

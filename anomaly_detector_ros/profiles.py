@@ -4,43 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.runtime.resources import share_dir
 
+if TYPE_CHECKING:
+    from anomaly_detector_ros.part_settings import PartSettings
+
 DEFAULT_PROFILE = "embedded"
 _PARTS = ("denoiser", "sampler", "features", "upsampler", "segmenter")
 _OPTIONAL = ("distance", "calibration")
-# Settings without which a part means nothing; the others have defaults.
-_REQUIRED = {
-    "denoiser": ("model", "size"),
-    "features": ("name",),
-    "upsampler": ("name",),
-    "segmenter": ("name",),
-    "distance": ("name",),
-}
 
 
 @dataclass(frozen=True)
 class Profile:
     """What a `Detector` is made of.
 
+    The parts stand as a person wrote them; `parts` are the same checked, with their defaults. In a
+    file a text with a slash is a path, relative to the file.
+
     Attributes:
         name: the profile's name.
         title: one line for people.
-        denoiser: ``model`` (registry name, or a directory's path, with a slash in it), ``size``
-            (height, width), ``dtype``, ``compile`` (auto, none, graph or compile; see
-            `synthesis.denoisers.compiled`).
+        denoiser: see `synthesis.denoisers.loading.DenoiserSettings`.
         sampler: ``name`` and settings; see `synthesis.editor.read_edit_settings`.
-        features: ``name`` and settings; see `features.extractors.make_features`.
-        upsampler: ``name`` and settings; see `features.upsampling.make_upsampler`.
-        distance: ``name`` (cosine or whitened) and settings; see `distances.base`.
-        segmenter: ``name`` and settings; ``uncovered``: see `averaging.segment_average`.
-        calibration: ``file``, absolute or relative to the profiles file; empty for none.
+        features, upsampler, distance, segmenter: ``name`` and its settings.
+        calibration: ``file``; empty for none.
         threshold: heatmap value in [0, 1] from which a pixel is an anomaly.
     """
 
@@ -55,21 +49,29 @@ class Profile:
     calibration: Mapping[str, Any] = field(default_factory=dict)
     threshold: float = 0.3
 
+    @cached_property
+    def parts(self) -> PartSettings:
+        """The settings of the parts, checked and typed.
+
+        Raises:
+            UserError: a part or setting that does not exist, or a value that cannot be.
+        """
+        # Not at the top: the command line knows of profiles before it needs torch.
+        from anomaly_detector_ros.part_settings import read_parts
+
+        sections = {part: getattr(self, part) for part in (*_PARTS, "distance")}
+        try:
+            return read_parts(sections)
+        except UserError as error:
+            raise UserError(f"profile '{self.name}': {error}") from error
+
     def denoiser_is_path(self) -> bool:
         """Whether the denoiser is a model directory rather than a name of the registry."""
         return "/" in str(self.denoiser["model"])
 
     def model_names(self) -> list[str]:
         """Names of the registry's models that this profile needs."""
-        # Not at the top: the command line reads profiles before it needs torch.
-        from anomaly_detector_ros.features import extractors, upsampling
-        from anomaly_detector_ros.segmentation import segmenters
-
-        names = [] if self.denoiser_is_path() else [str(self.denoiser["model"])]
-        names += extractors.weights_needed(self.features["name"], self.features)
-        names += upsampling.weights_needed(self.upsampler["name"], self.upsampler)
-        names += segmenters.weights_needed(self.segmenter["name"], self.segmenter)
-        return list(dict.fromkeys(names))
+        return self.parts.models()
 
 
 def _profiles_file(models_dir: Path | None = None) -> Path:
@@ -84,12 +86,23 @@ def _read(file: Path) -> dict[str, Any]:
         raise UserError(f"cannot read profiles from '{file}' ({reason}): mend the file") from error
     if not isinstance(content, dict) or not all(isinstance(p, dict) for p in content.values()):
         raise UserError(f"'{file}' is not a profiles file: expected 'NAME: {{denoiser: ...}}'")
-    for profile in content.values():
-        calibration = profile.get("calibration")
-        if isinstance(calibration, dict) and calibration.get("file"):
-            calibrated = Path(str(calibration["file"])).expanduser()
-            calibration["file"] = str(file.absolute().parent / calibrated)
-    return content
+    folder = file.absolute().parent
+    return {name: _from_folder(profile, folder) for name, profile in content.items()}
+
+
+def _from_folder(value: Any, folder: Path) -> Any:
+    """The same with paths made absolute, which are those of the file that names them.
+
+    A path is a text with a slash, a part's own file, or what calibrations are kept in.
+    """
+    if isinstance(value, dict):
+        return {
+            key: str(folder / Path(each).expanduser())
+            if isinstance(each, str) and (key == "file" or "/" in each or ".py:" in each)
+            else _from_folder(each, folder)
+            for key, each in value.items()
+        }
+    return value
 
 
 def profile_names(models_dir: Path | None = None) -> list[str]:
@@ -120,10 +133,10 @@ def load_profile(
         name = next(iter(own), name)
     merged = _resolve(name, profiles)
     _merge(merged, overrides or {})
-    unknown = set(merged) - {"title", "threshold", *_PARTS, *_OPTIONAL}
-    if unknown:
+    strange = set(merged) - {"title", "threshold", *_PARTS, *_OPTIONAL}
+    if strange:
         raise UserError(
-            f"profile '{name}' has an unknown part '{min(unknown)}': "
+            f"profile '{name}' has an unknown part '{min(strange)}': "
             f"known are {', '.join((*_PARTS, *_OPTIONAL))}, threshold and title"
         )
     # Written as null it takes away what the base has.
@@ -135,29 +148,33 @@ def load_profile(
     if not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
         given = one_line(threshold, 60)
         raise UserError(f"profile '{name}': threshold {given} is not a number in [0, 1]")
-    _check_parts(name, merged)
-    return Profile(name=name, **merged)
-
-
-def _check_parts(name: str, parts: Mapping[str, Any]) -> None:
     for part in (*_PARTS, *_OPTIONAL):
-        if not isinstance(parts.get(part, {}), Mapping):
+        if not isinstance(merged.get(part, {}), Mapping):
             raise UserError(f"profile '{name}': {part} is not a mapping: write 'SETTING: VALUE'")
-    for part, settings in _REQUIRED.items():
-        for setting in settings:
-            if part in parts and setting not in parts[part]:
-                raise UserError(f"profile '{name}': {part} lacks the setting '{setting}': add it")
-    unknown = sorted(set(parts.get("calibration", {})) - {"file"})
+    profile = Profile(name=name, **merged)
+    unknown = sorted(set(profile.calibration) - {"file"})
     if unknown:
         raise UserError(f"profile '{name}': calibration has no setting '{unknown[0]}': give 'file'")
+    assert profile.parts  # for its checks
+    return profile
 
 
-def _resolve(name: str, profiles: Mapping[str, Any], depth: int = 0) -> dict[str, Any]:
-    if name not in profiles or depth > len(profiles):
+def _resolve(
+    name: str, profiles: Mapping[str, Any], leading: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """A profile with what it takes over from its base.
+
+    Args:
+        leading: the profiles whose base it is, the first one first.
+    """
+    if name in leading:
+        circle = " -> ".join([*leading[leading.index(name) :], name])
+        raise UserError(f"profile '{leading[0]}': its 'base' is a circle ({circle}): break it")
+    if name not in profiles:
         raise UserError(f"unknown profile '{name}': choose one of {', '.join(profiles)}")
     own = dict(profiles[name])
     base = own.pop("base", None)
-    merged = _resolve(base, profiles, depth + 1) if base else {}
+    merged = _resolve(base, profiles, (*leading, name)) if base else {}
     _merge(merged, own)
     return merged
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.features.extractors import FeatureExtractor
+from anomaly_detector_ros.features.networks import FeatureExtractor
 from anomaly_detector_ros.features.upsampling import upsample_bilinear
 from anomaly_detector_ros.runtime.fitted_file import open_fitted, save_fitted
 from anomaly_detector_ros.runtime.parts import PartRegistry
@@ -124,7 +124,7 @@ class FittedBaseline:
     def score_image(self, extractor: FeatureExtractor, image: np.ndarray) -> np.ndarray:
         """uint8 RGB (H, W, 3) -> raw scores float32 (H, W), higher is more anomalous.
 
-        Any range; without segments, which `segmentation.averaging.segment_average` adds.
+        Any range; without segments, which `segmentation.base.segment_average` adds.
 
         Args:
             extractor: of the features that it was fitted on.

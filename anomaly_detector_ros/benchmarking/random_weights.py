@@ -32,20 +32,15 @@ def write_random(profile: Profile, folder: Path, registry: Registry, preset: str
     Returns:
         The file, which `profiles.load_profile` reads.
     """
-    denoiser, features = dict(profile.denoiser), dict(profile.features)
-    segmenter = dict(profile.segmenter)
+    denoiser, parts = dict(profile.denoiser), profile.parts
     if not profile.denoiser_is_path() and not _is_here(str(denoiser["model"]), registry):
         denoiser["model"] = str(_write_denoiser(folder / "denoiser", denoiser["size"], preset))
-    if features["name"] != "rgb":
-        features["weights"] = "random"
-    if segmenter["name"] == "sam":
-        segmenter["weights"] = "random"
     content = {
         "denoiser": denoiser,
         "sampler": dict(profile.sampler),
-        "features": features,
+        "features": {**profile.features, **parts.features.random_weights()},
         "upsampler": dict(profile.upsampler),
-        "segmenter": segmenter,
+        "segmenter": {**profile.segmenter, **parts.segmenter.random_weights()},
         "threshold": profile.threshold,
     }
     file = folder / "profile.yaml"

@@ -95,13 +95,12 @@ def calibrate(
     Example: anomaly-detector calibrate --data nominal_images/ --output calibration.safetensors
     """
     from anomaly_detector_ros.detector import Detector
-    from anomaly_detector_ros.distances.base import DISTANCES
     from anomaly_detector_ros.fitting import measure, split_files
 
     chosen = replace(load_profile(profile), calibration={})
     files = nominal_files(data, dataset, split)
     remembered = nominal_files(memory, dataset, split) if memory else []
-    if remembered and not DISTANCES.read(chosen.distance).fitted:
+    if remembered and not chosen.parts.distance.fitted:
         raise UserError(
             f"--memory: the {chosen.distance['name']} distance of profile '{profile}' is not "
             "fitted: leave it out"

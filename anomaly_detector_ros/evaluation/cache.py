@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -89,16 +89,3 @@ def files_digest(files: Iterable[Path]) -> str:
         return digest(hashlib.sha256(file.read_bytes()).digest() for file in files)
     except OSError as error:
         raise UserError(f"cannot read '{error.filename}' ({error.strerror})") from error
-
-
-def settings_key(settings: Mapping[str, Any], weights: Iterable[str] = ()) -> list[Any]:
-    """A key for a part: its settings, the sha256 of its weights, and of files it names by path."""
-    named = [value for value in settings.values() if isinstance(value, str) and "/" in value]
-    paths = [Path(value).expanduser() for value in named]
-    files = [
-        file
-        for path in paths
-        for file in sorted(path.rglob("*") if path.is_dir() else [path])
-        if file.is_file()
-    ]
-    return [dict(settings), list(weights), files_digest(files) if files else ""]

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from anomaly_detector_ros.building import Parts, weights_sha256
+from anomaly_detector_ros.building import Parts
 from anomaly_detector_ros.detector import Detector
-from anomaly_detector_ros.distances.base import DISTANCES
-from anomaly_detector_ros.evaluation.cache import Cache, array_digest, settings_key
-from anomaly_detector_ros.features import extractors, upsampling
-from anomaly_detector_ros.features.extractors import FeatureExtractor
+from anomaly_detector_ros.evaluation.cache import Cache, array_digest
+from anomaly_detector_ros.features.base import FeatureSettings
+from anomaly_detector_ros.features.networks import FeatureExtractor
+from anomaly_detector_ros.part_settings import describe
 from anomaly_detector_ros.profiles import Profile
-from anomaly_detector_ros.segmentation import segmenters
-from anomaly_detector_ros.segmentation.segmenters import Segmenter
+from anomaly_detector_ros.segmentation.base import Segmenter, SegmenterSettings
+from anomaly_detector_ros.weights.loading import Weighted, content_sha256
 from anomaly_detector_ros.weights.registry import Registry
-
-Settings = Mapping[str, Any]
 
 
 class CachedFeatures:
@@ -70,20 +69,18 @@ class CachedParts(Parts):
         super().__init__(device, registry, offline=offline)
         self.cache = cache
 
-    def features(self, settings: Settings) -> FeatureExtractor:
+    def features(self, settings: FeatureSettings) -> FeatureExtractor:
         """The extractor, cached."""
         extractor = self.plain_features(settings)
-        return CachedFeatures(extractor, self.cache, self.features_key(settings))
+        return CachedFeatures(extractor, self.cache, self.part_key(settings))
 
-    def segmenter(self, settings: Settings) -> Segmenter | None:
+    def segmenter(self, settings: SegmenterSettings) -> Segmenter | None:
         """The segmenter, cached."""
         segmenter = super().segmenter(settings)
         if segmenter is None:
             return None
-        # What becomes of uncovered pixels is not the segmenter's business.
-        own = {name: value for name, value in settings.items() if name != "uncovered"}
-        key = self._key(own, segmenters.weights_needed(settings["name"], settings))
-        return CachedSegmenter(segmenter, self.cache, key)
+        settings = replace(settings, uncovered="raw")  # not the segmenter's business
+        return CachedSegmenter(segmenter, self.cache, self.part_key(settings))
 
     def edits(self, detector: Detector, image: np.ndarray) -> tuple[Tensor, Tensor]:
         """`Detector.synthesize` of one image: (1, 3, h, w) and its edits (K, 3, h, w)."""
@@ -96,38 +93,23 @@ class CachedParts(Parts):
         both = torch.from_numpy(self.cache.array("edits", key, compute)).to(self.device)
         return both[:1], both[1:]
 
+    def part_key(self, settings: Weighted) -> Any:
+        """A key for what a part makes of its input: its settings and the content of its weights."""
+        return self.once(
+            "key", settings, lambda: [describe(settings), settings.sha256(self.loader)]
+        )
+
     def profile_key(self, profile: Profile) -> Any:
-        """A key for what a detector of this profile finds in an image."""
-        upsampler, segmenter = profile.upsampler, profile.segmenter
-        fitted = DISTANCES.read(profile.distance).fitted
-        compared = [self._distance_key(profile)] if fitted else []
+        """A key for what a detector of this profile finds in an image, before calibration."""
+        parts = profile.parts
+        file = profile.calibration.get("file") if parts.distance.fitted else None
         return [
-            *compared,
+            describe(parts.distance),
+            content_sha256(Path(file)) if file else None,
             self.edits_key(profile),
-            self.features_key(profile.features),
-            self._key(upsampler, upsampling.weights_needed(upsampler["name"], upsampler)),
-            self._key(segmenter, segmenters.weights_needed(segmenter["name"], segmenter)),
+            *map(self.part_key, (parts.features, parts.upsampler, parts.segmenter)),
         ]
 
     def edits_key(self, profile: Profile) -> Any:
         """A key for what a profile's denoiser and sampler make of an image."""
-        models = [] if profile.denoiser_is_path() else [str(profile.denoiser["model"])]
-        return [self._key(profile.denoiser, models), self._key(profile.sampler, [])]
-
-    def _distance_key(self, profile: Profile) -> Any:
-        # Its covariance comes from the calibration file, which is small and may be fitted again.
-        return settings_key({**profile.distance, **profile.calibration})
-
-    def features_key(self, settings: Settings) -> Any:
-        """A key for what an extractor makes of an image."""
-        return self._key(settings, extractors.weights_needed(settings["name"], settings))
-
-    def _key(self, settings: Settings, models: list[str]) -> Any:
-        def build() -> Any:
-            digests = [
-                sha256 for model in models for sha256 in weights_sha256(model, self.registry)
-            ]
-            return settings_key(settings, digests)
-
-        # Once: files are hashed for it, and every map of every image asks for it.
-        return self._once("key", {"settings": dict(settings), "models": models}, build)
+        return [self.part_key(profile.parts.denoiser), describe(profile.sampler)]

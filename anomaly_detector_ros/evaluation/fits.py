@@ -15,10 +15,11 @@ from torch import Tensor
 
 from anomaly_detector_ros.baselines.base import BASELINES, FittedBaseline
 from anomaly_detector_ros.detector import Detector
-from anomaly_detector_ros.distances.base import DISTANCES, Distance, Tensors
+from anomaly_detector_ros.distances.base import Distance, Tensors
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.evaluation.cache import files_digest
 from anomaly_detector_ros.evaluation.cached import CachedParts
+from anomaly_detector_ros.features.base import FEATURES
 from anomaly_detector_ros.features.sampling import sample_features
 from anomaly_detector_ros.fitting import NominalFiles
 from anomaly_detector_ros.profiles import Profile
@@ -60,7 +61,8 @@ class BaselineFits:
             raise UserError(f"{name} is fitted on nominal images: give --train-root")
         if self._data_key is None:
             self._data_key = files_digest(self.images)
-        space = [self.parts.features_key(features), self._data_key, self.count, self.seed]
+        seen = self.parts.part_key(FEATURES.read(features))
+        space = [seen, self._data_key, self.count, self.seed]
         method = BASELINES.read({"name": name})
         key = [method.name, asdict(method), space]
         file = self.cache.path("baselines", key, ".safetensors")
@@ -75,7 +77,7 @@ class BaselineFits:
         """Feature vectors (N, C) of the training images, the same ones for every baseline."""
 
         def compute() -> Any:
-            extractor = self.parts.plain_features(features)
+            extractor = self.parts.plain_features(FEATURES.read(features))
             return sample_features(
                 extractor,
                 self.images,
@@ -107,7 +109,7 @@ class DistanceFits:
 
     def images(self, profile: Profile) -> list[Path]:
         """Those that the profile's distance is fitted on."""
-        if not DISTANCES.read(profile.distance).collects_edits:
+        if not profile.parts.distance.collects_edits:
             return list(self._images)
         chosen = np.unique(np.linspace(0, len(self._images) - 1, IMAGES).round().astype(int))
         return [self._images[i] for i in chosen]
@@ -118,14 +120,14 @@ class DistanceFits:
         Raises:
             UserError: images that are all alike.
         """
-        settings, files = DISTANCES.read(profile.distance), self.images(profile)
+        settings, files = profile.parts.distance, self.images(profile)
         if settings.collects_edits:
             plain = replace(
                 profile, distance={"name": "cosine"}, calibration={}, segmenter={"name": "none"}
             )
             seen = self.parts.profile_key(plain)
         else:
-            seen = self.parts.features_key(profile.features)
+            seen = self.parts.part_key(profile.parts.features)
         key = [profile.distance["name"], settings.collect_key(), seen, files_digest(files)]
         key.append(self.seed)
         with PartialState().main_process_first():
@@ -138,7 +140,7 @@ class DistanceFits:
 
     def _collect(self, profile: Profile, files: Sequence[Path]) -> Tensors:
         images = _CachedEdits(profile, self.parts, files, self.seed, self.progress)
-        return DISTANCES.read(profile.distance).collect(images, 1)
+        return profile.parts.distance.collect(images, 1)
 
 
 class _CachedEdits(NominalFiles):

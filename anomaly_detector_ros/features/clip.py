@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomaly_detector_ros.errors import UserError, one_line
+from anomaly_detector_ros.features.base import FEATURES, NetworkSettings
 from anomaly_detector_ros.features.networks import NetworkFeatures, resample_position_embedding
 from anomaly_detector_ros.features.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from anomaly_detector_ros.weights.loading import Loader
 from anomaly_detector_ros.weights.published import hub_file, read_state
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -19,6 +22,43 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _SAFETENSORS = "open_clip_model.safetensors"
 # CLIP is built whole; only its vision tower is kept, so the text tower is made tiny.
 _TINY_TEXT = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
+
+
+@FEATURES.register("maskclip")
+@dataclass(frozen=True, kw_only=True)
+class MaskClip(NetworkSettings):
+    """Settings of MaskCLIP; see `ClipFeatures`."""
+
+    dense: ClassVar[Literal["maskclip", "clip"]] = "maskclip"
+
+    model: str = "ViT-B-16"
+    pretrained: str | None = "openai"
+    imagenet_pixels: bool = False
+
+    def published(self, loader: Loader) -> Path | None:
+        """See `Weighted`."""
+        if self.weights is not None:
+            return None
+        return clip_hub_file(self.model, self.pretrained, offline=loader.offline)
+
+    def network(self, weights: Path | None, **options: Any) -> ClipFeatures:
+        """See `NetworkSettings`."""
+        return ClipFeatures(
+            self.model,
+            weights,
+            pretrained=self.pretrained,
+            dense=self.dense,
+            imagenet_pixels=self.imagenet_pixels,
+            **options,
+        )
+
+
+@FEATURES.register("clip")
+@dataclass(frozen=True, kw_only=True)
+class Clip(MaskClip):
+    """Settings of CLIP's patch tokens; see `ClipFeatures`."""
+
+    dense = "clip"
 
 
 class ClipFeatures(NetworkFeatures):

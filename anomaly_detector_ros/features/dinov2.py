@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, ClassVar
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from anomaly_detector_ros.errors import UserError, one_line
+from anomaly_detector_ros.features.base import FEATURES, NetworkSettings
 from anomaly_detector_ros.features.dinov2_weights import load_dinov2_weights
 from anomaly_detector_ros.features.networks import NetworkFeatures, resample_position_embedding
 from anomaly_detector_ros.features.preprocessing import (
@@ -18,6 +22,33 @@ from anomaly_detector_ros.features.preprocessing import (
 
 PATCH = 14
 BLOCKS = 12
+
+
+@FEATURES.register("dinov2_vits14")
+@dataclass(frozen=True, kw_only=True)
+class DinoV2(NetworkSettings):
+    """Settings of DINOv2 ViT-S/14, with its official weights; see `DinoV2Features`."""
+
+    own_weights: ClassVar[str] = "dinov2_vits14"
+
+    block: Annotated[int, Ge(1), Le(BLOCKS)] = 9
+    norm: bool = False
+
+    def weights_used(self) -> tuple[str, ...]:
+        """See `Weighted`."""
+        return (self.own_weights,) if self.weights is None else super().weights_used()
+
+    def network(self, weights: Path | None, **options: Any) -> DinoV2Features:
+        """See `NetworkSettings`."""
+        return DinoV2Features(weights, block=self.block, norm=self.norm, **options)
+
+
+@FEATURES.register("dinov2_vits14_focus")
+@dataclass(frozen=True, kw_only=True)
+class DinoV2Focus(DinoV2):
+    """Settings of DINOv2 ViT-S/14, with weights that were tuned further for saliency."""
+
+    own_weights = "dinov2_vits14_focus"
 
 
 class DinoV2Features(NetworkFeatures):

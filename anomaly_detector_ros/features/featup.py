@@ -5,12 +5,18 @@ Fu, Hamilton et al., "FeatUp: A Model-Agnostic Framework for Features at Any Res
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge
 from torch import Tensor, nn
 
+from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.features.featup_filter import (
     DIAMETER,
     RADIUS,
@@ -18,10 +24,131 @@ from anomaly_detector_ros.features.featup_filter import (
     filter_cells,
     fold_bicubic,
 )
+from anomaly_detector_ros.features.preprocessing import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    normalise,
+    resize,
+)
+from anomaly_detector_ros.features.upsampling import (
+    COSINE,
+    UPSAMPLERS,
+    Metric,
+    Size,
+    UpsamplerSettings,
+)
+from anomaly_detector_ros.weights.loading import Loader
 
 STAGES = 4
 _KEYS = 32
 _RESIDUAL = 0.1
+_PREFIX = "upsampler."  # of the upsampler's tensors in a checkpoint
+
+
+@UPSAMPLERS.register("featup")
+@dataclass(frozen=True)
+class FeatUp(UpsamplerSettings):
+    """Settings of FeatUp.
+
+    Attributes:
+        weights: path of a checkpoint, with a slash in it, or a model of the registry.
+        fixup, tile: see `FeatUpUpsampler`.
+    """
+
+    weights: str = "featup_maskclip_jbu"
+    fixup: bool = True
+    tile: Annotated[int, Ge(16)] = 128
+
+    def weights_used(self) -> tuple[str, ...]:
+        """See `Weighted`."""
+        return (self.weights,)
+
+    def build(self, loader: Loader) -> FeatUpUpsampler:
+        """See `UpsamplerSettings`."""
+        stack = load_featup(loader.file(self.weights))
+        return FeatUpUpsampler(stack, device=loader.device, fixup=self.fixup, tile=self.tile)
+
+    def for_other_features(self) -> Mapping[str, object]:
+        """See `UpsamplerSettings`: its last projection is trained for one, whatever the width."""
+        return {"fixup": False}
+
+
+class FeatUpUpsampler:
+    """Upsamples the features themselves, each map guided by its own image, and compares those.
+
+    The maps grow to the power of two of the grid that reaches ``size``, at most 16 times; the
+    distances are then resized. They are compared tile by tile, so that no map is ever held at its
+    upsampled resolution.
+
+    Args:
+        stack: FeatUp's upsampler.
+        device: where it runs.
+        fixup: apply its last, residual convolution to features of the width it was trained for.
+            It belongs to the features it was trained on: leave it out for others.
+        tile: side of a tile in pixels of the upsampled map. Memory grows with its square (about
+            400 MB for 128 and 512 channels); smaller tiles overlap more and take longer.
+    """
+
+    def __init__(
+        self,
+        stack: JbuStack,
+        *,
+        device: torch.device | str = "cpu",
+        fixup: bool = True,
+        tile: int = 128,
+    ) -> None:
+        self.device = torch.device(device)
+        self._stack = stack.to(self.device)
+        self._fixup, self._tile = fixup, tile
+
+    @torch.inference_mode()
+    def distance(
+        self,
+        original: Tensor,
+        edits: Tensor,
+        original_image: Tensor,
+        edit_images: Tensor,
+        size: Size,
+        metric: Metric = COSINE,
+    ) -> Tensor:
+        """See `Upsampler.distance`; h and w must be at least 2."""
+        levels = _levels(original.shape[-2:], size)
+        reference = self._upsampled(original[0], original_image, levels)
+        compared = [
+            self._upsampled(features, image[None], levels)
+            for features, image in zip(edits, edit_images, strict=True)
+        ]
+        bands = [
+            torch.cat(
+                [
+                    metric(
+                        _as_maps([reference.window(rows, columns)]),
+                        _as_maps([edit.window(rows, columns) for edit in compared]),
+                    )
+                    for columns in _spans(reference.size[1], self._tile)
+                ],
+                dim=2,
+            )
+            for rows in _spans(reference.size[0], self._tile)
+        ]
+        return resize(torch.cat(bands, dim=1)[:, None], size)[:, 0]
+
+    def _upsampled(self, features: Tensor, image: Tensor, levels: int) -> UpsampledFeatures:
+        grid = features.shape[-2:]
+        if min(grid) < 2:
+            raise UserError(
+                f"upsampler featup: a grid of {grid[0]}x{grid[1]} features: give larger images"
+            )
+        # Averaging an image over pixels smaller than its own would repeat them in blocks.
+        height, width = (max(i, g << levels) for i, g in zip(image.shape[-2:], grid, strict=True))
+        guide = normalise(image.to(self.device), (height, width), IMAGENET_MEAN, IMAGENET_STD)[0]
+        return UpsampledFeatures(
+            self._stack,
+            features.to(self.device).float(),
+            guide,
+            levels=levels,
+            fixup=self._fixup,
+        )
 
 
 class JbuStage(nn.Module):
@@ -197,3 +324,70 @@ def _make_level(stage: JbuStage, guide: Tensor, cell_rows: int, cell_columns: in
         bicubic_taps(cell_rows).to(guide.device),
         bicubic_taps(cell_columns).to(guide.device),
     )
+
+
+def _levels(grid: Size, size: Size) -> int:
+    """How often to double a grid until it reaches ``size``, as far as there are stages."""
+    for levels in range(STAGES):
+        if grid[0] << levels >= size[0] and grid[1] << levels >= size[1]:
+            return levels
+    return STAGES
+
+
+def _spans(length: int, side: int) -> list[slice]:
+    return [slice(start, min(start + side, length)) for start in range(0, length, side)]
+
+
+def _as_maps(windows: list[Tensor]) -> Tensor:
+    """B windows (rows, columns, C) as (B, C, rows, columns)."""
+    return torch.stack(windows).permute(0, 3, 1, 2)
+
+
+def load_featup(path: Path) -> JbuStack:
+    """The upsampler in a Lightning checkpoint of FeatUp, float32, on the CPU.
+
+    The file is a pickle. It is read by torch's own interpreter for such files, which rebuilds
+    tensors and plain containers, and refuses to look up, let alone call, anything else.
+
+    Raises:
+        UserError: the file is missing, is damaged, holds other objects than tensors and plain
+            containers, or is not a JBU checkpoint.
+    """
+    state = _upsampler_state(path)
+    try:
+        stack = JbuStack(channels=len(state["fixup_proj.1.weight"]))
+        stack.load_state_dict(state)
+    except KeyError as error:
+        raise UserError(_unfit(path, f"it lacks {error}")) from None
+    except RuntimeError as error:
+        raise UserError(_unfit(path, one_line(error, 200))) from None
+    return stack.eval().requires_grad_(False)
+
+
+def _upsampler_state(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such weights file: fetch the model or correct the path")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        # torch's message advises to read the file without this protection.
+        raise UserError(
+            f"{path}: holds more than tensors, which is not read because it could run code: "
+            "take the checkpoint that FeatUp released"
+        ) from None
+    except Exception as error:  # a damaged file may raise anything
+        raise UserError(
+            f"{path}: cannot be read ({one_line(error, 200)}): fetch the model again"
+        ) from None
+    state = content.get("state_dict") if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping):
+        raise UserError(_unfit(path, "it has no state_dict"))
+    return {
+        name.removeprefix(_PREFIX): tensor
+        for name, tensor in state.items()
+        if name.startswith(_PREFIX)
+    }
+
+
+def _unfit(path: Path, reason: str) -> str:
+    return f"{path}: not a FeatUp JBU checkpoint ({reason}): take one that FeatUp released"

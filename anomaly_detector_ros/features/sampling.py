@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.features.extractors import FeatureExtractor
+from anomaly_detector_ros.features.networks import FeatureExtractor
 from anomaly_detector_ros.imaging.images import read_rgb
 from anomaly_detector_ros.runtime.tensors import to_tensor
 

@@ -2,16 +2,78 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from anomaly_detector_ros.errors import UserError, one_line
+from anomaly_detector_ros.features.base import FEATURES, NetworkSettings
 from anomaly_detector_ros.features.networks import NetworkFeatures
 from anomaly_detector_ros.features.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from anomaly_detector_ros.weights.loading import Loader
 from anomaly_detector_ros.weights.published import hub_file, read_state
+
+
+@FEATURES.register("timm")
+@dataclass(frozen=True, kw_only=True)
+class Timm(NetworkSettings):
+    """Settings of a model of timm; see `TimmFeatures`."""
+
+    model: str
+    block: Annotated[int, Ge(1)] | None = None
+    norm: bool = True
+    imagenet_pixels: bool = False
+
+    def published(self, loader: Loader) -> Path | None:
+        """See `Weighted`."""
+        return timm_hub_file(self.model, offline=loader.offline) if self.weights is None else None
+
+    def network(self, weights: Path | None, **options: Any) -> TimmFeatures:
+        """See `NetworkSettings`."""
+        return TimmFeatures(
+            self.model,
+            weights,
+            block=self.block,
+            norm=self.norm,
+            imagenet_pixels=self.imagenet_pixels,
+            **options,
+        )
+
+
+@FEATURES.register("dino")
+@dataclass(frozen=True, kw_only=True)
+class Dino(Timm):
+    """DINO ViT-S/16."""
+
+    model: str = "vit_small_patch16_224.dino"
+
+
+@FEATURES.register("dinov2")
+@dataclass(frozen=True, kw_only=True)
+class DinoV2OfTimm(Timm):
+    """DINOv2 ViT-S/14 with the weights that timm names."""
+
+    model: str = "vit_small_patch14_dinov2.lvd142m"
+
+
+@FEATURES.register("resnet")
+@dataclass(frozen=True, kw_only=True)
+class ResNet(Timm):
+    """ResNet-50."""
+
+    model: str = "resnet50.tv_in1k"
+
+
+@FEATURES.register("vit")
+@dataclass(frozen=True, kw_only=True)
+class ViT(Timm):
+    """ViT-S/16 trained to classify."""
+
+    model: str = "vit_small_patch16_224.augreg_in21k_ft_in1k"
 
 
 class TimmFeatures(NetworkFeatures):

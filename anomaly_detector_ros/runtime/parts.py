@@ -91,6 +91,10 @@ class PartRegistry(Generic[Part]):
             )
         return self._classes[own]
 
+    def name_of(self, part: Part) -> str | None:
+        """The name of a part's class; None where it has none here."""
+        return next((name for name, known in self._classes.items() if known is type(part)), None)
+
     def read(self, settings: Mapping[str, Any], where: str | None = None) -> Part:
         """The part that ``settings`` describe: its ``name``, and what its dataclass holds.
 
@@ -145,14 +149,25 @@ def read_settings(kind: type[Settings], values: Mapping[str, Any], where: str) -
     try:
         return TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        errors = error.errors(include_url=False)
+        first = errors[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] in ("missing", "missing_argument"):
             raise UserError(f"{where} lacks the setting '{key}': add it") from None
-        given = one_line(repr(first["input"]), 60)
-        wanted = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-        subject = f"{where}: {key} is {given}" if key else where
-        raise UserError(f"{subject}: it must be {wanted}") from None
+        alike = [each for each in errors if each["loc"][:1] == first["loc"][:1]]
+        value = first["input"]
+        if len(alike) > 1:  # one for each of the types that the setting may have
+            key = str(first["loc"][0])
+            value = values[key]
+        given = one_line(repr(value), 60)
+        reasons = (
+            each["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+            for each in alike
+        )
+        wanted = " or ".join(dict.fromkeys(reasons))
+        if not key:  # the dataclass's own check of settings that must fit together
+            raise UserError(f"{where}: {wanted}") from None
+        raise UserError(f"{where}: {key} is {given}: it must be {wanted}") from None
 
 
 def check_names(values: Iterable[Any], known: Sequence[str], where: str) -> None:

@@ -10,11 +10,8 @@ highest, which then takes no pixels from others either.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
-
-from anomaly_detector_ros.errors import UserError
 
 AreaRange = tuple[float, float]
 MaskRule = Callable[[Sequence[np.ndarray], tuple[int, int], AreaRange], np.ndarray]
@@ -45,39 +42,6 @@ def larger_first(
 
 
 RULES: dict[str, MaskRule] = {"larger_first": larger_first, "smaller_wins": smaller_wins}
-
-
-def rule_by_name(name: str) -> MaskRule:
-    """The rule of this name.
-
-    Raises:
-        UserError: there is none.
-    """
-    if name not in RULES:
-        raise UserError(f"mask_rule {name!r}: unknown: take {' or '.join(RULES)}")
-    return RULES[name]
-
-
-class RuleOutcome(NamedTuple):
-    """What a rule makes of some masks."""
-
-    segments: int
-    vanished: int  # masks of an allowed area that became no segment
-    covered: float  # the share of the image that lies in segments
-
-
-def compare_rules(
-    masks: Sequence[np.ndarray], size: tuple[int, int], area_range: AreaRange = _ANY_AREA
-) -> dict[str, RuleOutcome]:
-    """The outcome of every rule on the same masks, by the rule's name."""
-    low, high = (fraction * size[0] * size[1] for fraction in area_range)
-    allowed = sum(max(low, 1) <= int(np.count_nonzero(mask)) <= high for mask in masks)
-    outcomes = {}
-    for name, rule in RULES.items():
-        ids = rule(masks, size, area_range)
-        count = int(ids.max(initial=0))
-        outcomes[name] = RuleOutcome(count, allowed - count, float((ids > 0).mean()))
-    return outcomes
 
 
 def _paint(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import cv2
 import numpy as np
@@ -13,8 +14,16 @@ from torch import Tensor
 
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.runtime.onnx_session import open_session
-from anomaly_detector_ros.segmentation.automatic import make_generator
-from anomaly_detector_ros.segmentation.prompted import PointMasks, stability
+from anomaly_detector_ros.segmentation.anything import (
+    AnythingSettings,
+    AutomaticSegmenter,
+    PointMasks,
+    PromptedSegmenter,
+    make_generator,
+    stability,
+)
+from anomaly_detector_ros.segmentation.base import SEGMENTERS, Segmenter
+from anomaly_detector_ros.weights.loading import Loader
 
 if TYPE_CHECKING:
     from segment_anything import SamAutomaticMaskGenerator
@@ -24,6 +33,29 @@ _MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 _STD = np.array([58.395, 57.12, 57.375], np.float32)
 # Prompts decoded in one run of the decoder. More are hardly faster on a CPU and take more memory.
 _BATCH = 4
+
+
+@SEGMENTERS.register("mobile_sam")
+@dataclass(frozen=True, kw_only=True)
+class MobileSam(AnythingSettings):
+    """MobileSAM, whose weights are the registry's."""
+
+    mode: Literal["automatic", "prompted"] = "prompted"
+
+    def weights_used(self) -> tuple[str, ...]:
+        """See `Weighted`."""
+        return ("mobile_sam",)
+
+    def build(self, loader: Loader) -> Segmenter:
+        """See `SegmenterSettings`."""
+        files = sorted(loader.files("mobile_sam"), key=lambda file: "encoder" not in file.name)
+        if len(files) != 2:
+            names = ", ".join(file.name for file in files)
+            raise UserError(f"model mobile_sam: files {names}: expected an encoder and a decoder")
+        predictor = MobileSamPredictor(*files, device=loader.device)
+        if self.mode == "prompted":
+            return PromptedSegmenter(predictor, self)
+        return AutomaticSegmenter(mobile_sam_generator(predictor, self), self)
 
 
 class MobileSamPredictor:
@@ -107,15 +139,15 @@ class MobileSamPredictor:
 
 
 def mobile_sam_generator(
-    predictor: MobileSamPredictor, **settings: float
+    predictor: MobileSamPredictor, settings: AnythingSettings
 ) -> SamAutomaticMaskGenerator:
-    """Segment Anything's mask generator over MobileSAM; settings as ``make_generator`` has them.
+    """Segment Anything's mask generator over MobileSAM.
 
     One mask a prompt is considered, the best rated, where SAM's own network gives three.
     """
     encoder = SimpleNamespace(img_size=_SIDE)
     model = SimpleNamespace(image_encoder=encoder, mask_threshold=0.0)
-    generator = make_generator(model, points_per_batch=_BATCH, **settings)
+    generator = make_generator(model, settings, points_per_batch=_BATCH)
     generator.predictor = _GridPredictor(predictor, model)
     return generator
 

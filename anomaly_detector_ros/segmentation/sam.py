@@ -3,32 +3,84 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 
 from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.runtime.devices import choose_dtype
-from anomaly_detector_ros.segmentation.automatic import make_generator
-from anomaly_detector_ros.segmentation.prompted import PointMasks
+from anomaly_detector_ros.segmentation.anything import (
+    AnythingSettings,
+    AutomaticSegmenter,
+    PointMasks,
+    PromptedSegmenter,
+    make_generator,
+)
+from anomaly_detector_ros.segmentation.base import SEGMENTERS, Segmenter
+from anomaly_detector_ros.weights.loading import RANDOM, Loader
 
 if TYPE_CHECKING:
     from segment_anything import SamAutomaticMaskGenerator
-    from segment_anything.modeling import Sam
+    from segment_anything.modeling import Sam as Network
 
-SAM_MODELS = ("vit_h", "vit_l", "vit_b")
 # Prompts decoded at once, each into three masks of logits: the official number keeps a GPU busy; a
 # CPU is no faster with many, and they take its memory.
 _BATCH, _BATCH_ON_CPU = 64, 4
 
 
-def load_sam(model: str, weights: Path, *, device: torch.device | str = "cpu") -> Sam:
+@SEGMENTERS.register("sam")
+@dataclass(frozen=True, kw_only=True)
+class Sam(AnythingSettings):
+    """Segment Anything.
+
+    Attributes:
+        model: which of its networks.
+        weights: a ``.pth`` file's path, with a slash in it, a model of the registry, or "random";
+            by default the registry's of that network.
+        seed: of random weights.
+    """
+
+    mode: Literal["automatic", "prompted"] = "automatic"
+    model: Literal["vit_h", "vit_l", "vit_b"] = "vit_h"
+    weights: str | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses a seed without use."""
+        super().__post_init__()
+        if self.seed is not None and self.weights != RANDOM:
+            raise ValueError("seed: only with 'weights: random'")
+
+    def random_weights(self) -> Mapping[str, str]:
+        """See `Weighted`."""
+        return {"weights": RANDOM}
+
+    def weights_used(self) -> tuple[str, ...]:
+        """See `Weighted`."""
+        weights = self.weights or f"sam_{self.model}"
+        return () if weights == RANDOM else (weights,)
+
+    def build(self, loader: Loader) -> Segmenter:
+        """See `SegmenterSettings`."""
+        used = self.weights_used()
+        if used:
+            sam = load_sam(self.model, loader.file(*used), device=loader.device)
+        else:
+            sam = random_sam(self.model, self.seed or 0, device=loader.device)
+        if self.mode == "prompted":
+            return PromptedSegmenter(SamPointPredictor(sam), self)
+        return AutomaticSegmenter(sam_generator(sam, self), self)
+
+
+def load_sam(model: str, weights: Path, *, device: torch.device | str = "cpu") -> Network:
     """A Segment Anything network with published weights.
 
     Args:
-        model: one of ``SAM_MODELS``.
+        model: ``vit_h``, ``vit_l`` or ``vit_b``.
         weights: a ``.pth`` file of this model's parameters, as Segment Anything publishes them.
         device: where it runs.
 
@@ -49,29 +101,29 @@ def load_sam(model: str, weights: Path, *, device: torch.device | str = "cpu") -
     return sam.to(device)
 
 
-def random_sam(model: str, seed: int = 0, *, device: torch.device | str = "cpu") -> Sam:
+def random_sam(model: str, seed: int = 0, *, device: torch.device | str = "cpu") -> Network:
     """The same network with random weights, for timing and tests."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _build(model).to(device)
 
 
-def _build(model: str) -> Sam:
+def _build(model: str) -> Network:
     from segment_anything import sam_model_registry
 
     return sam_model_registry[model](checkpoint=None)
 
 
-def sam_generator(sam: Sam, **settings: float) -> SamAutomaticMaskGenerator:
-    """Segment Anything's own mask generator; settings as ``make_generator`` has them."""
+def sam_generator(sam: Network, settings: AnythingSettings) -> SamAutomaticMaskGenerator:
+    """Segment Anything's own mask generator, with as large batches as suit the device."""
     batch = _BATCH_ON_CPU if sam.device.type == "cpu" else _BATCH
-    return make_generator(sam, points_per_batch=batch, **settings)
+    return make_generator(sam, settings, points_per_batch=batch)
 
 
 class SamPointPredictor:
     """Masks for points of one image: ``set_image`` encodes it, ``predict_points`` decodes masks."""
 
-    def __init__(self, sam: Sam) -> None:
+    def __init__(self, sam: Network) -> None:
         from segment_anything import SamPredictor
 
         self._predictor = SamPredictor(sam)

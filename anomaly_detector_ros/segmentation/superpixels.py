@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Annotated
+
 import cv2
 import numpy as np
+from annotated_types import Ge, Gt
 from skimage.segmentation import slic
 
-from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.segmentation.base import SEGMENTERS, SegmenterSettings
+from anomaly_detector_ros.weights.loading import Loader
 
 
-class SuperpixelSegmenter:
+@SEGMENTERS.register("superpixels")
+@dataclass(frozen=True, kw_only=True)
+class Superpixels(SegmenterSettings):
     """SLIC superpixels; every pixel belongs to one.
 
-    Args:
+    Attributes:
         count: about how many segments an image has.
         compactness: the weight of nearness against likeness of colour (CIELAB).
         max_side: the image is shrunk to this longest side (pixels) for the clustering, which
             makes it several times faster at little loss; segment borders are then that coarse.
-
-    Raises:
-        UserError: a setting out of range.
     """
 
     needs_map = False
 
-    def __init__(self, count: int = 400, *, compactness: float = 10.0, max_side: int = 256) -> None:
-        if count < 1 or compactness <= 0 or max_side < 16:
-            raise UserError(
-                f"superpixels: count {count}, compactness {compactness}, max_side {max_side}: "
-                "take count >= 1, compactness > 0, max_side >= 16"
-            )
-        self.count = count
-        self.compactness = compactness
-        self.max_side = max_side
+    count: Annotated[int, Ge(1)] = 400
+    compactness: Annotated[float, Gt(0)] = 10.0
+    max_side: Annotated[int, Ge(16)] = 256
+
+    def build(self, loader: Loader | None = None) -> Superpixels:
+        """Itself: it has no weights."""
+        return self
 
     def segment(self, image: np.ndarray, anomaly_map: np.ndarray | None = None) -> np.ndarray:
         """uint8 RGB (H, W, 3) -> int32 (H, W), ids 1..N. The anomaly map is not used."""

@@ -11,13 +11,13 @@ import torch
 
 from anomaly_detector_ros.distances.cosine import cosine_distance
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.features.base import FEATURES
 from anomaly_detector_ros.features.dinov2 import PATCH, DinoV2Features
-from anomaly_detector_ros.features.extractors import make_features
 from anomaly_detector_ros.features.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from anomaly_detector_ros.features.upsampling import upsample_bilinear
-from anomaly_detector_ros.segmentation.mobile_sam import MobileSamPredictor
-from anomaly_detector_ros.segmentation.prompted import PromptedSegmenter
-from anomaly_detector_ros.segmentation.segmenters import make_segmenter
+from anomaly_detector_ros.segmentation.anything import PromptedSegmenter
+from anomaly_detector_ros.segmentation.mobile_sam import MobileSam, MobileSamPredictor
+from anomaly_detector_ros.segmentation.superpixels import Superpixels
 
 
 def _files(name: str) -> list[Path]:
@@ -43,9 +43,10 @@ def mobile_sam_files() -> list[Path]:
 
 @pytest.fixture(scope="module")
 def segmenter(mobile_sam_files: list[Path]) -> PromptedSegmenter:
+    from anomaly_detector_ros.weights.loading import Loader
     from anomaly_detector_ros.weights.registry import Registry
 
-    made = make_segmenter("mobile_sam", {"name": "mobile_sam"}, Registry.default())
+    made = MobileSam().build(Loader(Registry.default(), torch.device("cpu")))
     assert isinstance(made, PromptedSegmenter)
     return made
 
@@ -103,10 +104,11 @@ def test_features_equal_the_graphs_own_tensors(focus_onnx: Path, size: tuple[int
 
 
 def test_make_features_reads_the_registrys_file(focus_onnx: Path) -> None:
+    from anomaly_detector_ros.weights.loading import Loader
     from anomaly_detector_ros.weights.registry import Registry
 
     settings = {"name": "dinov2_vits14_focus", "block": 3, "input_size": [70, 112]}
-    made = make_features(settings["name"], settings, Registry.default(), "cpu")
+    made = FEATURES.read(settings).build(Loader(Registry.default(), torch.device("cpu")))
     images = torch.rand(2, 3, 60, 80, generator=torch.Generator().manual_seed(0)) * 2 - 1
     want = DinoV2Features(focus_onnx, block=3, input_size=(70, 112)).extract(images)
     assert torch.equal(made.extract(images), want)
@@ -206,10 +208,8 @@ def test_segments_are_the_objects_under_the_peaks(segmenter: PromptedSegmenter) 
 def test_a_flat_map_leaves_only_superpixels(segmenter: PromptedSegmenter) -> None:
     image, _, _ = _scene(272, 512)
     flat = np.full((272, 512), 0.1, np.float32)
-    assert segmenter.superpixels is not None
-    np.testing.assert_array_equal(
-        segmenter.segment(image, flat), segmenter.superpixels.segment(image)
-    )
+    expected = Superpixels(count=segmenter.settings.superpixels).segment(image)
+    np.testing.assert_array_equal(segmenter.segment(image, flat), expected)
 
 
 def test_a_real_object_is_cut_out(predictor: MobileSamPredictor, shared_data: Path) -> None:

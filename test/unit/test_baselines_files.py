@@ -17,7 +17,7 @@ from anomaly_detector_ros.baselines.base import BASELINES as REGISTRY
 from anomaly_detector_ros.baselines.base import KIND, FittedBaseline
 from anomaly_detector_ros.baselines.nearest import Nearest
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.features.extractors import RgbFeatures
+from anomaly_detector_ros.features.rgb import RgbFeatures
 from anomaly_detector_ros.features.sampling import sample_features
 from anomaly_detector_ros.runtime.fitted_file import header_key
 from anomaly_detector_ros.runtime.tensors import to_tensor

@@ -28,6 +28,7 @@ from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.distances.novelty import Novelty, NoveltyDistance
 from anomaly_detector_ros.distances.whitened import Whitened
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.features import timm
 from anomaly_detector_ros.fitting import fit_calibration
 from anomaly_detector_ros.profiles import load_profile
 from anomaly_detector_ros.runtime.fitted_file import header_key
@@ -154,12 +155,53 @@ def test_weights_of_the_registry_count(parts: Parts):
     fitted = fingerprint(load_profile("embedded"), parts.registry)
     assert fitted["denoiser"]["model"] == "offroad_small"
     assert "dtype" not in fitted["denoiser"]
-    assert all(len(sha) == 64 for sha in fitted["weights"]["dinov2_vits14_focus"])
-    retrained = {**fitted, "weights": {**fitted["weights"], "offroad_small": ["0" * 64]}}
-    assert differences(retrained, fitted) == ["other weights of offroad_small"]
+    assert all(len(sha) == 64 for sha in fitted["weights"]["features"])
+    retrained = {**fitted, "weights": {**fitted["weights"], "denoiser": ["0" * 64]}}
+    assert differences(retrained, fitted) == ["other weights of denoiser"]
     light = fingerprint(load_profile("light"), parts.registry)
     assert differences(fitted, light) == ["segmenter.name is superpixels, was mobile_sam"]
     assert differences(fitted, light, segmenter=False) == []
+
+
+def test_weights_count_by_what_they_hold_wherever_they_lie(
+    light_profile: str, parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Named by a path, or of their publisher's repository."""
+
+    def of(weights: str | None) -> dict:
+        features = {"name": "dino", **({"weights": weights} if weights else {})}
+        profile = load_profile(light_profile, overrides={"features": features})
+        return fingerprint(profile, parts.registry)
+
+    file, other = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    for each, content in ((file, b"one"), (other, b"one")):
+        each.write_bytes(content)
+    assert differences(of(str(file)), of(str(other))) == []
+    monkeypatch.setattr(timm, "hub_file", lambda *arguments, **options: other)
+    assert differences(of(str(file)), of(None)) == []
+    other.write_bytes(b"another")
+    assert differences(of(str(file)), of(str(other))) == ["other weights of features"]
+    assert differences(of(str(file)), of(None)) == ["other weights of features"]
+
+
+@pytest.mark.parametrize("name", ["embedded", "light"])
+def test_the_shipped_calibrations_are_those_of_their_profiles(name: str, parts: Parts):
+    profile = load_profile(name)
+    try:
+        parts.fetch(profile)
+    except UserError as error:
+        pytest.skip(f"weights absent: {error}")
+    assert parts.calibration(profile) is not None
+
+
+def test_a_calibration_of_another_distance_is_refused(light_profile: str, parts: Parts, tmp_path):
+    profile = load_profile(light_profile, overrides={"distance": {"name": "whitened"}})
+    of = fingerprint(profile, parts.registry)
+    memory = NoveltyDistance(torch.eye(3), 0.25).tensors()
+    file = tmp_path / "c.safetensors"
+    replace(a_calibration(), fingerprint=of, distance=memory).save(file)
+    with pytest.raises(UserError, match="does not hold what the whitened distance learnt"):
+        parts.distance(replace(profile, calibration={"file": str(file)}))
 
 
 def test_a_whitened_distance_needs_a_calibration(light_profile: str, parts: Parts):
@@ -185,5 +227,5 @@ def test_calibrations_are_found_beside_the_profiles_file(tmp_path: Path):
         load_profile(write("bad.yaml", calibration={"path": "x"}))
     with pytest.raises(UserError, match="calibration is not a mapping"):
         load_profile(write("bad.yaml", calibration="c.safetensors"))
-    with pytest.raises(UserError, match="distance lacks the setting 'name'"):
+    with pytest.raises(UserError, match="a distance needs a name"):
         load_profile(write("bad.yaml", base="paper_small", distance={"shrinkage": 0.1}))

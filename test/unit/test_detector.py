@@ -100,12 +100,12 @@ def test_values_that_are_not_finite_never_leave(light_profile):
     ("settings", "message"),
     [
         ({"sampler": {"name": "magic"}}, "unknown sampler 'magic'"),
-        ({"upsampler": {"name": "magic"}}, "upsampler 'magic': unknown"),
+        ({"upsampler": {"name": "magic"}}, "unknown upsampler 'magic'"),
         ({"sampler": {"step": 4}}, "sampler few_step has no setting 'step'"),
         ({"features": {"name": "magic"}}, "magic"),
         ({"segmenter": {"name": "magic"}}, "magic"),
         ({"denoiser": {"model": "no_such_model"}}, "no_such_model"),
-        ({"denoiser": {"dtype": "int4"}}, "unknown dtype 'int4'"),
+        ({"denoiser": {"dtype": "int4"}}, "dtype is 'int4': it must be 'auto'"),
         ({"denoiser": {"dtyp": "float32"}}, "denoiser has no setting 'dtyp' .*'dtype'"),
         ({"denoiser": {"size": [16]}}, "denoiser lacks the setting 'size.1'"),
         ({"denoiser": {"size": [0, 24]}}, "denoiser: size.0 is 0: it must be greater than 0"),
@@ -154,5 +154,5 @@ def test_a_profile_says_how_the_denoiser_is_called(light_profile, caplog):
     np.testing.assert_allclose(heatmap("graph"), expected, atol=1e-3)
     if not torch.cuda.is_available():
         assert "compile: graph needs a CUDA device" in caplog.text
-    with pytest.raises(UserError, match="unknown compile mode 'warp'"):
+    with pytest.raises(UserError, match="compile is 'warp': it must be 'auto'"):
         heatmap("warp")

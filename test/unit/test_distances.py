@@ -10,12 +10,8 @@ from anomaly_detector_ros.distances.base import DISTANCES
 from anomaly_detector_ros.distances.cosine import CosineDistance, cosine_distance
 from anomaly_detector_ros.distances.whitened import NominalDifferences, Whitened
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.features.featup import JbuStack
-from anomaly_detector_ros.features.upsampling import (
-    FeatUpUpsampler,
-    GridUpsampler,
-    upsample_bilinear,
-)
+from anomaly_detector_ros.features.featup import FeatUpUpsampler, JbuStack
+from anomaly_detector_ros.features.upsampling import GridUpsampler, upsample_bilinear
 
 
 def test_whitening_gives_gaussian_differences_unit_variance():

@@ -11,16 +11,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from support.scenes import write_labelled_scenes
 
 from anomaly_detector_ros.cli.main import main
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.evaluation.cache import Cache, settings_key
+from anomaly_detector_ros.evaluation.cache import Cache
 from anomaly_detector_ros.evaluation.cached import CachedParts
 from anomaly_detector_ros.evaluation.datasets.base import open_dataset
 from anomaly_detector_ros.evaluation.run import Evaluation
 from anomaly_detector_ros.evaluation.table.methods import ROWS, TABLE1_ROWS, with_overrides
+from anomaly_detector_ros.features.base import FEATURES
 from anomaly_detector_ros.profiles import Profile, load_profile
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,12 +124,19 @@ def test_damaged_and_foreign_files_of_the_cache_are_computed_anew(tmp_path):
     assert len(calls) == 4
 
 
-def test_a_key_follows_the_files_that_settings_name(tmp_path):
-    file = tmp_path / "weights.bin"
+def test_a_key_follows_what_lies_where_settings_name_a_path(tmp_path):
+    file, other = tmp_path / "dino.pth", tmp_path / "other.pth"
+    parts = CachedParts(Cache(tmp_path / "cache"), torch.device("cpu"), offline=True)
+
+    def key(path):
+        return parts.part_key(FEATURES.read({"name": "dino", "weights": str(path)}))
+
     file.write_bytes(b"1")
-    first = settings_key({"model": str(file)})
-    file.write_bytes(b"2")
-    assert settings_key({"model": str(file)}) != first
+    other.write_bytes(b"1")
+    assert key(file) == key(other)
+    other.write_bytes(b"2")
+    parts = CachedParts(Cache(tmp_path / "cache"), torch.device("cpu"), offline=True)
+    assert key(file) != key(other)
 
 
 def test_a_row_without_weights_is_a_line_of_the_table_or_an_error(make):

@@ -12,8 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.features.featup import JbuStack, JbuStage, UpsampledFeatures
-from anomaly_detector_ros.features.featup_checkpoint import load_featup
+from anomaly_detector_ros.features.featup import (
+    JbuStack,
+    JbuStage,
+    UpsampledFeatures,
+    load_featup,
+)
 from anomaly_detector_ros.features.preprocessing import IMAGENET_MEAN, IMAGENET_STD, normalise
 
 CHANNELS = 5

@@ -11,22 +11,19 @@ from onnx import helper, numpy_helper
 from safetensors.torch import save_file
 
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.features.base import FEATURES
 from anomaly_detector_ros.features.dinov2 import DinoV2Features
 from anomaly_detector_ros.features.dinov2_weights import load_dinov2_weights
-from anomaly_detector_ros.features.extractors import (
-    RgbFeatures,
-    feature_names,
-    make_features,
-    weights_needed,
-)
-from anomaly_detector_ros.features.networks import resample_position_embedding
+from anomaly_detector_ros.features.networks import FeatureExtractor, resample_position_embedding
 from anomaly_detector_ros.features.preprocessing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     network_size,
     normalise,
 )
+from anomaly_detector_ros.features.rgb import RgbFeatures
 from anomaly_detector_ros.features.upsampling import upsample_bilinear
+from anomaly_detector_ros.weights.loading import Loader
 from anomaly_detector_ros.weights.registry import Registry
 
 SIZE = (42, 70)  # a grid of 3 x 5
@@ -300,18 +297,22 @@ def _random(name: str, **settings: object) -> dict[str, object]:
     return {"name": name, "weights": "random", **settings}
 
 
+def make_features(**settings: object) -> FeatureExtractor:
+    loader = Loader(Registry.default(), torch.device(CPU), offline=True)
+    return FEATURES.read(settings).build(loader)
+
+
 def test_make_features_by_name() -> None:
-    registry = Registry.default()
-    rgb = make_features("rgb", {"name": "rgb", "input_size": [16, 24]}, registry, CPU)
+    rgb = make_features(name="rgb", input_size=[16, 24])
     assert rgb.extract(torch.zeros(1, 3, 30, 30)).shape == (1, 3, 16, 24)
-    rgb = make_features("rgb", {"name": "rgb", "input_size": 16}, registry, CPU)
+    rgb = make_features(name="rgb", input_size=16)
     assert rgb.extract(torch.zeros(1, 3, 30, 45)).shape == (1, 3, 16, 24)
-    with pytest.raises(UserError, match="'clap': unknown: take one of clip, dino"):
-        make_features("clap", {}, registry, CPU)
-    with pytest.raises(UserError, match="unknown setting blocks: take input_size"):
-        make_features("rgb", {"blocks": 3}, registry, CPU)
-    with pytest.raises(UserError, match=r"give \[height, width\]"):
-        make_features("rgb", {"input_size": "big"}, registry, CPU)
+    with pytest.raises(UserError, match=r"unknown features 'clap'.*: choose one of clip, dino"):
+        make_features(name="clap")
+    with pytest.raises(UserError, match="features rgb has no setting 'blocks'"):
+        make_features(name="rgb", blocks=3)
+    with pytest.raises(UserError, match=r"input_size is 'big': .* integer.* or a valid tuple"):
+        make_features(name="rgb", input_size="big")
 
 
 @pytest.mark.parametrize(
@@ -328,22 +329,21 @@ def test_make_features_by_name() -> None:
 def test_every_network_has_the_grid_of_its_stride_whole_and_in_tiles(
     settings: dict, channels: int, stride: int
 ) -> None:
-    registry = Registry.default()
     settings = {"input_size": 2 * stride, **settings}
     images = torch.rand(1, 3, 40, 60) * 2 - 1
-    whole = make_features(settings["name"], settings, registry, CPU)
+    whole = make_features(**settings)
     maps = whole.extract(images)
     assert (whole.channels, whole.stride) == (channels, stride)
     assert maps.shape == (1, channels, 2, 3)
     assert maps.dtype == torch.float32
     assert maps.isfinite().all()
     assert torch.equal(
-        make_features(settings["name"], settings, registry, CPU).extract(images), maps
+        make_features(**settings).extract(images), maps
     )
-    other = make_features(settings["name"], {**settings, "seed": 1}, registry, CPU)
+    other = make_features(**{**settings, "seed": 1})
     assert not torch.allclose(other.extract(images), maps)
     tiles = {**settings, "mode": "tiles", "tile_size": 2 * stride}
-    tiled = make_features(settings["name"], tiles, registry, CPU)
+    tiled = make_features(**tiles)
     assert (tiled.channels, tiled.stride) == (channels, stride)
     assert tiled.extract(images).shape == maps.shape
 
@@ -366,7 +366,7 @@ def test_the_defaults_are_the_published_networks() -> None:
 
 
 def _offline(name: str) -> None:
-    make_features(name, {}, Registry.default(), CPU, offline=True)
+    make_features(name=name)
 
 
 @pytest.fixture(autouse=True)
@@ -377,32 +377,35 @@ def empty_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "timm"}, "name the network"),
-        ({"name": "rgb", "mode": "tile"}, "take whole or tiles"),
+        ({"name": "timm"}, "lacks the setting 'model'"),
+        ({"name": "rgb", "mode": "tile"}, "mode is 'tile': it must be 'whole' or 'tiles'"),
         ({"name": "rgb", "tile_size": 32}, "only with `mode: tiles`"),
         ({"name": "dino", "seed": 3}, "only with `weights: random`"),
         ({"name": "dino", "weights": "/nowhere/dino.pth"}, "/nowhere/dino.pth: no such"),
         ({"name": "dino", "weights": "absent"}, "'absent' is not in the registry"),
         (_random("dino", mode="tiles", input_size=112), "at least the tile_size 224"),
         (_random("dino", mode="tiles", tile_size=100), "multiples of 16"),
-        ({"name": "maskclip", "dense": "clip"}, "unknown setting dense"),
-        (_random("rgb"), "unknown setting weights"),
+        ({"name": "maskclip", "dense": "clip"}, "has no setting 'dense'"),
+        (_random("rgb"), "has no setting 'weights'"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        make_features(settings["name"], settings, Registry.default(), CPU)
+        make_features(**settings)
 
 
 def test_weights_needed_are_the_registrys() -> None:
-    needed = {name: weights_needed(name, {}) for name in feature_names()}
+    named = {name: FEATURES.read({"name": name}) for name in FEATURES.names() if name != "timm"}
     own = {"dinov2_vits14", "dinov2_vits14_focus"}
-    assert needed == {name: [name] if name in own else [] for name in feature_names()}
-    assert weights_needed("dinov2_vits14_focus", {"weights": "random"}) == []
-    assert weights_needed("dinov2_vits14_focus", {"weights": "~/dinov2.onnx"}) == []
-    assert weights_needed("dino", {"weights": "dino_vits16"}) == ["dino_vits16"]
-    with pytest.raises(UserError, match="'clap': unknown"):
-        weights_needed("clap", {})
+    assert {name: settings.models() for name, settings in named.items()} == {
+        name: [name] if name in own else [] for name in named
+    }
+    for name, weights, models in (
+        ("dinov2_vits14_focus", "random", []),
+        ("dinov2_vits14_focus", "~/dinov2.onnx", []),
+        ("dino", "dino_vits16", ["dino_vits16"]),
+    ):
+        assert FEATURES.read({"name": name, "weights": weights}).models() == models
 
 
 def test_upsampling_keeps_the_range_and_hits_cell_centres() -> None:

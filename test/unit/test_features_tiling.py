@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.features.extractors import RgbFeatures
 from anomaly_detector_ros.features.networks import NetworkFeatures
 from anomaly_detector_ros.features.preprocessing import resize
+from anomaly_detector_ros.features.rgb import RgbFeatures
 from anomaly_detector_ros.features.tiling import TiledFeatures, tile_corners
 
 

@@ -3,6 +3,7 @@ import yaml
 
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.profiles import load_profile, profile_names
+from anomaly_detector_ros.segmentation.base import NoSegments
 
 
 @pytest.mark.parametrize("name", profile_names())
@@ -33,6 +34,7 @@ def write(tmp_path, content):
     return str(file)
 
 
+FEW_STEP = {"name": "few_step"}
 PARTS = {part: {} for part in ("denoiser", "sampler", "features", "upsampler", "segmenter")}
 
 
@@ -41,12 +43,19 @@ PARTS = {part: {} for part in ("denoiser", "sampler", "features", "upsampler", "
     [
         ({"a": {**PARTS, "smapler": {}}}, "unknown part 'smapler'"),
         ({"a": {"base": "b"}}, "unknown profile 'b'"),
-        ({"a": {"base": "a"}}, "unknown profile 'a'"),
+        ({"a": {"base": "a"}}, "profile 'a': its 'base' is a circle \\(a -> a\\)"),
+        ({"a": {"base": "b"}, "b": {"base": "c"}, "c": {"base": "b"}}, "circle \\(b -> c -> b\\)"),
         ({"a": {"denoiser": {}}}, "lacks the part 'sampler'"),
         ({"a": {**PARTS, "threshold": 3}}, "threshold 3"),
         ({"a": {**PARTS, "threshold": "high"}}, "threshold high"),
         ({"a": {**PARTS, "sampler": "few_step"}}, "sampler is not a mapping"),
-        ({"a": PARTS}, "denoiser lacks the setting 'model'"),
+        ({"a": {**PARTS, "sampler": FEW_STEP}}, "profile 'a': denoiser lacks the setting 'model'"),
+        (
+            {"a": {"base": "light", "segmenter": {"cuont": 9}}},
+            "profile 'a': segmenter superpixels has no setting 'cuont' \\(did you mean 'count'",
+        ),
+        ({"a": {"base": "light", "features": {"name": "dinov3"}}}, "unknown features 'dinov3'"),
+        ({"a": {"base": "light", "denoiser": {"size": [160]}}}, "denoiser lacks the setting 'size"),
         ("a: [", "cannot read profiles"),
         ("just text", "not a profiles file"),
     ],
@@ -60,7 +69,8 @@ def test_a_file_builds_on_an_installed_profile(tmp_path):
     model = {"model": "runs/mine/model", "size": [64, 120]}
     profile = load_profile(write(tmp_path, {"mine": {"base": "embedded", "denoiser": model}}))
     assert profile.name == "mine"
-    assert profile.denoiser == {**model, "dtype": "auto"}
+    path = str(tmp_path / "runs/mine/model")  # whatever the working directory
+    assert profile.denoiser == {**model, "model": path, "dtype": "auto"}
     assert profile.features == load_profile("embedded").features
     assert "offroad_small" not in profile.model_names()
 
@@ -73,3 +83,26 @@ def test_unknown_and_missing_profiles_are_refused(tmp_path):
     (tmp_path / "picture.yaml").write_bytes(b"\xff\xd8\xff")
     with pytest.raises(UserError, match="cannot read profiles"):
         load_profile(str(tmp_path / "picture.yaml"))
+
+
+def test_paths_are_relative_to_the_file_that_names_them(tmp_path, monkeypatch):
+    monkeypatch.chdir("/")
+    parts = {
+        "denoiser": {"model": "./model"},
+        "features": {"name": "vit", "weights": "weights/vit.pth"},
+        "upsampler": {"name": "featup", "weights": "/elsewhere/jbu.ckpt"},
+        "calibration": {"file": "c.safetensors"},
+    }
+    profile = load_profile(write(tmp_path, {"a": {"base": "light", **parts}}))
+    assert profile.denoiser["model"] == str(tmp_path / "model")
+    assert profile.features["weights"] == str(tmp_path / "weights/vit.pth")
+    assert profile.upsampler["weights"] == "/elsewhere/jbu.ckpt"
+    assert profile.calibration["file"] == str(tmp_path / "c.safetensors")
+    assert profile.model_names() == []
+
+
+def test_what_is_uncovered_is_zero_as_in_the_paper_unless_said_otherwise():
+    assert load_profile("light", overrides={"segmenter": {"name": "none"}}).parts.segmenter == (
+        NoSegments(uncovered="zero")
+    )
+    assert load_profile("light").parts.segmenter.uncovered == "raw"

@@ -6,11 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-from anomaly_detector_ros.building import weights_sha256
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.synthesis.denoisers.loading import DenoiserSettings
 from anomaly_detector_ros.weights.entries import load_entries
+from anomaly_detector_ros.weights.loading import Loader
 from anomaly_detector_ros.weights.registry import Registry
 from anomaly_detector_ros.weights.sources import HuggingFaceSource, LocalSource
 
@@ -120,9 +122,10 @@ def test_a_model_that_users_provide(tmp_path: Path) -> None:
     (registry.directory("net") / "config.json").write_text("{}")
     assert registry.fetch("net") == registry.directory("net")
     # Undeclared, so what is computed from it is told apart by what the file holds.
-    first = weights_sha256("net", registry)
+    settings, loader = DenoiserSettings("net", (8, 8)), Loader(registry, torch.device("cpu"))
+    first = settings.sha256(loader)
     (registry.directory("net") / "config.json").write_text("{} ")
-    assert weights_sha256("net", registry) != first
+    assert settings.sha256(loader) != first
 
 
 def test_unreadable_registry(tmp_path: Path) -> None:

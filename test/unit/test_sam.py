@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +18,23 @@ from segment_anything.modeling import (
     ImageEncoderViT,
     MaskDecoder,
     PromptEncoder,
-    Sam,
     TwoWayTransformer,
 )
+from segment_anything.modeling import Sam as Network
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.segmentation.automatic import AutomaticSegmenter
+from anomaly_detector_ros.segmentation.anything import AutomaticSegmenter, PromptedSegmenter
+from anomaly_detector_ros.segmentation.base import SEGMENTERS, Segmenter
 from anomaly_detector_ros.segmentation.masks import RULES
-from anomaly_detector_ros.segmentation.prompted import PromptedSegmenter
-from anomaly_detector_ros.segmentation.sam import SamPointPredictor, load_sam, sam_generator
-from anomaly_detector_ros.segmentation.segmenters import make_segmenter
+from anomaly_detector_ros.segmentation.sam import Sam, SamPointPredictor, load_sam, sam_generator
+from anomaly_detector_ros.weights.loading import Loader
 from anomaly_detector_ros.weights.registry import Registry
 
 # A random network rates its masks anyhow.
 EVERY_MASK = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
 
 
-def _tiny_sam(checkpoint: None = None) -> Sam:
+def _tiny_sam(checkpoint: None = None) -> Network:
     """Segment Anything's parts at 64 pixels and 32 channels."""
     width, side, patch = 32, 64, 16
     grid = (side // patch, side // patch)
@@ -51,7 +52,7 @@ def _tiny_sam(checkpoint: None = None) -> Sam:
     # Unlike a trained network's, the logits of a random one hardly leave 0.
     for network in decoder.output_hypernetworks_mlps:
         torch.nn.init.normal_(network.layers[-1].weight, std=20.0)
-    return Sam(encoder, prompts, decoder).eval()
+    return Network(encoder, prompts, decoder).eval()
 
 
 @pytest.fixture
@@ -68,16 +69,21 @@ def image() -> np.ndarray:
     return cv2.resize(noise, (100, 60), interpolation=cv2.INTER_CUBIC)
 
 
-def _seeded(mask_threshold: float = 0.0) -> Sam:
+def _seeded(mask_threshold: float = 0.0) -> Network:
     torch.manual_seed(0)
     sam = _tiny_sam()
     sam.mask_threshold = mask_threshold
     return sam
 
 
-def _spots() -> Sam:
+def _spots() -> Network:
     """A network whose masks are so small that several differ: cut at 0 they fill the image."""
     return _seeded(mask_threshold=9.0)
+
+
+def make_segmenter(settings: dict[str, Any], registry: Registry) -> Segmenter | None:
+    loader = Loader(registry, torch.device("cpu"))
+    return SEGMENTERS.read({"name": "sam", **settings}).build(loader)
 
 
 def test_automatic_masks_are_the_official_generators(image: np.ndarray) -> None:
@@ -89,10 +95,13 @@ def test_automatic_masks_are_the_official_generators(image: np.ndarray) -> None:
         min_mask_region_area=8,
     )
     masks = [record["segmentation"] for record in official.generate(image)]
-    generator = sam_generator(_spots(), points_per_side=6, min_mask_region_area=8, **EVERY_MASK)
+    settings = Sam(
+        points_per_side=6, min_mask_region_area=8, min_area_fraction=0.002, **EVERY_MASK
+    )
+    generator = sam_generator(_spots(), settings)
     found = {}
     for name, rule in RULES.items():
-        segmenter = AutomaticSegmenter(generator, mask_rule=name, min_area_fraction=0.002)
+        segmenter = AutomaticSegmenter(generator, replace(settings, mask_rule=name))
         found[name] = segmenter.segment(image)
         np.testing.assert_array_equal(found[name], rule(masks, (60, 100), (0.002, 1.0)))
         assert found[name].dtype == np.int32
@@ -101,7 +110,7 @@ def test_automatic_masks_are_the_official_generators(image: np.ndarray) -> None:
 
 
 def test_the_defaults_are_the_papers() -> None:
-    generator = sam_generator(_seeded())
+    generator = sam_generator(_seeded(), Sam())
     official = SamAutomaticMaskGenerator(_seeded(), min_mask_region_area=200)
     differing = {
         key
@@ -110,16 +119,17 @@ def test_the_defaults_are_the_papers() -> None:
     }
     assert differing == {"points_per_batch"}
     np.testing.assert_array_equal(generator.point_grids[0], official.point_grids[0])
-    assert AutomaticSegmenter(generator).area_range == (0.001, 1.0)
+    assert Sam().min_area_fraction == 0.001
 
 
 def test_regions_below_the_area_are_removed(image: np.ndarray) -> None:
     def small_regions(min_mask_region_area: int) -> int:
-        generator = sam_generator(
-            _spots(), points_per_side=6, min_mask_region_area=min_mask_region_area, **EVERY_MASK
+        settings = Sam(
+            points_per_side=6, min_mask_region_area=min_mask_region_area, **EVERY_MASK
         )
+        generator = sam_generator(_spots(), settings)
         count = 0
-        for mask in AutomaticSegmenter(generator).masks(image):
+        for mask in AutomaticSegmenter(generator, settings).masks(image):
             _, _, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
             regions = stats[1:, cv2.CC_STAT_AREA]
             # A mask of nothing but small regions keeps its largest.
@@ -132,17 +142,16 @@ def test_regions_below_the_area_are_removed(image: np.ndarray) -> None:
 
 def test_filters_drop_masks(image: np.ndarray) -> None:
     def count(**settings: float) -> int:
-        generator = sam_generator(
-            _spots(), points_per_side=6, min_mask_region_area=0, **{**EVERY_MASK, **settings}
-        )
-        return len(AutomaticSegmenter(generator).masks(image))
+        own = Sam(points_per_side=6, min_mask_region_area=0, **{**EVERY_MASK, **settings})
+        return len(AutomaticSegmenter(sam_generator(_spots(), own), own).masks(image))
 
     assert 0 < count(stability_score_thresh=0.1) < count()
     assert count(pred_iou_thresh=1.0) == 0
 
 
 def test_an_image_without_masks_has_no_segments(image: np.ndarray) -> None:
-    segmenter = AutomaticSegmenter(sam_generator(_seeded(), points_per_side=2, pred_iou_thresh=1.0))
+    settings = Sam(points_per_side=2, pred_iou_thresh=1.0)
+    segmenter = AutomaticSegmenter(sam_generator(_seeded(), settings), settings)
     assert segmenter.segment(image).shape == (60, 100)
     assert not segmenter.segment(image).any()
 
@@ -167,7 +176,6 @@ def test_points_get_the_best_rated_of_three_masks(image: np.ndarray) -> None:
 
 def test_prompted_segments_cover_the_image(tiny: None, image: np.ndarray) -> None:
     segmenter = make_segmenter(
-        "sam",
         {
             "mode": "prompted",
             "model": "vit_b",
@@ -196,7 +204,7 @@ def test_prompted_segments_cover_the_image(tiny: None, image: np.ndarray) -> Non
 def test_random_weights_follow_their_seed(tiny: None, image: np.ndarray) -> None:
     def parameters(seed: int) -> torch.Tensor:
         settings = {"weights": "random", "seed": seed, "points_per_side": 2}
-        segmenter = make_segmenter("sam", settings, Registry.default())
+        segmenter = make_segmenter(settings, Registry.default())
         assert isinstance(segmenter, AutomaticSegmenter)
         return next(segmenter.generator.predictor.model.image_encoder.patch_embed.parameters())
 
@@ -234,13 +242,12 @@ def test_weights_from_a_file_and_from_the_registry(
     registry = Registry.from_file(tmp_path / "registry.yaml", cache=tmp_path / "cache")
     settings = {"model": "vit_l", "points_per_side": 4, "min_mask_region_area": 0, **EVERY_MASK}
     with pytest.raises(UserError, match="models fetch sam_vit_l"):
-        make_segmenter("sam", settings, registry)
+        make_segmenter(settings, registry)
     registry.fetch("sam_vit_l")
-    from_registry = make_segmenter("sam", settings, registry)
-    from_file = make_segmenter("sam", {**settings, "weights": str(path)}, Registry.default())
-    want = AutomaticSegmenter(
-        sam_generator(_seeded(), points_per_side=4, min_mask_region_area=0, **EVERY_MASK)
-    ).segment(image)
+    from_registry = make_segmenter(settings, registry)
+    from_file = make_segmenter({**settings, "weights": str(path)}, Registry.default())
+    own = Sam(points_per_side=4, min_mask_region_area=0, **EVERY_MASK)
+    want = AutomaticSegmenter(sam_generator(_seeded(), own), own).segment(image)
     assert want.any()
     for segmenter in (from_registry, from_file):
         assert segmenter is not None
@@ -277,16 +284,16 @@ def test_files_that_are_no_weights_are_refused(
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"points_per_side": 0}, "points_per_side 0"),
-        ({"min_mask_region_area": -1}, "min_mask_region_area -1"),
-        ({"pred_iou_thresh": 1.5}, "pred_iou_thresh 1.5: take 0 to 1"),
-        ({"stability_score_thresh": -0.1}, "stability_score_thresh -0.1"),
-        ({"min_area_fraction": 2.0}, "min_area_fraction 2.0"),
-        ({"mask_rule": "none"}, "mask_rule 'none'"),
-        ({"mode": "prompted", "max_prompts": 0}, "max_prompts 0"),
-        ({"mode": "prompted", "mask_rule": "none"}, "mask_rule 'none'"),
+        ({"points_per_side": 0}, "points_per_side is 0"),
+        ({"min_mask_region_area": -1}, "min_mask_region_area is -1"),
+        ({"pred_iou_thresh": 1.5}, "pred_iou_thresh is 1.5: it must be less than or equal to 1"),
+        ({"stability_score_thresh": -0.1}, "stability_score_thresh is -0.1"),
+        ({"min_area_fraction": 2.0}, "min_area_fraction is 2.0"),
+        ({"mask_rule": "none"}, "mask_rule is 'none'"),
+        ({"mode": "prompted", "max_prompts": 0}, "max_prompts is 0"),
+        ({"mode": "prompted", "mask_rule": "none"}, "mask_rule is 'none'"),
     ],
 )
 def test_settings_out_of_range(tiny: None, settings: dict[str, Any], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
-        make_segmenter("sam", {"weights": "random", **settings}, Registry.default())
+        make_segmenter({"weights": "random", **settings}, Registry.default())

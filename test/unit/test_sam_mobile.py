@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.segmentation.automatic import AutomaticSegmenter
-from anomaly_detector_ros.segmentation.masks import compare_rules
-from anomaly_detector_ros.segmentation.mobile_sam import MobileSamPredictor, mobile_sam_generator
-from anomaly_detector_ros.segmentation.segmenters import make_segmenter
+from anomaly_detector_ros.segmentation.anything import AutomaticSegmenter
+from anomaly_detector_ros.segmentation.masks import RULES
+from anomaly_detector_ros.segmentation.mobile_sam import (
+    MobileSam,
+    MobileSamPredictor,
+    mobile_sam_generator,
+)
+from anomaly_detector_ros.weights.loading import Loader
 from anomaly_detector_ros.weights.registry import Registry
 
 
 @pytest.fixture(scope="module")
 def segmenter() -> AutomaticSegmenter:
-    settings = {"mode": "automatic", "points_per_side": 4, "mask_rule": "smaller_wins"}
+    settings = MobileSam(mode="automatic", points_per_side=4, mask_rule="smaller_wins")
     try:
-        made = make_segmenter("mobile_sam", settings, Registry.default())
+        made = settings.build(Loader(Registry.default(), torch.device("cpu")))
     except UserError as error:
         pytest.skip(f"weights absent: {error}")
     assert isinstance(made, AutomaticSegmenter)
@@ -80,22 +87,23 @@ def test_segments_are_the_drawn_objects(
 
 
 def test_the_papers_rule_loses_the_window(found: list[np.ndarray]) -> None:
-    outcomes = compare_rules(found, (200, 320), (0.001, 1.0))
-    assert (outcomes["smaller_wins"].segments, outcomes["larger_first"].segments) == (4, 3)
-    assert outcomes["larger_first"].covered == outcomes["smaller_wins"].covered > 0.9
+    ids = {name: rule(found, (200, 320), (0.001, 1.0)) for name, rule in RULES.items()}
+    assert (ids["smaller_wins"].max(), ids["larger_first"].max()) == (4, 3)
+    covered = [float((each > 0).mean()) for each in ids.values()]
+    assert covered[0] == covered[1] > 0.9
 
 
 def test_the_grid_gives_what_its_points_give(
     predictor: MobileSamPredictor, scene: tuple[np.ndarray, list[np.ndarray]]
 ) -> None:
-    settings = {"points_per_side": 1, "min_mask_region_area": 0}
-    (record,) = mobile_sam_generator(predictor, **settings).generate(scene[0])
+    settings = MobileSam(mode="automatic", points_per_side=1, min_mask_region_area=0)
+    (record,) = mobile_sam_generator(predictor, settings).generate(scene[0])
     alone = predictor.predict_points(np.array([(160.0, 100.0)]))
     np.testing.assert_array_equal(record["segmentation"], alone.masks[0])
     assert record["predicted_iou"] == pytest.approx(alone.quality[0], abs=1e-6)
     assert record["stability_score"] == pytest.approx(alone.stability[0], abs=1e-6)
     # The filter looks at that stability: just above it nothing is left.
-    strict = mobile_sam_generator(
-        predictor, stability_score_thresh=min(1.0, record["stability_score"] + 1e-4), **settings
-    )
-    assert not AutomaticSegmenter(strict).segment(scene[0]).any()
+    least = min(1.0, record["stability_score"] + 1e-4)
+    strict = replace(settings, stability_score_thresh=least)
+    generator = mobile_sam_generator(predictor, strict)
+    assert not AutomaticSegmenter(generator, strict).segment(scene[0]).any()

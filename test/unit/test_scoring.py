@@ -7,7 +7,7 @@ import torch
 from anomaly_detector_ros.detection import frame_score
 from anomaly_detector_ros.distances.cosine import cosine_distance
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.segmentation.averaging import segment_average
+from anomaly_detector_ros.segmentation.base import SEGMENTERS, segment_average
 
 
 def test_cosine_distance_of_known_angles() -> None:
@@ -41,7 +41,7 @@ def test_segment_average_equals_a_plain_loop() -> None:
     for index in range(1, 7):
         if (segments == index).any():
             want[segments == index] = scores[segments == index].mean(dtype=np.float64)
-    got = segment_average(scores, segments)
+    got = segment_average(scores, segments, "raw")
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, want, rtol=1e-6)
     zero = segment_average(scores, segments, "zero")
@@ -51,16 +51,16 @@ def test_segment_average_equals_a_plain_loop() -> None:
 def test_segment_average_without_segments() -> None:
     scores = np.random.default_rng(1).random((5, 6), dtype=np.float32)
     none = np.zeros((5, 6), np.int32)
-    np.testing.assert_array_equal(segment_average(scores, none), scores)
+    np.testing.assert_array_equal(segment_average(scores, none, "raw"), scores)
     assert not segment_average(scores, none, "zero").any()
 
 
 def test_segment_average_refuses_what_does_not_fit() -> None:
     scores = np.zeros((4, 4), np.float32)
     with pytest.raises(UserError, match="shape"):
-        segment_average(scores, np.zeros((4, 5), np.int32))
-    with pytest.raises(UserError, match="raw or zero"):
-        segment_average(scores, np.zeros((4, 4), np.int32), "nan")
+        segment_average(scores, np.zeros((4, 5), np.int32), "raw")
+    with pytest.raises(UserError, match="uncovered is 'nan': it must be 'raw' or 'zero'"):
+        SEGMENTERS.read({"name": "none", "uncovered": "nan"})
 
 
 def test_frame_score_ignores_single_pixels_and_sees_small_objects() -> None:

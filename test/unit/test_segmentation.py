@@ -6,13 +6,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import helper
 
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.segmentation.anything import anomaly_peaks
+from anomaly_detector_ros.segmentation.base import SEGMENTERS, Segmenter
 from anomaly_detector_ros.segmentation.mobile_sam import MobileSamPredictor, encoder_input
-from anomaly_detector_ros.segmentation.prompts import anomaly_peaks
-from anomaly_detector_ros.segmentation.segmenters import make_segmenter, weights_needed
-from anomaly_detector_ros.segmentation.superpixels import SuperpixelSegmenter
+from anomaly_detector_ros.segmentation.superpixels import Superpixels
+from anomaly_detector_ros.weights.loading import Loader
 from anomaly_detector_ros.weights.registry import Registry
 
 
@@ -82,7 +84,7 @@ def test_superpixels_cover_the_image_and_follow_edges(shape: tuple[int, int]) ->
         int(f * n) for f, n in zip((0.3, 0.6, 0.25, 0.7), np.repeat(shape, 2), strict=True)
     )
     image[y0:y1, x0:x1] = (200, 180, 20)
-    segments = SuperpixelSegmenter(200).segment(image)
+    segments = Superpixels(count=200).segment(image)
     assert segments.dtype == np.int32
     assert segments.shape == shape
     ids = np.unique(segments)
@@ -99,54 +101,59 @@ def test_superpixels_cover_the_image_and_follow_edges(shape: tuple[int, int]) ->
 
 
 def test_superpixels_refuse_settings_out_of_range() -> None:
-    with pytest.raises(UserError, match="count 0"):
-        SuperpixelSegmenter(0)
+    for wrong in ({"count": 0}, {"compactness": 0}, {"max_side": 8}):
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            SEGMENTERS.read({"name": "superpixels", **wrong})
+
+
+def make_segmenter(**settings: Any) -> Segmenter | None:
+    return SEGMENTERS.read(settings).build(Loader(Registry.default(), torch.device("cpu")))
 
 
 def test_make_segmenter_by_name() -> None:
-    registry = Registry.default()
-    assert make_segmenter("none", {"name": "none", "uncovered": "raw"}, registry) is None
-    superpixels = make_segmenter("superpixels", {"name": "superpixels", "count": 9}, registry)
+    assert make_segmenter(name="none", uncovered="raw") is None
+    superpixels = make_segmenter(name="superpixels", count=9)
     assert superpixels is not None
     assert not superpixels.needs_map
     segments = superpixels.segment(np.zeros((60, 60, 3), np.uint8), np.zeros((60, 60), np.float32))
     assert segments.min() == 1
     assert segments.max() <= 16
-    with pytest.raises(UserError, match="'sam3': unknown: take one of mobile_sam"):
-        make_segmenter("sam3", {}, registry)
+    with pytest.raises(UserError, match=r"unknown segmenter 'sam3'.*: choose one of mobile_sam"):
+        make_segmenter(name="sam3")
 
 
 @pytest.mark.parametrize(
     ("name", "settings", "complaint"),
     [
-        ("superpixels", {"counts": 9}, "superpixels: unknown setting counts: take compactness"),
-        ("superpixels", {"count": "many"}, "count 'many': take a whole number"),
-        ("none", {"count": 9}, "none: unknown setting count: take none"),
-        ("mobile_sam", {"mode": "grid"}, "mode 'grid': take one of automatic, prompted"),
-        ("mobile_sam", {"points_per_side": 8}, "mode prompted: unknown setting points_per_side"),
-        ("mobile_sam", {"max_prompts": True}, "max_prompts True: take a whole number"),
-        ("sam", {"max_prompts": 8}, "sam, mode automatic: unknown setting max_prompts"),
-        ("sam", {"points_per_side": 8.5}, "points_per_side 8.5: take a whole number"),
-        ("sam", {"model": "vit_g"}, "model 'vit_g': take one of vit_h, vit_l, vit_b"),
-        ("sam", {"mode": "prompted", "min_quality": "high"}, "'high': take a number"),
+        ("superpixels", {"counts": 9}, "superpixels has no setting 'counts'"),
+        ("superpixels", {"count": "many"}, "count is 'many': it must be a valid integer"),
+        ("none", {"count": 9}, "none has no setting 'count'"),
+        ("mobile_sam", {"mode": "grid"}, "mode is 'grid': it must be 'automatic' or 'prompted'"),
+        ("mobile_sam", {"points_per_side": 8}, "mode prompted has no setting points_per_side"),
+        ("mobile_sam", {"max_prompts": True}, "max_prompts is True: give a number"),
+        ("sam", {"max_prompts": 8}, "sam: mode automatic has no setting max_prompts"),
+        ("sam", {"points_per_side": 8.5}, "points_per_side is 8.5: it must be a valid integer"),
+        ("sam", {"model": "vit_g"}, "model is 'vit_g': it must be 'vit_h', 'vit_l' or 'vit_b'"),
+        ("sam", {"mode": "prompted", "min_quality": "high"}, "min_quality is 'high'"),
         ("sam", {"seed": 3}, "seed: only with 'weights: random'"),
     ],
 )
 def test_settings_are_strict(name: str, settings: dict[str, Any], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
-        make_segmenter(name, settings, Registry.default())
+        make_segmenter(name=name, **settings)
 
 
 def test_weights_needed_by_settings() -> None:
-    assert weights_needed("none", {"uncovered": "raw"}) == []
-    assert weights_needed("superpixels", {"count": 9}) == []
-    assert weights_needed("mobile_sam", {"name": "mobile_sam"}) == ["mobile_sam"]
-    assert weights_needed("mobile_sam", {"mode": "automatic"}) == ["mobile_sam"]
-    assert weights_needed("sam", {"name": "sam"}) == ["sam_vit_h"]
-    assert weights_needed("sam", {"mode": "prompted", "model": "vit_b"}) == ["sam_vit_b"]
-    assert weights_needed("sam", {"model": "vit_b", "weights": "random"}) == []
-    with pytest.raises(UserError, match="'sam3': unknown"):
-        weights_needed("sam3", {})
+    for settings, models in (
+        ({"name": "none", "uncovered": "raw"}, []),
+        ({"name": "superpixels", "count": 9}, []),
+        ({"name": "mobile_sam"}, ["mobile_sam"]),
+        ({"name": "mobile_sam", "mode": "automatic"}, ["mobile_sam"]),
+        ({"name": "sam"}, ["sam_vit_h"]),
+        ({"name": "sam", "mode": "prompted", "model": "vit_b"}, ["sam_vit_b"]),
+        ({"name": "sam", "model": "vit_b", "weights": "random"}, []),
+    ):
+        assert SEGMENTERS.read(settings).models() == models
 
 
 def test_files_that_are_no_networks_are_refused(tmp_path: Path) -> None:

@@ -3,14 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.segmentation.masks import (
     RULES,
     MaskRule,
-    RuleOutcome,
-    compare_rules,
     larger_first,
-    rule_by_name,
     smaller_wins,
 )
 
@@ -62,12 +58,6 @@ def test_nested_masks_side_by_side() -> None:
     np.testing.assert_array_equal(by_rule["larger_first"], _expected((stone, 1), (field, 2)))
     assert by_rule["larger_first"].dtype == by_rule["smaller_wins"].dtype == np.int32
 
-    share = (10 * 30 + 3 * 3) / 600
-    assert compare_rules(masks, SIZE, (0.001, 1.0)) == {
-        "larger_first": RuleOutcome(segments=2, vanished=2, covered=share),
-        "smaller_wins": RuleOutcome(segments=4, vanished=0, covered=share),
-    }
-
 
 def test_equal_areas_go_by_order() -> None:
     left, right = _rectangle(0, 4, 0, 6), _rectangle(0, 4, 3, 9)
@@ -112,8 +102,6 @@ def test_no_masks_no_segments(rule: MaskRule) -> None:
     assert not segments.any()
     # An empty mask is none either.
     assert not rule([np.zeros(SIZE, bool)], SIZE, (0.0, 1.0)).any()
-    nothing = RuleOutcome(segments=0, vanished=0, covered=0.0)
-    assert set(compare_rules([np.zeros(SIZE, bool)], SIZE).values()) == {nothing}
 
 
 @every_rule
@@ -122,9 +110,3 @@ def test_an_array_of_masks_does_as_well_as_a_list(rule: MaskRule) -> None:
     np.testing.assert_array_equal(
         rule(np.stack(masks), SIZE, (0.0, 1.0)), rule(masks, SIZE, (0.0, 1.0))
     )
-
-
-def test_rules_by_name() -> None:
-    assert rule_by_name("larger_first") is larger_first
-    with pytest.raises(UserError, match="'largest': unknown: take larger_first or smaller_wins"):
-        rule_by_name("largest")

@@ -92,8 +92,9 @@ def test_a_grid_stands_for_all_combinations_each_once(listed):
 
 
 def test_settings_of_one_name_are_told_apart_by_their_part(listed):
-    variants = listed({"sampler.seed": 1, "segmenter.seed": 2})
-    assert variants[1].name == "sampler seed 1, segmenter seed 2"
+    random = {"features.name": "dino", "features.weights": "random"}
+    variants = listed({"sampler.seed": 1, "features.seed": 2, **random})
+    assert variants[1].name.startswith("sampler seed 1, features seed 2, ")
 
 
 def test_models_of_one_directory_name_are_told_apart_by_their_path(listed, tiny_model, tmp_path):
@@ -118,7 +119,7 @@ def test_values_that_look_alike_when_rounded_are_told_apart(listed):
     [
         ({"steps": [1, 2]}, "write PART.SETTING, as in sampler.steps"),
         ({"sampla.steps": [1]}, "unknown part 'sampla'"),
-        ({"denoiser.size": [16, 24]}, r"write a list of sizes, for example \[\[96, 176\]\]"),
+        ({"denoiser.size": [16, 24]}, "size is 16: it must be a valid tuple"),
         ({"denoiser.model": "/nowhere/step_*"}, "matches no directory"),
     ],
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anomaly_detector_ros.distances.cosine import cosine_distance
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.features.featup import JbuStack, UpsampledFeatures
+from anomaly_detector_ros.features.featup import FeatUpUpsampler, JbuStack, UpsampledFeatures
 from anomaly_detector_ros.features.preprocessing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -19,13 +19,12 @@ from anomaly_detector_ros.features.preprocessing import (
     resize,
 )
 from anomaly_detector_ros.features.upsampling import (
-    FeatUpUpsampler,
-    make_upsampler,
+    UPSAMPLERS,
+    Upsampler,
     upsample_bilinear,
     upsample_nearest,
-    upsampler_names,
-    weights_needed,
 )
+from anomaly_detector_ros.weights.loading import Loader
 from anomaly_detector_ros.weights.registry import Registry
 
 CHANNELS = 6
@@ -59,9 +58,13 @@ def _inputs(size: tuple[int, int] = (48, 64)) -> tuple[Tensor, Tensor, Tensor, T
     return features[:1], features[1:], images[:1], images[1:]
 
 
+def make_upsampler(settings: dict, registry: Registry) -> Upsampler:
+    return UPSAMPLERS.read(settings).build(Loader(registry, torch.device("cpu")))
+
+
 def test_bilinear_enlarges_the_distances_of_the_grid(nothing: Registry) -> None:
     original, edits, *images = _inputs()
-    found = make_upsampler("bilinear", {"name": "bilinear"}, nothing, "cpu").distance(
+    found = make_upsampler({"name": "bilinear"}, nothing).distance(
         original, edits, *images, (50, 70)
     )
     distances = cosine_distance(original.expand_as(edits), edits)
@@ -71,7 +74,7 @@ def test_bilinear_enlarges_the_distances_of_the_grid(nothing: Registry) -> None:
 
 def test_none_repeats_the_distances_of_the_grid(nothing: Registry) -> None:
     original, edits, *images = _inputs()
-    found = make_upsampler("none", {}, nothing, "cpu").distance(original, edits, *images, (12, 8))
+    found = make_upsampler({"name": "none"}, nothing).distance(original, edits, *images, (12, 8))
     distances = cosine_distance(original.expand_as(edits), edits)
     assert torch.equal(found, distances.repeat_interleave(4, 1).repeat_interleave(2, 2))
     # Pixel centres decide: those at 1/10, 3/10, 5/10 of three cells lie in cells 0, 0, 1.
@@ -155,7 +158,7 @@ def test_featup_wants_a_grid_of_two_cells(stack: JbuStack) -> None:
 def test_featup_is_made_from_a_path(stack: JbuStack, checkpoint: Path, nothing: Registry) -> None:
     inputs = _inputs()
     settings = {"name": "featup", "weights": str(checkpoint), "tile": 32, "fixup": False}
-    made = make_upsampler("featup", settings, nothing, "cpu").distance(*inputs, (48, 64))
+    made = make_upsampler(settings, nothing).distance(*inputs, (48, 64))
     expected = FeatUpUpsampler(stack, fixup=False).distance(*inputs, (48, 64))
     torch.testing.assert_close(made, expected, rtol=0, atol=1e-5)
 
@@ -170,36 +173,37 @@ def test_featup_is_made_from_the_registry(
         "sha256": hashlib.sha256(content).hexdigest(),
         "sources": [{"local": str(checkpoint)}],
     }
-    (name,) = weights_needed("featup", {"name": "featup"})
+    (name,) = UPSAMPLERS.read({"name": "featup"}).models()
     entry = {"title": "JBU", "licence": "MIT", "project": "none", "files": [file]}
     (tmp_path / "registry.yaml").write_text(yaml.safe_dump({"models": {name: entry}}))
     registry = Registry.from_file(tmp_path / "registry.yaml", cache=tmp_path / "cache")
     with pytest.raises(UserError, match=name):
-        make_upsampler("featup", {}, registry, "cpu")
+        make_upsampler({"name": "featup"}, registry)
     registry.fetch(name)
     inputs = _inputs()
-    made = make_upsampler("featup", {}, registry, "cpu").distance(*inputs, (48, 64))
+    made = make_upsampler({"name": "featup"}, registry).distance(*inputs, (48, 64))
     assert torch.equal(made, FeatUpUpsampler(stack).distance(*inputs, (48, 64)))
 
 
 def test_weights_needed() -> None:
-    assert weights_needed("bilinear", {"name": "bilinear"}) == []
-    assert weights_needed("none", {}) == []
-    assert weights_needed("featup", {"tile": 64}) == ["featup_maskclip_jbu"]
-    assert weights_needed("featup", {"weights": "some/file.ckpt"}) == []
-    with pytest.raises(UserError, match="take one of bilinear, featup, none"):
-        weights_needed("bicubic", {})
+    for settings, models in (
+        ({"name": "bilinear"}, []),
+        ({"name": "none"}, []),
+        ({"name": "featup", "tile": 64}, ["featup_maskclip_jbu"]),
+        ({"name": "featup", "weights": "some/file.ckpt"}, []),
+    ):
+        assert UPSAMPLERS.read(settings).models() == models
 
 
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("bicubic", {}, "upsampler 'bicubic': unknown: take one of bilinear, featup, none"),
-        ("bilinear", {"tile": 64}, "upsampler bilinear: unknown setting tile: take none"),
-        ("featup", {"size": 3}, "unknown setting size: take fixup, tile, weights"),
-        ("featup", {"tile": 8}, "tile 8: give at least 16 pixels"),
-        ("featup", {"tile": "big"}, "tile 'big': give at least 16 pixels"),
-        ("featup", {"fixup": "yes"}, "fixup 'yes': give true or false"),
+        ("bicubic", {}, "unknown upsampler 'bicubic'.*: choose one of bilinear, featup, none"),
+        ("bilinear", {"tile": 64}, "upsampler bilinear has no setting 'tile'"),
+        ("featup", {"size": 3}, "has no setting 'size'.*: known are weights, fixup, tile"),
+        ("featup", {"tile": 8}, "tile is 8: it must be greater than or equal to 16"),
+        ("featup", {"tile": "big"}, "tile is 'big': it must be a valid integer"),
+        ("featup", {"fixup": "perhaps"}, "fixup is 'perhaps': it must be a valid boolean"),
         ("featup", {"weights": "/no/such.ckpt"}, "/no/such.ckpt: no such weights file"),
     ],
 )
@@ -209,5 +213,5 @@ def test_bad_settings_are_named(
     if name == "featup":
         settings = {"weights": str(checkpoint), **settings}
     with pytest.raises(UserError, match=message):
-        make_upsampler(name, settings, nothing, "cpu")
-    assert upsampler_names() == ["bilinear", "featup", "none"]
+        make_upsampler({"name": name, **settings}, nothing)
+    assert UPSAMPLERS.names() == ["bilinear", "featup", "none"]

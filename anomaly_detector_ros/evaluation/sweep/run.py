@@ -16,7 +16,6 @@ from torch import Tensor
 from anomaly_detector_ros.benchmarking.rate import pass_flops
 from anomaly_detector_ros.benchmarking.timing import Passes, counting
 from anomaly_detector_ros.detector import Detector
-from anomaly_detector_ros.distances.base import DISTANCES
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.evaluation.cached import CachedParts
 from anomaly_detector_ros.evaluation.fits import DistanceFits
@@ -207,7 +206,7 @@ class _Refitted(Synthesis):
 
 
 def _is_fitted(profile: Profile) -> bool:
-    return DISTANCES.read(profile.distance).fitted
+    return profile.parts.distance.fitted
 
 
 def _fitted_on(variants: Sequence[Variant], fits: DistanceFits | None) -> dict[str, int]:

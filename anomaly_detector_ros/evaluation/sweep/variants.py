@@ -64,11 +64,6 @@ def load_variants(file: Path, profile: str) -> list[Variant]:
     for grid in grids:
         for changes in _combinations(grid):
             changed = load_profile(profile, overrides=_nested(changes, file))
-            if not _is_size(changed.denoiser["size"]):
-                raise UserError(
-                    f"'{file}': denoiser.size {changed.denoiser['size']} is not a height and a "
-                    "width: write a list of sizes, for example [[96, 176]]"
-                )
             if all(changed != other.profile for other in variants):
                 variants.append(Variant(_name(changes, varied), changes, changed))
     return [
@@ -129,11 +124,6 @@ def _nested(changes: Changes, file: Path) -> dict[str, dict[str, Any]]:
             raise UserError(f"'{file}' varies '{name}': write PART.SETTING, as in sampler.steps")
         nested.setdefault(part, {})[setting] = value
     return nested
-
-
-def _is_size(value: Any) -> bool:
-    whole = isinstance(value, (list, tuple)) and all(type(side) is int for side in value)
-    return whole and len(value) == 2
 
 
 def _name(changes: Changes, varied: Mapping[str, list[Any]]) -> str:

@@ -281,11 +281,9 @@ def with_overrides(profile: Profile, overrides: Mapping[str, Settings]) -> Profi
         changed = replace(changed, **{part: dict(new)})  # type: ignore[arg-type]
     if overrides.keys() & {"sampler", "features", "upsampler"}:
         changed = replace(changed, distance={"name": "cosine"}, calibration={})
-    if changed.features["name"] != profile.features["name"] and (
-        changed.upsampler["name"] == "featup"
-    ):
-        # Its last projection is trained for the profile's features, whatever the width.
-        changed = replace(changed, upsampler={**changed.upsampler, "fixup": False})
+    if changed.features["name"] != profile.features["name"]:
+        upsampler = {**changed.upsampler, **changed.parts.upsampler.for_other_features()}
+        changed = replace(changed, upsampler=upsampler)
     return changed
 
 

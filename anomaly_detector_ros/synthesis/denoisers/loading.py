@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Gt
@@ -15,10 +15,11 @@ from anomaly_detector_ros.synthesis.denoisers.base import Denoiser
 from anomaly_detector_ros.synthesis.denoisers.onnx import NETWORK, OnnxDenoiser
 from anomaly_detector_ros.synthesis.denoisers.unet import DiffusersDenoiser, UnetDenoiser
 from anomaly_detector_ros.synthesis.inference import ready
+from anomaly_detector_ros.weights.loading import Weighted
 
 
 @dataclass(frozen=True)
-class DenoiserSettings:
+class DenoiserSettings(Weighted):
     """A profile's ``denoiser``.
 
     Attributes:
@@ -30,8 +31,12 @@ class DenoiserSettings:
 
     model: str
     size: tuple[Annotated[int, Gt(0)], Annotated[int, Gt(0)]]
-    dtype: str = "auto"
-    compile: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    compile: Literal["auto", "none", "graph", "compile"] = "auto"
+
+    def weights_used(self) -> tuple[str, ...]:
+        """See `Weighted`."""
+        return (self.model,)
 
 
 def load_denoiser(
