@@ -66,6 +66,12 @@ def test_commands_exist_with_their_options(page: str, words: list[str]) -> None:
     assert {word for word in words if word.startswith("--")} <= known
 
 
+def test_every_command_has_a_line_and_every_line_a_command() -> None:
+    lines = re.findall(r"^\| (`.+?) \| ", (ROOT / "docs" / "commands.md").read_text(), re.M)
+    told = {(cell.split("`")[1].split()[0]) for cell in lines}
+    assert told == set(typer.main.get_command(app).commands)
+
+
 def test_the_readmes_python_runs(
     light_profile: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
