@@ -113,7 +113,7 @@ class Editor:
             sampler = replace(sampler, clip=False)
         points = space.encode(inputs)
         noise, generator = self._initial_noise(points.shape[1:])
-        watched = _Watched(denoiser)
+        watched = _Watched(denoiser, torch.isfinite(points).all())
         edits = sampler(
             watched,
             points.repeat_interleave(len(noise), 0),
@@ -140,14 +140,14 @@ class _Watched:
     """A denoiser that notes whether all its values were finite: clipped, infinity looks like one.
 
     Attributes:
-        finite: bool (), on the images' device, where nothing has to wait for it.
+        finite: bool (), whether they and those before were; on the samples' device, where nothing
+            has to wait for it.
     """
 
-    def __init__(self, denoiser: Denoiser) -> None:
-        self._denoiser, self.schedule = denoiser, denoiser.schedule
-        self.finite = torch.tensor(True)
+    def __init__(self, denoiser: Denoiser, finite: Tensor) -> None:
+        self._denoiser, self.schedule, self.finite = denoiser, denoiser.schedule, finite
 
     def __call__(self, x: Tensor, t: int) -> Tensor:
         x0 = self._denoiser(x, t)
-        self.finite = torch.isfinite(x0.detach()).all() & self.finite.to(x0.device)
+        self.finite = self.finite & torch.isfinite(x0.detach()).all()
         return x0

@@ -13,6 +13,7 @@ from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.synthesis.autoencoder import Autoencoder
 from anomaly_detector_ros.synthesis.denoisers.inpainting import InpaintingUnet
 from anomaly_detector_ros.synthesis.denoisers.loading import load_denoiser
+from anomaly_detector_ros.synthesis.denoisers.onnx_export import export_denoiser
 from anomaly_detector_ros.synthesis.editor import Editor
 from anomaly_detector_ros.synthesis.gaussian import GaussianDenoiser
 from anomaly_detector_ros.synthesis.schedule import Schedule
@@ -154,3 +155,9 @@ def test_the_shipped_autoencoder_gives_pictures_back() -> None:
     error = ((space.decode(latents) - scene) / 2).square().mean()
     assert -10 * error.log10() > 22
     assert 0.1 < latents.std() < 3
+
+
+def test_an_export_holds_no_autoencoder(latent_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="latents, which an export does not hold"):
+        export_denoiser(latent_model, tmp_path / "export", size=SIZE)
+    assert not (tmp_path / "export").exists()

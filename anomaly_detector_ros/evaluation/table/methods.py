@@ -270,10 +270,8 @@ def with_overrides(profile: Profile, overrides: Mapping[str, Settings]) -> Profi
         if part == "features":
             new = _other_features(old, settings)
         elif part == "sampler":
-            ratio = (
-                GUIDANCE_SCALES[settings["guidance"]]
-                / GUIDANCE_SCALES[old.get("guidance", "reverse")]
-            )
+            known = GUIDANCE_SCALES.get(old.get("guidance", "reverse"), GUIDANCE_SCALES["reverse"])
+            ratio = GUIDANCE_SCALES[settings["guidance"]] / known
             scale = float(old.get("guidance_scale", 0.0)) * ratio
             new = {**old, **settings, "guidance_scale": scale}
         else:

@@ -21,6 +21,7 @@ from anomaly_detector_ros.runtime.files import hash_file, replace_file
 from anomaly_detector_ros.synthesis.denoisers.loading import load_denoiser
 from anomaly_detector_ros.synthesis.denoisers.onnx import CONFIG, NETWORK, open_network, predict
 from anomaly_detector_ros.synthesis.denoisers.unet import UnetDenoiser
+from anomaly_detector_ros.synthesis.spaces import PIXELS
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -54,6 +55,11 @@ def export_denoiser(
     denoiser = load_denoiser(directory)
     if not isinstance(denoiser, UnetDenoiser):
         raise UserError(f"'{directory}' is an export already: give the model it was made from")
+    if denoiser.space is not PIXELS:
+        raise UserError(
+            f"'{directory}' works on an autoencoder's latents, which an export does not hold: give "
+            "a model that works on pixels"
+        )
     unet, schedule = denoiser.unet, denoiser.schedule
     config: dict[str, Any] = {
         "_class_name": "OnnxDenoiser",
