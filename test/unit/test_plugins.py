@@ -8,12 +8,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import yaml
 
 from anomaly_detector_ros.baselines.base import BASELINES
 from anomaly_detector_ros.cli.main import main
 from anomaly_detector_ros.detector import Detector
+from anomaly_detector_ros.distances.base import DISTANCES
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.evaluation.datasets.base import DATASETS
+from anomaly_detector_ros.features.base import FEATURES
+from anomaly_detector_ros.segmentation.base import SEGMENTERS
 from anomaly_detector_ros.synthesis.guidance import GUIDANCES
 from anomaly_detector_ros.synthesis.samplers import SAMPLERS
 
@@ -83,6 +87,8 @@ class Blend(Sampler):
 TOY_GUIDANCE = """
 from dataclasses import dataclass
 
+from anomaly_detector_ros.features.base import FEATURES
+from anomaly_detector_ros.segmentation.base import SEGMENTERS
 from anomaly_detector_ros.synthesis.guidance import GUIDANCES, Guidance
 
 
@@ -99,10 +105,107 @@ class Back(Guidance):
 """
 
 
+TOY_DISTANCE = """
+from dataclasses import dataclass
+
+import torch
+
+from anomaly_detector_ros.distances.base import DISTANCES, DistanceSettings
+
+
+@DISTANCES.register("from_mean")
+@dataclass(frozen=True)
+class FromMean(DistanceSettings):
+    fitted = True
+    vectors: int = 100
+
+    def build(self, learnt):
+        return FromMeanDistance(learnt["mean"])
+
+    def collect(self, images, sets):
+        return {"mean": images.sample(self.vectors).mean(0)}
+
+    def fit(self, collected):
+        return FromMeanDistance(torch.stack([each["mean"] for each in collected]).mean(0))
+
+
+class FromMeanDistance:
+    full_resolution = True
+
+    def __init__(self, mean):
+        self.mean = mean
+
+    def __call__(self, original, edits):
+        return (original.float() - self.mean[:, None, None]).norm(dim=1)
+
+    def anomaly(self, maps):
+        return maps[0]
+
+    def spread(self, maps):
+        return torch.zeros_like(maps[0])
+
+    def to(self, device):
+        return FromMeanDistance(self.mean.to(device))
+
+    def tensors(self):
+        return {"mean": self.mean}
+"""
+
+TOY_FEATURES = """
+from dataclasses import dataclass
+
+from anomaly_detector_ros.features.base import FEATURES, FeatureSettings
+
+
+@FEATURES.register("luminance")
+@dataclass(frozen=True, kw_only=True)
+class Luminance(FeatureSettings):
+    gain: float = 1.0
+
+    def extractor(self, loader, input_size):
+        return LuminanceFeatures(self.gain)
+
+
+class LuminanceFeatures:
+    channels = stride = 1
+
+    def __init__(self, gain):
+        self.gain = gain
+
+    def extract(self, images):
+        return self.gain * images.float().mean(1, keepdim=True)
+"""
+
+TOY_SEGMENTER = """
+from dataclasses import dataclass
+
+import numpy as np
+
+from anomaly_detector_ros.segmentation.base import SEGMENTERS, SegmenterSettings
+
+
+@SEGMENTERS.register("stripes")
+@dataclass(frozen=True, kw_only=True)
+class Stripes(SegmenterSettings):
+    count: int = 4
+    needs_map = False
+
+    def build(self, loader):
+        return self
+
+    def segment(self, image, anomaly_map):
+        rows = np.arange(image.shape[0]) * self.count // image.shape[0] + 1
+        return np.repeat(rows[:, None], image.shape[1], 1).astype(np.int32)
+"""
+
+
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other tests list the parts that this package has."""
-    for registry in (DATASETS, BASELINES, SAMPLERS, GUIDANCES):
+    for registry in (
+        *(DATASETS, BASELINES, SAMPLERS, GUIDANCES),
+        *(DISTANCES, FEATURES, SEGMENTERS),
+    ):
         registry.names()  # once complete, built-in parts are not imported again
         monkeypatch.setattr(registry, "_classes", dict(registry._classes))
 
@@ -171,3 +274,38 @@ def test_a_guidance_from_a_file(light_profile: str, tmp_path: Path) -> None:
     image = np.full((16, 24, 3), (60, 110, 80), np.uint8)
     detector = Detector.from_profile(light_profile, offline=True, overrides=overrides)
     assert np.array_equal(detector.detect(image).edited, image)
+
+
+def test_detect_takes_a_distance_features_and_a_segmenter_from_files(
+    moss: Path, light_profile: str, tmp_path: Path
+) -> None:
+    """A distance that is fitted; all files are named relative to the profile's."""
+    for name, content in (
+        ("distance", TOY_DISTANCE), ("features", TOY_FEATURES), ("segmenter", TOY_SEGMENTER),
+    ):  # fmt: skip
+        (tmp_path / f"{name}.py").write_text(content)
+    (own,) = yaml.safe_load(Path(light_profile).read_text()).values()
+    own |= {
+        "features": {"name": "features.py:luminance", "gain": 2.0},
+        "distance": {"name": "./distance.py:from_mean", "vectors": 50},
+        "segmenter": {"name": "segmenter.py:stripes", "count": 3},
+        "threshold": 0.95,
+    }
+    profile, calibration = tmp_path / "mine.yaml", tmp_path / "mine.safetensors"
+    profile.write_text(yaml.safe_dump({"mine": own}))
+    common = ("--profile", profile, "--device", "cpu", "--offline")
+    run(
+        "calibrate", "--data", moss / "north", "--holdout", 0, "--output", calibration, *common
+    )  # fmt: skip
+    own["calibration"] = {"file": calibration.name}
+    profile.write_text(yaml.safe_dump({"mine": own}))
+    output = tmp_path / "out"
+    run("detect", moss / "south" / "0.png", moss / "north" / "1.png", "--output", output, *common)
+    strange, nominal = (np.load(output / f"{index}_heatmap.npy") for index in (0, 1))
+    for rows in (slice(16), slice(16, 32), slice(32, 48)):
+        assert len(np.unique(strange[rows])) == 1
+    assert strange[20, 0] > 0.999 > nominal.max()
+    own["segmenter"]["cuont"] = 4
+    profile.write_text(yaml.safe_dump({"mine": own}))
+    with pytest.raises(UserError, match=r"stripes has no setting 'cuont' \(did you mean 'count'"):
+        Detector.from_profile(str(profile), offline=True)
