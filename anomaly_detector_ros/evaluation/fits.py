@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,46 +27,44 @@ from anomaly_detector_ros.fitting import NominalFiles
 from anomaly_detector_ros.profiles import Profile
 from anomaly_detector_ros.runtime.progress import Progress, silent
 
+VECTORS = 50_000
+"""Feature vectors drawn for a baseline, as many as the paper's."""
 IMAGES = 40
 """How many nominal images, evenly spread, a distance that looks at edits is fitted on."""
 
 
-class BaselineFits:
-    """Fits baselines, each once per feature space and set of training images.
+class Fits:
+    """Fits baselines and distances to nominal images.
 
     Args:
-        images: nominal training images.
-        count: feature vectors drawn from them.
+        images: nominal images: baselines, and distances that look at no edits, take all of them.
         progress: called with (done, total, what is being done).
     """
 
     def __init__(
-        self,
-        parts: CachedParts,
-        images: Sequence[Path],
-        *,
-        count: int = 50_000,
-        seed: int = 0,
-        progress: Progress = silent,
+        self, parts: CachedParts, images: Sequence[Path], seed: int, progress: Progress = silent
     ) -> None:
         self.parts, self.cache, self.images = parts, parts.cache, list(images)
-        self.count, self.seed, self.progress = count, seed, progress
-        self._data_key: str | None = None
+        self.seed, self.progress = seed, progress
 
-    def __call__(self, name: str, features: Mapping[str, Any]) -> tuple[FittedBaseline, Any]:
+    def baseline(self, name: str, features: Mapping[str, Any]) -> tuple[FittedBaseline, Any]:
         """The baseline fitted on the extractor that ``features`` describes, and its key.
 
         Raises:
-            UserError: there are no training images.
+            UserError: there are no nominal images.
         """
         if not self.images:
             raise UserError(f"{name} is fitted on nominal images: give --train-root")
-        if self._data_key is None:
-            self._data_key = files_digest(self.images)
-        seen = self.parts.part_key(FEATURES.read(features))
-        space = [seen, self._data_key, self.count, self.seed]
         method = BASELINES.read({"name": name})
-        key = [method.name, asdict(method), space]
+        space = [
+            self.parts.part_key(FEATURES.read(features)),
+            self._images_digest,
+            VECTORS,
+            self.seed,
+        ]
+        # Its code too: a baseline of one's own is edited between runs.
+        code = files_digest([Path(inspect.getfile(type(method)))])
+        key = [method.name, asdict(method), code, space]
         file = self.cache.path("baselines", key, ".safetensors")
         with PartialState().main_process_first():
             if not file.is_file():
@@ -73,54 +73,13 @@ class BaselineFits:
                 self.cache.keep(file, fitted.save)
         return FittedBaseline.load(file), key
 
-    def _vectors(self, features: Mapping[str, Any], space: Any) -> Tensor:
-        """Feature vectors (N, C) of the training images, the same ones for every baseline."""
-
-        def compute() -> Any:
-            extractor = self.parts.plain_features(FEATURES.read(features))
-            return sample_features(
-                extractor,
-                self.images,
-                self.count,
-                self.seed,
-                lambda done: self.progress(done, len(self.images), "training features"),
-            ).numpy()
-
-        return torch.from_numpy(self.cache.array("vectors", space, compute))
-
-
-class DistanceFits:
-    """Fits the distance of a profile to nominal images, each once.
-
-    Args:
-        images: nominal images: all of them, or `IMAGES` where they must be edited.
-        progress: called with (done, total, what is being done).
-    """
-
-    def __init__(
-        self,
-        parts: CachedParts,
-        images: Sequence[Path],
-        seed: int = 0,
-        progress: Progress = silent,
-    ) -> None:
-        self.parts, self.seed, self.progress = parts, seed, progress
-        self._images = images
-
-    def images(self, profile: Profile) -> list[Path]:
-        """Those that the profile's distance is fitted on."""
-        if not profile.parts.distance.collects_edits:
-            return list(self._images)
-        chosen = np.unique(np.linspace(0, len(self._images) - 1, IMAGES).round().astype(int))
-        return [self._images[i] for i in chosen]
-
-    def __call__(self, profile: Profile) -> tuple[Distance, Any]:
-        """The distance, and what it was fitted on and for, as a key.
+    def distance(self, profile: Profile) -> tuple[Distance, Any]:
+        """The profile's distance, and what it was fitted on and for, as a key.
 
         Raises:
             UserError: images that are all alike.
         """
-        settings, files = profile.parts.distance, self.images(profile)
+        settings, files = profile.parts.distance, self.distance_images(profile)
         if settings.collects_edits:
             plain = replace(
                 profile, distance={"name": "cosine"}, calibration={}, segmenter={"name": "none"}
@@ -141,6 +100,32 @@ class DistanceFits:
     def _collect(self, profile: Profile, files: Sequence[Path]) -> Tensors:
         images = _CachedEdits(profile, self.parts, files, self.seed, self.progress)
         return profile.parts.distance.collect(images, 1)
+
+    def distance_images(self, profile: Profile) -> list[Path]:
+        """Those that the profile's distance is fitted on."""
+        if not profile.parts.distance.collects_edits:
+            return self.images
+        chosen = np.unique(np.linspace(0, len(self.images) - 1, IMAGES).round().astype(int))
+        return [self.images[i] for i in chosen]
+
+    @cached_property
+    def _images_digest(self) -> str:
+        return files_digest(self.images)
+
+    def _vectors(self, features: Mapping[str, Any], space: Any) -> Tensor:
+        """Feature vectors (N, C) of the training images, the same ones for every baseline."""
+
+        def compute() -> Any:
+            extractor = self.parts.plain_features(FEATURES.read(features))
+            return sample_features(
+                extractor,
+                self.images,
+                VECTORS,
+                self.seed,
+                lambda done: self.progress(done, len(self.images), "training features"),
+            ).numpy()
+
+        return torch.from_numpy(self.cache.array("vectors", space, compute))
 
 
 class _CachedEdits(NominalFiles):

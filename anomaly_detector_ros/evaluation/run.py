@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.evaluation.cache import array_digest
 from anomaly_detector_ros.evaluation.cached import CachedParts
 from anomaly_detector_ros.evaluation.datasets.base import Dataset, LabelledImage
-from anomaly_detector_ros.evaluation.fits import BaselineFits
+from anomaly_detector_ros.evaluation.fits import Fits
 from anomaly_detector_ros.evaluation.metrics.measures import Measurement
 from anomaly_detector_ros.evaluation.table.gallery import Panels, gallery
 from anomaly_detector_ros.evaluation.table.methods import Method, Synthesis, build_method, row_of
@@ -62,6 +63,12 @@ class Evaluation:
         self.not_run: dict[str, str] = {}
         self.measurements: dict[str, Measurement] = {}
 
+    @cached_property
+    def fits(self) -> Fits:
+        """What is fitted to the nominal images."""
+        images = self.nominal.image_files() if self.nominal else []
+        return Fits(self.parts, images, self.seed, self.progress)
+
     def run(self, names: Sequence[str], *, strict: bool = True) -> Report | None:
         """Measures the named rows; None on all but the first of several processes.
 
@@ -90,12 +97,10 @@ class Evaluation:
         Raises:
             UserError: see `run`.
         """
-        images = self.nominal.image_files() if self.nominal else []
-        fits = BaselineFits(self.parts, images, seed=self.seed, progress=self.progress)
         methods = []
         for name in names:
             try:
-                methods.append(build_method(name, self.profile, self.parts, fits))
+                methods.append(build_method(name, self.profile, self.parts, self.fits.baseline))
             except UserError as error:
                 if strict:
                     raise

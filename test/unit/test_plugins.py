@@ -237,12 +237,13 @@ def test_evaluate_takes_a_data_set_and_a_baseline_from_a_file(
     (tmp_path / "method.py").write_text(TOY_BASELINE)
     dataset, method = f"{tmp_path / 'data.py'}:moss", f"{tmp_path / 'method.py'}:mean"
     output = tmp_path / "out" / "results.json"
-    run(
+    arguments = (
         "evaluate", "--dataset", dataset, "--root", moss, "--train-root", moss,
         "--train-split", "north", "--method", method, "--method", "random",
         "--profile", light_profile, "--cache", tmp_path / "cache", "--output", output,
         "--device", "cpu", "--offline",
     )  # fmt: skip
+    run(*arguments)
     results = json.loads(output.read_text())
     assert results["dataset"] == "moss"
     assert results["dataset_images"] == results["train_images"] == 2
@@ -250,6 +251,12 @@ def test_evaluate_takes_a_data_set_and_a_baseline_from_a_file(
     assert rows["mean"]["auc_pr"] > 0.9 > rows["Random scores"]["auc_pr"]
     assert set(rows["mean"]["per_class"]) == {"moss", "robot"}
     assert "| mean |" in output.with_suffix(".md").read_text()
+
+    # Another baseline of the same name does not take what the first one left in the cache.
+    (tmp_path / "other.py").write_text(TOY_BASELINE.replace(".sum(1)", ".sum(1).neg()"))
+    run(*[str(given).replace("method.py", "other.py") for given in arguments])
+    rows = {row["title"]: row for row in json.loads(output.read_text())["rows"]}
+    assert rows["mean"]["auc_pr"] < 0.5
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])

@@ -20,7 +20,7 @@ from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.evaluation.cache import Cache
 from anomaly_detector_ros.evaluation.cached import CachedParts
 from anomaly_detector_ros.evaluation.datasets.base import open_dataset
-from anomaly_detector_ros.evaluation.fits import DistanceFits
+from anomaly_detector_ros.evaluation.fits import Fits
 from anomaly_detector_ros.evaluation.run import Evaluation
 from anomaly_detector_ros.evaluation.sweep.plots import pushed_apart
 from anomaly_detector_ros.evaluation.sweep.run import (
@@ -239,7 +239,7 @@ def test_whitened_distances_are_fitted_to_each_variant(make, listed, monkeypatch
     cosine, *whitened = (each.metrics.auc_pr for each in report.measured)
     assert len({cosine, *whitened}) == 3
     assert "fitted on 3 nominal images" in report.to_markdown()
-    monkeypatch.setattr(DistanceFits, "_collect", None)  # nothing is fitted again
+    monkeypatch.setattr(Fits, "_collect", None)  # nothing is fitted again
     again = run_sweep(make(), listed(grid))
     assert [each.metrics.auc_pr for each in again.measured] == [cosine, *whitened]
     without = make()
@@ -255,7 +255,7 @@ def test_a_memory_is_drawn_once_for_all_variants(make, listed, monkeypatch):
     without_edit = [m.metrics.auc_pr for m in report.measured[1:3]]
     assert without_edit[0] == without_edit[1]  # the edits don't count
     assert len({m.metrics.auc_pr for m in report.measured}) > 2
-    monkeypatch.setattr(DistanceFits, "_collect", None)  # nothing is drawn again
+    monkeypatch.setattr(Fits, "_collect", None)  # nothing is drawn again
     run_sweep(make(), listed(grid))
 
 

@@ -89,8 +89,8 @@ class Metrics:
     images: int
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, which knows no NaN: None takes its place."""
-        return dict(_plain(asdict(self)))
+        """For JSON; see `plain`."""
+        return dict(plain(asdict(self)))
 
 
 class Measurement:
@@ -265,11 +265,12 @@ class _SecondPass:
         return shares
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """The value for JSON, which knows no NaN: None takes its place."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 

@@ -18,8 +18,7 @@ from anomaly_detector_ros.benchmarking.timing import Passes, counting
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.evaluation.cached import CachedParts
-from anomaly_detector_ros.evaluation.fits import DistanceFits
-from anomaly_detector_ros.evaluation.metrics.measures import Metrics, differences
+from anomaly_detector_ros.evaluation.metrics.measures import Metrics, differences, plain
 from anomaly_detector_ros.evaluation.run import Evaluation
 from anomaly_detector_ros.evaluation.sweep.variants import Variant
 from anomaly_detector_ros.evaluation.table.methods import Method, Synthesis, row_of
@@ -70,10 +69,10 @@ class Measured:
             "passes": self.cost.passes,
             "forward_passes": self.cost.forward,
             "backward_passes": self.cost.backward,
-            "multiply_adds": _or_none(self.cost.multiply_adds),
-            "relative_multiply_adds": _or_none(self.relative_multiply_adds),
-            "gain_in_auc_pr": [_or_none(bound) for bound in self.gain],
-            "pareto": list(self.pareto),
+            "multiply_adds": plain(self.cost.multiply_adds),
+            "relative_multiply_adds": plain(self.relative_multiply_adds),
+            "gain_in_auc_pr": plain(tuple(self.gain)),
+            "pareto": plain(self.pareto),
             "images_seen": self.images_seen,
             **self.metrics.to_dict(),
         }
@@ -156,11 +155,7 @@ def run_sweep(
     Raises:
         UserError: weights or images are missing, or a setting is wrong.
     """
-    fits = None
-    if evaluation.nominal and any(_is_fitted(v.profile) for v in variants):
-        files = evaluation.nominal.image_files()
-        fits = DistanceFits(evaluation.parts, files, evaluation.seed, evaluation.progress)
-    methods = [_method(variant, evaluation, fits) for variant in variants]
+    methods = [_method(variant, evaluation) for variant in variants]
     others: list[Method] = evaluation.build(references)
     if not evaluation.measure([*methods, *others]):
         return None
@@ -173,7 +168,7 @@ def run_sweep(
         measured=_put_together(variants, evaluation, metrics, costs),
         references={other.name: metrics[other.name] for other in others},
         dataset_images=len(evaluation.data),
-        fitted_images=_fitted_on(variants, fits),
+        fitted_images=_fitted_on(variants, evaluation),
     )
 
 
@@ -205,24 +200,24 @@ class _Refitted(Synthesis):
         return [super().key, self.fitted]
 
 
-def _is_fitted(profile: Profile) -> bool:
-    return profile.parts.distance.fitted
+def _is_fitted(profile: Profile, evaluation: Evaluation) -> bool:
+    return bool(evaluation.fits.images) and profile.parts.distance.fitted
 
 
-def _fitted_on(variants: Sequence[Variant], fits: DistanceFits | None) -> dict[str, int]:
-    fitted = [v.profile for v in variants if fits and _is_fitted(v.profile)]
-    counts = {p.distance["name"]: len(fits.images(p)) for p in fitted} if fits else {}
+def _fitted_on(variants: Sequence[Variant], evaluation: Evaluation) -> dict[str, int]:
+    fitted = [v.profile for v in variants if _is_fitted(v.profile, evaluation)]
+    counts = {p.distance["name"]: len(evaluation.fits.distance_images(p)) for p in fitted}
     return dict(sorted(counts.items()))
 
 
-def _method(variant: Variant, evaluation: Evaluation, fits: DistanceFits | None) -> Synthesis:
+def _method(variant: Variant, evaluation: Evaluation) -> Synthesis:
     profile, parts = variant.profile, evaluation.parts
     parts.fetch(profile)
-    if fits is None or not _is_fitted(profile):
+    if not _is_fitted(profile, evaluation):
         detector = Detector.from_parts(profile, parts, calibrated=False)
         return Synthesis(variant.name, detector, parts)
     profile = replace(profile, calibration={})
-    distance, key = fits(profile)
+    distance, key = evaluation.fits.distance(profile)
     detector = Detector.from_parts(profile, parts, distance=distance, calibrated=False)
     return _Refitted(variant.name, detector, parts, key)
 
@@ -282,10 +277,6 @@ def _span(interval: Interval) -> str:
 
 def _times(ratio: float) -> str:
     return "n/a" if math.isnan(ratio) else f"{ratio:.2f}"
-
-
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 @dataclass(frozen=True)

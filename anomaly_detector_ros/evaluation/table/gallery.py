@@ -128,7 +128,10 @@ def draw(rows: Sequence[Panels], value_range: tuple[float, float], panel_width: 
             )
     scale = figure.add_subplot(grid[-1, _MAPS])
     figure.colorbar(figure.axes[_MAPS.start].images[0], cax=scale, orientation="horizontal")
-    keys = [Patch(color=np.divide(colour, 255), label=name) for name, colour in _KEYS.items()]
+    keys = [
+        Patch(color=(red / 255, green / 255, blue / 255), label=name)
+        for name, (red, green, blue) in _KEYS.items()
+    ]
     key = figure.add_subplot(grid[-1, _MAPS.stop :])
     key.axis("off")
     key.legend(handles=keys, loc="center", ncols=len(keys), frameon=False, fontsize=8)
