@@ -17,8 +17,6 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic.fields import FieldInfo
 
 from anomaly_detector_ros.errors import UserError, one_line
-from anomaly_detector_ros.mapping.obstacle_finder import SOURCES
-from anomaly_detector_ros.mapping.poses import from_numbers
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile
 
 if TYPE_CHECKING:
@@ -97,6 +95,9 @@ def _device(value: str) -> str | None:
 
 
 def _extrinsics(value: Any) -> str | None:
+    # Imports SciPy, for which launch files would wait.
+    from anomaly_detector_ros.mapping.poses import from_numbers
+
     try:
         numbers = [float(number) for number in value]
         if len(numbers) != 16 or any(numbers):
@@ -223,7 +224,7 @@ class Images:
 class ObstacleParameters:
     """Obstacles; with the prefix ``obstacles.``"""
 
-    source: Annotated[str, Rule(choices=SOURCES)] = "auto"
+    source: Annotated[str, Rule(choices=("auto", "depth", "ground"))] = "auto"
     """Where distances come from. depth: <camera>/depth, registered to the image; ground: where an
     obstacle stands on flat ground, by camera_info and the camera's pose; auto: depth where a depth
     image matches, else ground."""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from anomaly_detector_ros.mapping.obstacle_finder import SOURCES
 from anomaly_detector_ros.profiles import profile_names
 from anomaly_detector_ros.ros.parameter_files import COMMAND, FILES, launch_arguments
 from anomaly_detector_ros.ros.parameters import (
@@ -172,6 +173,10 @@ def test_profiles_are_looked_up_where_models_dir_says(tmp_path: Path):
     both = {"profile": "mine", "models_dir": str(tmp_path)}
     assert refusal(both, DEFAULTS, configured=False) is None
     assert refusal({"profile": "mine"}, DEFAULTS, configured=False) is not None
+
+
+def test_sources_of_distances_are_those_there_are():
+    assert BY_NAME["obstacles.source"].choices == SOURCES
 
 
 def test_one_bad_value_refuses_the_whole_set():
