@@ -62,7 +62,7 @@ class Detector:
         self.upsampler, self.segmenter = upsampler, segmenter
         self.distance, self.calibration = distance or CosineDistance(), calibration
         self.threshold = profile.threshold
-        self._editor = Editor(profile.sampler, profile.parts.denoiser.size, device)
+        self._editor = Editor(profile.parts.sampler, profile.parts.denoiser.size, device)
 
     @classmethod
     def from_profile(

@@ -11,7 +11,10 @@ from pathlib import Path
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls ``write`` with a path beside ``path`` and moves what it wrote into place.
+    """Calls ``write`` with the path of an empty file beside ``path`` and moves that into its place.
+
+    It keeps the mode that `open` gives: safetensors makes its files unreadable to other users,
+    whatever the umask.
 
     Raises:
         OSError: it cannot be written. Nothing is left behind, whatever the exception.
@@ -19,7 +22,9 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     # A name of its own: another process may be writing the same file.
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
+        mode = _create(partial)
         write(partial)
+        partial.chmod(mode)
         os.replace(partial, path)
     except BaseException:  # Ctrl-C too
         partial.unlink(missing_ok=True)
@@ -27,10 +32,9 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def replace_directory(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls ``write`` with a new directory beside ``path`` and puts it in the place of that.
+    """Calls ``write`` with a new directory beside ``path`` and moves that into its place.
 
-    The files get the mode that `open` gives: safetensors makes them unreadable to other users,
-    whatever the umask.
+    All files get the mode that `open` gives; see `replace_file`.
 
     Raises:
         OSError: it cannot be written. Nothing is left behind, whatever the exception.
@@ -40,10 +44,8 @@ def replace_directory(path: Path, write: Callable[[Path], object]) -> None:
     partial.mkdir(parents=True)
     try:
         write(partial)
-        probe = partial / ".mode"  # the umask cannot be asked for, only set for all threads
-        probe.touch()
-        mode = probe.stat().st_mode
-        probe.unlink()
+        mode = _create(partial / ".mode")
+        (partial / ".mode").unlink()
         for file in partial.rglob("*"):
             if file.is_file():
                 file.chmod(mode)
@@ -52,6 +54,12 @@ def replace_directory(path: Path, write: Callable[[Path], object]) -> None:
     except BaseException:  # Ctrl-C too
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _create(file: Path) -> int:
+    """Makes an empty file; its mode. The umask cannot be asked for, only set for all threads."""
+    file.touch()
+    return file.stat().st_mode
 
 
 def hash_file(path: Path, report: Callable[[int], None] | None = None) -> str:

@@ -82,18 +82,13 @@ class Editor:
     Every image gets the same noise: what stands still in a video is edited alike.
 
     Args:
-        settings: a profile's sampler; see `read_edit_settings`.
+        settings: the sampler, how many edits it makes, and the seed of their noise.
         size: H and W of the images.
         device: where they are.
-
-    Raises:
-        UserError: see `read_edit_settings`.
     """
 
-    def __init__(
-        self, settings: Mapping[str, Any], size: tuple[int, int], device: torch.device
-    ) -> None:
-        self.settings, self.size, self.device = read_edit_settings(settings), size, device
+    def __init__(self, settings: EditSettings, size: tuple[int, int], device: torch.device) -> None:
+        self.settings, self.size, self.device = settings, size, device
         self._noise: dict[torch.Size, tuple[Tensor, Tensor]] = {}
 
     @torch.no_grad()  # not inference_mode: the exact Jacobian differentiates inside

@@ -142,6 +142,6 @@ def test_edits_that_are_not_finite_never_leave(value):
         return torch.full_like(x, value)
 
     denoiser.schedule = DENOISER.schedule
-    editor = Editor({"name": "few_step", "steps": 2}, (4, 4), torch.device("cpu"))
+    editor = Editor(EditSettings(FewStep(steps=2)), (4, 4), torch.device("cpu"))
     with pytest.raises(RuntimeError, match="not finite"):
         editor.edit(denoiser, X_INPUT)

@@ -32,6 +32,13 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
     os.umask(before)
 
 
+def test_a_file_follows_the_umask(tmp_path: Path, umask: int) -> None:
+    file = tmp_path / "model.safetensors"
+    for _ in range(2):
+        replace_file(file, lambda partial: save_file({"weight": torch.zeros(2)}, partial))
+        assert stat.S_IMODE(file.stat().st_mode) == 0o666 & ~umask
+
+
 def test_files_of_a_directory_follow_the_umask(tmp_path: Path, umask: int) -> None:
     def write(partial: Path) -> None:
         (partial / "unet").mkdir()

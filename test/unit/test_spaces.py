@@ -14,8 +14,9 @@ from anomaly_detector_ros.synthesis.autoencoder import Autoencoder
 from anomaly_detector_ros.synthesis.denoisers.inpainting import InpaintingUnet
 from anomaly_detector_ros.synthesis.denoisers.loading import load_denoiser
 from anomaly_detector_ros.synthesis.denoisers.onnx_export import export_denoiser
-from anomaly_detector_ros.synthesis.editor import Editor
+from anomaly_detector_ros.synthesis.editor import Editor, EditSettings
 from anomaly_detector_ros.synthesis.gaussian import GaussianDenoiser
+from anomaly_detector_ros.synthesis.samplers.few_step import FewStep
 from anomaly_detector_ros.synthesis.schedule import Schedule
 from anomaly_detector_ros.synthesis.spaces import PIXELS, LatentSpace, space_of
 
@@ -83,7 +84,7 @@ def test_originals_pass_the_autoencoder_like_their_edits(
     latent_model: Path, images: Tensor
 ) -> None:
     denoiser = load_denoiser(latent_model)
-    editor = Editor({"name": "few_step", "steps": 2, "num_edits": 3}, SIZE, CPU)
+    editor = Editor(EditSettings(FewStep(steps=2), num_edits=3), SIZE, CPU)
     originals, edits = editor.edit(denoiser, images)
     assert edits.shape == (2, 3, 3, *SIZE)
     space = space_of(denoiser)
@@ -96,14 +97,14 @@ def test_originals_pass_the_autoencoder_like_their_edits(
 def test_edits_in_another_space_are_those_of_the_data_there(images: Tensor) -> None:
     """With Gaussian data the edit is known, and scaling all of it changes nothing."""
     schedule = Schedule.named("cosine", 200)
-    settings = {"name": "few_step", "steps": 20, "noise_level": 0.7, "clip": False}
+    editor = Editor(EditSettings(FewStep(steps=20, noise_level=1.0, clip=False)), SIZE, CPU)
     pixels = GaussianDenoiser(schedule, 0.1, 0.3)
     scaled = GaussianDenoiser(schedule, 0.3, 0.9)
     scaled.space = ScaledSpace()
     # Deterministic but for the starting noise, which is of unit size in either space: at a high
     # level both end where their data is, the same place seen in pixels.
-    _, plain = Editor(settings | {"noise_level": 1.0}, SIZE, CPU).edit(pixels, images)
-    _, other = Editor(settings | {"noise_level": 1.0}, SIZE, CPU).edit(scaled, images)
+    _, plain = editor.edit(pixels, images)
+    _, other = editor.edit(scaled, images)
     assert torch.allclose(plain, other, atol=0.05)
 
 
@@ -111,8 +112,8 @@ def test_latents_are_not_clipped(images: Tensor) -> None:
     """The mean of the data is 2 there: clipped to [-1, 1] the edit would stop at 1."""
     denoiser = GaussianDenoiser(Schedule.named("cosine", 200), 2.0, 0.01)
     denoiser.space = ScaledSpace()
-    settings = {"name": "few_step", "steps": 5, "noise_level": 0.9}
-    _, edits = Editor(settings, SIZE, CPU).edit(denoiser, images)
+    editor = Editor(EditSettings(FewStep(steps=5, noise_level=0.9)), SIZE, CPU)
+    _, edits = editor.edit(denoiser, images)
     assert edits.mean() == pytest.approx(2 / 3, abs=0.02)
 
 
@@ -129,7 +130,7 @@ def test_everything_is_hidden_from_an_inpainting_network() -> None:
 
 
 def test_a_size_that_latents_cannot_have_is_refused(latent_model: Path) -> None:
-    editor = Editor({"name": "few_step", "steps": 1}, (30, 40), CPU)
+    editor = Editor(EditSettings(FewStep(steps=1)), (30, 40), CPU)
     with pytest.raises(UserError, match="multiples of 8, not 30x40: change the denoiser's size"):
         editor.edit(load_denoiser(latent_model), torch.zeros(1, 3, 30, 40))
 
