@@ -27,9 +27,15 @@ TITLES = (
     "truth",
 )
 # Okabe and Ito's palette: told apart by colour-blind readers too.
-HIT, MISS, FALSE_ALARM = (0, 158, 115), (213, 94, 0), (240, 228, 66)
-ANOMALY, VOID = (86, 180, 233), (128, 128, 128)
-_KEYS = {"hit": HIT, "miss": MISS, "false alarm": FALSE_ALARM, "anomaly": ANOMALY, "void": VOID}
+KEYS = {
+    "hit": "#009e73",
+    "miss": "#d55e00",
+    "false alarm": "#f0e442",
+    "anomaly": "#56b4e9",
+    "void": "#404040",
+}
+"""What pixels of the last two panels may be, and their colours."""
+HIT, MISS, FALSE_ALARM, ANOMALY, VOID = range(len(KEYS))
 
 _MAPS = slice(4, 6)
 _FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}
@@ -103,52 +109,62 @@ def gallery(
 def draw(rows: Sequence[Panels], value_range: tuple[float, float], panel_width: int) -> Figure:
     """The sheet as a figure; see `gallery`."""
     # Not pyplot, which would look for a display and keep every figure.
+    from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    width = panel_width / _DPI
-    heights = [width * row.image.shape[0] / row.image.shape[1] for row in rows]
-    size = (len(TITLES) * width, sum(heights) + 0.25 * len(rows) + 1)
+    inches = panel_width / _DPI
+    heights = [inches * row.image.shape[0] / row.image.shape[1] for row in rows]
+    size = (len(TITLES) * inches, sum(heights) + 0.25 * len(rows) + 1)
     figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
     grid = figure.add_gridspec(len(rows) + 1, len(TITLES), height_ratios=[*heights, 0.12])
+    colours = ListedColormap(list(KEYS.values()))
     for number, row in enumerate(rows):
-        height, breadth = row.image.shape[:2]
-        for column, (title, panel) in enumerate(zip(TITLES, _panels(row), strict=True)):
-            where = figure.add_subplot(grid[number, column], xticks=[], yticks=[])
-            if number == 0:
-                where.set_title(title)
-            if column == 0:
-                where.set_xlabel(row.name, loc="left", fontsize=9)
+        height, width = row.image.shape[:2]
+        whole = (0, width, height, 0)
+        axes = [
+            figure.add_subplot(grid[number, i], xticks=[], yticks=[]) for i in range(len(TITLES))
+        ]
+        axes[0].set_xlabel(row.name, loc="left", fontsize=9)
+        features = feature_colours(row.features_input, row.features_edit)
+        shown = (row.image, row.edited, *features, row.raw, row.refined)
+        for where, panel in zip(axes, shown, strict=False):
+            # A perceptually uniform scale, which pictures in colour ignore.
+            where.imshow(panel, "inferno", vmin=value_range[0], vmax=value_range[1], extent=whole)
+        pale = cv2.cvtColor(row.image, cv2.COLOR_RGB2GRAY)
+        for where, codes in zip(axes[_MAPS.stop :], (verdicts(row), truths(row)), strict=True):
+            where.imshow(pale, "gray", vmin=-192, vmax=318, extent=whole)
+            painted = np.ma.masked_less(codes, 0)
             where.imshow(
-                panel,
-                cmap="inferno",  # perceptually uniform
-                vmin=value_range[0],
-                vmax=value_range[1],
-                extent=(0, breadth, height, 0),
+                painted,
+                colours,
+                vmin=0,
+                vmax=len(KEYS) - 1,
+                alpha=0.75,
+                extent=whole,
+                interpolation="nearest",
             )
+    for title, where in zip(TITLES, figure.axes, strict=False):
+        where.set_title(title)
     scale = figure.add_subplot(grid[-1, _MAPS])
     figure.colorbar(figure.axes[_MAPS.start].images[0], cax=scale, orientation="horizontal")
-    keys = [
-        Patch(color=(red / 255, green / 255, blue / 255), label=name)
-        for name, (red, green, blue) in _KEYS.items()
-    ]
+    keys = [Patch(color=colour, label=name) for name, colour in KEYS.items()]
     key = figure.add_subplot(grid[-1, _MAPS.stop :])
     key.axis("off")
     key.legend(handles=keys, loc="center", ncols=len(keys), frameon=False, fontsize=8)
     return figure
 
 
-def _panels(row: Panels) -> list[np.ndarray]:
-    """In the order of `TITLES`: RGB pictures, or maps (H, W)."""
-    return [
-        row.image,
-        row.edited,
-        *feature_colours(row.features_input, row.features_edit),
-        row.raw,
-        row.refined,
-        mask_colours(row.image, row.mask, row.anomaly, row.valid),
-        truth_colours(row.image, row.anomaly, row.valid),
-    ]
+def verdicts(row: Panels) -> np.ndarray:
+    """The mask held against the truth: int (H, W), indices into `KEYS`, -1 for nominal pixels."""
+    mask, anomaly = row.mask, row.anomaly
+    cases = [~row.valid, mask & anomaly, ~mask & anomaly, mask & ~anomaly]
+    return np.select(cases, [VOID, HIT, MISS, FALSE_ALARM], -1)
+
+
+def truths(row: Panels) -> np.ndarray:
+    """The truth: int (H, W), indices into `KEYS`, -1 for nominal pixels."""
+    return np.select([~row.valid, row.anomaly], [VOID, ANOMALY], -1)
 
 
 def feature_colours(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -181,61 +197,3 @@ def feature_colours(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarra
     stretched = np.clip((projected - low) / spread, 0, 1)
     colours = np.rint(stretched * 255).astype(np.uint8).reshape(*shape, 3)
     return colours[0], colours[1]
-
-
-def truth_colours(image: np.ndarray, anomaly: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """The image in pale grey, anomalies coloured, void hatched: uint8 RGB (H, W, 3).
-
-    Args:
-        image: uint8 RGB (H, W, 3).
-        anomaly: bool (H, W).
-        valid: bool (H, W), False where the truth is void.
-    """
-    return _hatched(_painted(_pale(image), anomaly & valid, ANOMALY), ~valid)
-
-
-def mask_colours(
-    image: np.ndarray, mask: np.ndarray, anomaly: np.ndarray, valid: np.ndarray
-) -> np.ndarray:
-    """The mask held against the truth on the pale image: hits, misses, false alarms, void hatched.
-
-    Args:
-        image: uint8 RGB (H, W, 3).
-        mask: bool (H, W), what was taken for an anomaly.
-        anomaly: bool (H, W), the truth.
-        valid: bool (H, W), False where the truth is void.
-
-    Returns:
-        uint8 RGB (H, W, 3).
-    """
-    shown = _pale(image)
-    for where, colour in (
-        (mask & anomaly, HIT),
-        (~mask & anomaly, MISS),
-        (mask & ~anomaly, FALSE_ALARM),
-    ):
-        shown = _painted(shown, where & valid, colour)
-    return _hatched(shown, ~valid)
-
-
-def _pale(image: np.ndarray) -> np.ndarray:
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    return np.repeat((grey // 2 + 96)[..., None], 3, axis=2)
-
-
-def _painted(image: np.ndarray, where: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    """The image with a colour laid over some pixels, thin enough to let the scene through."""
-    painted = image.copy()
-    painted[where] = np.rint(0.25 * image[where] + 0.75 * np.array(colour)).astype(np.uint8)
-    return painted
-
-
-def _hatched(image: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """The image with grey diagonals over some pixels, about 40 across its width."""
-    rows, columns = np.indices(where.shape)
-    period = max(4, where.shape[1] // 40)
-    stripes = (rows + columns) % period < period // 2
-    hatched = image.copy()
-    hatched[where] = VOID
-    hatched[where & stripes] = (90, 90, 90)
-    return hatched
