@@ -13,6 +13,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -52,17 +53,20 @@ class _Canvas:
         return mask.astype(bool)
 
     def ellipse(self, x: float, y: float, rx: float, ry: float) -> np.ndarray:
-        return ((self.x - x) / rx) ** 2 + ((self.y - y) / ry) ** 2 <= 1
+        return np.asarray(((self.x - x) / rx) ** 2 + ((self.y - y) / ry) ** 2 <= 1)
 
     def round_shade(self, centre: float | np.ndarray, half: float | np.ndarray) -> np.ndarray:
         """Light on an upright round body around `centre`, whose half width is `half`."""
         across = np.clip((self.x - centre) / half, -1, 1)
-        return 0.45 + 0.6 * np.sqrt(1 - (across * 0.8 + 0.3).clip(-1, 1) ** 2)
+        return np.asarray(0.45 + 0.6 * np.sqrt(1 - (across * 0.8 + 0.3).clip(-1, 1) ** 2))
 
     def finish(self) -> np.ndarray:
         premultiplied = self.rgba.copy()
         premultiplied[..., :3] *= premultiplied[..., 3:]
-        small = cv2.resize(premultiplied, (self.size, self.size), interpolation=cv2.INTER_AREA)
+        size = (self.size, self.size)
+        small = np.asarray(
+            cv2.resize(premultiplied, size, interpolation=cv2.INTER_AREA), np.float32
+        )
         small[..., :3] /= np.maximum(small[..., 3:], 1e-6)
         return np.clip(small, 0, 1)
 
@@ -237,7 +241,8 @@ def sample_scenes(
     from anomaly_detector_ros.synthesis.samplers.few_step import FewStep
 
     denoiser = DiffusersDenoiser.from_pretrained(model)
-    size = _model_size(denoiser.unet.config.sample_size)
+    config: Any = denoiser.unet.config
+    size = _model_size(config.sample_size)
     draw, redraw = FewStep(noise_level=1.0, steps=steps), FewStep(noise_level=REDRAWN_FROM)
     scenes = []
     for index in range(count):
@@ -253,7 +258,7 @@ def _enlarge(scene: np.ndarray) -> np.ndarray:
     """float (h, w, 3) in 0..255 to the picture's size, uint8, a little sharpened."""
     large = cv2.resize(scene, (WIDTH, HEIGHT), interpolation=cv2.INTER_LANCZOS4)
     sharp = large + 0.5 * (large - cv2.GaussianBlur(large, (0, 0), 1.2))
-    return np.rint(np.clip(sharp, 0, 255)).astype(np.uint8)
+    return np.asarray(np.rint(np.clip(sharp, 0, 255)), np.uint8)
 
 
 def place(scene: np.ndarray, placement: Placement) -> tuple[np.ndarray, np.ndarray]:
@@ -272,7 +277,7 @@ def place(scene: np.ndarray, placement: Placement) -> tuple[np.ndarray, np.ndarr
     part = drawn[y0 - top : height - top, x0 - left : width - left]
     canvas[y0 : y0 + part.shape[0], x0 : x0 + part.shape[1]] = part
     canvas[..., :3] *= canvas[..., 3:]
-    canvas = cv2.GaussianBlur(canvas, (0, 0), 0.6)
+    canvas = np.asarray(cv2.GaussianBlur(canvas, (0, 0), 0.6), np.float32)
     picture = scene.astype(np.float32) / 255
     picture = _cast_shadow(picture, placement, canvas[..., 3], size)
     ground = picture[max(0, top + size // 2) : top + size + size // 4]
@@ -296,7 +301,7 @@ def _cast_shadow(
     y, x = np.mgrid[:height, :width].astype(np.float32)
     distance = ((x - foot_x - 0.25 * half) / (1.2 * half)) ** 2
     distance += ((y - foot_y + 0.02 * size) / (0.09 * size + 1)) ** 2
-    return picture * (1 - 0.55 * np.exp(-1.2 * distance**1.2))[..., None]
+    return np.asarray(picture * (1 - 0.55 * np.exp(-1.2 * distance**1.2))[..., None])
 
 
 def _model_size(sample_size: int | Sequence[int]) -> tuple[int, int]:
