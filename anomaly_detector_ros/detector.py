@@ -206,7 +206,8 @@ class Detector:
         """What is compared, (1 + K, 3, H, W): the image as the distance sees it, then the edits."""
         if self.distance.full_resolution:
             original = self._to_tensor(image)
-        return torch.cat([original, resize(edits, original.shape[-2:])])
+        height, width = original.shape[-2:]
+        return torch.cat([original, resize(edits, (height, width))])
 
     @torch.inference_mode()
     def _conclude(
@@ -281,7 +282,7 @@ class Detector:
         if not np.isfinite(scores).all():
             raise RuntimeError("the anomaly map holds values that are not finite")
         if self.calibration is None:
-            return np.clip(scores, 0, 1).astype(np.float32)
+            return np.asarray(np.clip(scores, 0, 1), np.float32)
         return self.calibration.heatmap(scores, camera)
 
     def _to_tensor(self, image: np.ndarray) -> Tensor:

@@ -116,4 +116,5 @@ def _pooled(scores: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def _below(counts: np.ndarray) -> np.ndarray:
     """The share of pixels before each of the counts."""
-    return (np.cumsum(counts) - counts) / counts.sum()
+    shares: np.ndarray = (np.cumsum(counts) - counts) / counts.sum()
+    return shares

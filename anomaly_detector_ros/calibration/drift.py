@@ -37,7 +37,8 @@ def cumulative_shares(values: np.ndarray, counts: np.ndarray | None = None) -> n
     bins = (values.ravel() * _BINS).astype(np.intp).clip(0, _BINS - 1)
     weights = None if counts is None else counts.ravel()
     histogram = np.bincount(bins, weights, minlength=_BINS)
-    return np.cumsum(histogram)[: len(LEVELS)] / histogram.sum()
+    shares: np.ndarray = np.cumsum(histogram)[: len(LEVELS)] / histogram.sum()
+    return shares
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,12 @@ def fit_nominal_frames(shares: np.ndarray) -> NominalFrames | None:
     scale = np.mean(single)
     if not scale > 0:  # frames that are all the same
         return None
-    largest = max(single) / scale
+    largest = float(max(single) / scale)
     whitening = _whitening(shares) / np.sqrt(scale)
     level = _MARGIN * max(
         _statistic(run / np.sqrt(scale), count - len(run), largest) for run in runs
     )
-    return NominalFrames(shares.mean(0), whitening, count, float(largest), level)
+    return NominalFrames(shares.mean(0), whitening, count, largest, level)
 
 
 def _runs(count: int) -> list[tuple[int, int]]:
@@ -117,7 +118,9 @@ def _runs(count: int) -> list[tuple[int, int]]:
 def _held_out_run(shares: np.ndarray, start: int, length: int) -> np.ndarray:
     """Whitened differences of a run of frames from all the others, whose whitening it is."""
     others = np.delete(shares, np.s_[start : start + length], axis=0)
-    return (shares[start : start + length] - others.mean(0)) @ _whitening(others).T
+    differences = shares[start : start + length] - others.mean(0)
+    whitened: np.ndarray = differences @ _whitening(others).T
+    return whitened
 
 
 def _whitening(shares: np.ndarray) -> np.ndarray:

@@ -96,7 +96,7 @@ class NoveltyDistance:
         vectors = F.normalize(features.permute(0, 2, 3, 1), dim=-1)
         # One image at a time: the products with all of the memory are many.
         nearest = [(each.flatten(0, 1) @ self.memory.T).amax(1) for each in vectors]
-        return (1 - torch.stack(nearest)).unflatten(1, features.shape[-2:])
+        return (1 - torch.stack(nearest)).view(len(features), *features.shape[-2:])
 
     def anomaly(self, maps: Tensor) -> Tensor:
         """See `Distance`."""

@@ -145,7 +145,8 @@ class NominalDifferences:
         self.count += vectors.shape[1]
         self._sum = self._sum + vectors.sum(1)
         self._products = self._products + vectors @ vectors.T
-        return difference.norm(dim=0)[None]
+        length: Tensor = difference.norm(dim=0)
+        return length[None]
 
     def anomaly(self, maps: Tensor) -> Tensor:
         """See `Distance`."""

@@ -27,7 +27,7 @@ class CachedFeatures:
 
     def __init__(self, extractor: FeatureExtractor, cache: Cache, key: Any) -> None:
         self.extractor, self.cache, self.key = extractor, cache, key
-        self.channels = extractor.channels
+        self.channels, self.stride = extractor.channels, extractor.stride
 
     def extract(self, images: Tensor) -> Tensor:
         """As the extractor's own; every image under a key of its own."""

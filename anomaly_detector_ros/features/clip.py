@@ -120,21 +120,22 @@ class ClipFeatures(NetworkFeatures):
 
     def _maps(self, pixels: Tensor) -> Tensor:
         network = self._network
-        patches = network.conv1(pixels)
+        patches: Tensor = network.conv1(pixels)
         grid = (patches.shape[-2], patches.shape[-1])
         patches = patches.flatten(2).transpose(1, 2).float()
         token = network.class_embedding.expand(len(patches), 1, -1)
         positions = resample_position_embedding(network.positional_embedding[None], grid)
-        x = network.ln_pre(torch.cat([token, patches], dim=1) + positions)
+        x: Tensor = network.ln_pre(torch.cat([token, patches], dim=1) + positions)
         *blocks, last = network.transformer.resblocks
         for block in blocks:
             x = block(x)
         x = _value_path(last, x) if self.dense == "maskclip" else last(x)
         x = network.ln_post(x[:, 1:]) @ network.proj
-        return x.transpose(1, 2).unflatten(2, grid)
+        maps: Tensor = x.transpose(1, 2).unflatten(2, grid)
+        return maps
 
 
-def _value_path(block: nn.Module, x: Tensor) -> Tensor:
+def _value_path(block: Any, x: Tensor) -> Tensor:
     """What a block's attention returns where every token attends to itself alone."""
     attention = block.attn
     width = attention.embed_dim
@@ -142,7 +143,8 @@ def _value_path(block: nn.Module, x: Tensor) -> Tensor:
     value = F.linear(
         block.ln_1(x), attention.in_proj_weight[-width:], attention.in_proj_bias[-width:]
     )
-    return attention.out_proj(value)
+    projected: Tensor = attention.out_proj(value)
+    return projected
 
 
 def clip_hub_file(model: str, pretrained: str | None, *, offline: bool) -> Path:
@@ -181,7 +183,7 @@ def _tag(model: str, pretrained: str | None) -> dict[str, Any]:
     return open_clip.get_pretrained_cfg(model, pretrained) if pretrained else {}
 
 
-def _build(model: str, weights: Path | None, *, quick_gelu: bool) -> nn.Module:
+def _build(model: str, weights: Path | None, *, quick_gelu: bool) -> Any:
     open_clip = _open_clip()
     config = open_clip.get_model_config(model)
     network = open_clip.CLIP(

@@ -98,9 +98,11 @@ class DinoV2Features(NetworkFeatures):
         )
 
     def _maps(self, pixels: Tensor) -> Tensor:
-        patches = self._network.forward_features(pixels)[:, self._network.num_prefix_tokens :]
+        tokens: Tensor = self._network.forward_features(pixels)
+        patches = tokens[:, self._network.num_prefix_tokens :]
         grid = (pixels.shape[-2] // PATCH, pixels.shape[-1] // PATCH)
-        return patches.transpose(1, 2).unflatten(2, grid)
+        maps: Tensor = patches.transpose(1, 2).unflatten(2, grid)
+        return maps
 
 
 def _build(weights: Path | None, block: int, input_size: tuple[int, int], norm: bool) -> nn.Module:

@@ -112,7 +112,7 @@ class FeatUpUpsampler:
         metric: Metric = COSINE,
     ) -> Tensor:
         """See `Upsampler.distance`; h and w must be at least 2."""
-        levels = _levels(original.shape[-2:], size)
+        levels = _levels((original.shape[-2], original.shape[-1]), size)
         reference = self._upsampled(original[0], original_image, levels)
         compared = [
             self._upsampled(features, image[None], levels)
@@ -188,7 +188,8 @@ class JbuStage(nn.Module):
         weights = torch.softmax(temperature * likeness, 0) * self._spatial_kernel()
         weights = weights / weights.sum(0).clamp_min(1e-7)
         weights = weights + _RESIDUAL * self.fixup_proj(torch.cat([weights, _inner(guide)]))
-        return weights.permute(1, 2, 0).unflatten(2, (DIAMETER, DIAMETER))
+        kernels: Tensor = weights.permute(1, 2, 0).unflatten(2, (DIAMETER, DIAMETER))
+        return kernels
 
     def _spatial_kernel(self) -> Tensor:
         squares = torch.linspace(-1, 1, DIAMETER, device=self.sigma_spatial.device).square()
@@ -256,10 +257,9 @@ class UpsampledFeatures:
         if fixup and features.shape[0] == stack.channels:
             # The stages are linear and treat all channels alike, so W may go before them, where
             # there are 256 times fewer pixels.
-            convolution = stack.fixup_proj[1]
-            weight = _RESIDUAL * convolution.weight[:, :, 0, 0]
-            self._grid = self._grid + self._grid @ weight.T
-            self._bias = _RESIDUAL * convolution.bias
+            weight, bias = (_RESIDUAL * each for each in stack.fixup_proj[1].parameters())
+            self._grid = self._grid + self._grid @ weight[:, :, 0, 0].T
+            self._bias = bias
         height, width = features.shape[1:]
         self._levels = [
             _make_level(stage, guide, height << i, width << i)

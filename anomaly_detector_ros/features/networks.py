@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ class FeatureExtractor(Protocol):
 
     def extract(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) float in [-1, 1], any size -> (B, channels, h, w) float32."""
+        ...
 
 
 class NetworkFeatures(ABC):
@@ -65,7 +66,8 @@ class NetworkFeatures(ABC):
         self.mean, self.std = mean, std
         self.device = torch.device(device)
         self.dtype = dtype
-        self._network = network.eval().requires_grad_(False).to(self.device)
+        # What a network of some library has is known to that library alone.
+        self._network: Any = network.eval().requires_grad_(False).to(self.device)
         if dtype is not torch.float32:
             # Autocast would convert the weights anew in every call.
             for module in self._network.modules():

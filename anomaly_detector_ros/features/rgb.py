@@ -49,4 +49,5 @@ class RgbFeatures:
         images = images.to(self.device).float()
         if self.input_size is None:
             return images
-        return resize(images, network_size(tuple(images.shape[-2:]), self.input_size, 1))
+        height, width = images.shape[-2:]
+        return resize(images, network_size((height, width), self.input_size, 1))

@@ -58,16 +58,19 @@ class TiledFeatures:
         images = resize(images, size)
         grid = (size[0] // self.stride, size[1] // self.stride)
         cells = self.tile_size // self.stride
-        total = count = None
+        total: Tensor | None = None
+        count: Tensor | None = None
         for top, left in tile_corners(grid, cells):
             y, x = top * self.stride, left * self.stride
             tile = images[..., y : y + self.tile_size, x : x + self.tile_size]
             maps = self._extractor.extract(tile)
-            if total is None:
+            if total is None or count is None:
                 total = maps.new_zeros((*maps.shape[:2], *grid))
                 count = maps.new_zeros(grid)
             total[..., top : top + cells, left : left + cells] += maps
             count[top : top + cells, left : left + cells] += 1
+        assert total is not None
+        assert count is not None
         return total / count
 
 

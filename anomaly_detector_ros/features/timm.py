@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge
-from torch import Tensor, nn
+from torch import Tensor
 
 from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.features.base import FEATURES, NetworkSettings
@@ -148,7 +148,7 @@ class TimmFeatures(NetworkFeatures):
                 f"features {self.model}: {one_line(error, 120)}: set input_size, or mode tiles "
                 f"with tile_size {side}"
             ) from None
-        return maps
+        return torch.as_tensor(maps)
 
 
 def timm_hub_file(model: str, *, offline: bool) -> Path:
@@ -181,7 +181,7 @@ def _check_known(model: str) -> None:
         raise UserError(f"features timm: unknown model {model!r}: take one of timm's, {known}")
 
 
-def _build(model: str, weights: Path | None) -> nn.Module:
+def _build(model: str, weights: Path | None) -> Any:
     import timm  # slow to import, so only where a network is built
 
     _check_known(model)
@@ -190,7 +190,7 @@ def _build(model: str, weights: Path | None) -> nn.Module:
         options |= {"pretrained": True, "pretrained_cfg_overlay": _overlay(model, weights)}
     try:
         try:
-            network = timm.create_model(model, dynamic_img_size=True, **options)
+            network: Any = timm.create_model(model, dynamic_img_size=True, **options)
         except TypeError:  # only vision transformers know it; a convolution takes any size
             network = timm.create_model(model, **options)
     except RuntimeError as error:

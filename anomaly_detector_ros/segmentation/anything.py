@@ -155,7 +155,7 @@ def stability(logits: np.ndarray) -> np.ndarray:
     """IoU of the masks cut at logit 1 and -1: (N, H, W) -> float32 (N,) in [0, 1]."""
     inner = np.count_nonzero(logits > 1.0, axis=(1, 2))
     outer = np.count_nonzero(logits > -1.0, axis=(1, 2))
-    return (inner / np.maximum(outer, 1)).astype(np.float32)
+    return np.asarray(inner / np.maximum(outer, 1), np.float32)
 
 
 class PointPredictor(Protocol):
@@ -211,7 +211,7 @@ class PromptedSegmenter:
         good = found.quality >= self.settings.min_quality
         good &= found.stability >= self.settings.min_stability
         areas = (self.settings.min_area_fraction, self.settings.max_area_fraction)
-        return self.settings.rule(found.masks[good], size, areas)
+        return self.settings.rule(list(found.masks[good]), size, areas)
 
 
 def anomaly_peaks(
@@ -236,7 +236,7 @@ def anomaly_peaks(
     height, width = anomaly_map.shape
     scale = min(1.0, _SEARCH_SIDE / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    small = anomaly_map.astype(np.float32, copy=False)
+    small: np.ndarray = anomaly_map.astype(np.float32, copy=False)
     if scale < 1.0:
         small = cv2.resize(small, size, interpolation=cv2.INTER_AREA)
     median, top = float(np.median(small)), float(small.max())
@@ -251,4 +251,4 @@ def anomaly_peaks(
     )
     # Pixel centres of the small map, in pixels of the full one.
     ratio = np.array([width / size[0], height / size[1]], np.float32)
-    return ((peaks[:, ::-1] + 0.5) * ratio - 0.5).astype(np.float32)
+    return np.asarray((peaks[:, ::-1] + 0.5) * ratio - 0.5, np.float32)

@@ -89,7 +89,7 @@ def segment_average(
     values = anomaly_map.ravel()
     counts = np.bincount(ids)
     means = np.bincount(ids, weights=values) / np.maximum(counts, 1)
-    averaged = means.astype(np.float32)[ids]
+    averaged: np.ndarray = means.astype(np.float32)[ids]
     none = ids == 0
     averaged[none] = values[none] if uncovered == "raw" else 0.0
     return averaged.reshape(anomaly_map.shape)

@@ -63,5 +63,6 @@ def _renumber(ids: np.ndarray, min_area: float) -> np.ndarray:
     counts = np.bincount(ids.ravel())
     keep = counts >= max(min_area, 1)
     keep[0] = False
-    new = np.cumsum(keep, dtype=np.int32) * keep
-    return new.astype(np.int32)[ids]
+    new: np.ndarray = np.cumsum(keep, dtype=np.int32) * keep.astype(np.int32)
+    renumbered: np.ndarray = new[ids]
+    return renumbered

@@ -42,7 +42,7 @@ class Superpixels(SegmenterSettings):
         scale = min(1.0, self.max_side / max(height, width))
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         small = image if scale == 1.0 else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        labels = slic(
+        labels: np.ndarray = slic(
             small,
             n_segments=self.count,
             compactness=self.compactness,
@@ -52,4 +52,5 @@ class Superpixels(SegmenterSettings):
         ).astype(np.int32)
         if scale == 1.0:
             return labels
-        return cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+        full = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+        return np.asarray(full)
