@@ -337,9 +337,7 @@ def test_every_network_has_the_grid_of_its_stride_whole_and_in_tiles(
     assert maps.shape == (1, channels, 2, 3)
     assert maps.dtype == torch.float32
     assert maps.isfinite().all()
-    assert torch.equal(
-        make_features(**settings).extract(images), maps
-    )
+    assert torch.equal(make_features(**settings).extract(images), maps)
     other = make_features(**{**settings, "seed": 1})
     assert not torch.allclose(other.extract(images), maps)
     tiles = {**settings, "mode": "tiles", "tile_size": 2 * stride}

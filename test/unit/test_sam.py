@@ -95,9 +95,7 @@ def test_automatic_masks_are_the_official_generators(image: np.ndarray) -> None:
         min_mask_region_area=8,
     )
     masks = [record["segmentation"] for record in official.generate(image)]
-    settings = Sam(
-        points_per_side=6, min_mask_region_area=8, min_area_fraction=0.002, **EVERY_MASK
-    )
+    settings = Sam(points_per_side=6, min_mask_region_area=8, min_area_fraction=0.002, **EVERY_MASK)
     generator = sam_generator(_spots(), settings)
     found = {}
     for name, rule in RULES.items():
@@ -124,9 +122,7 @@ def test_the_defaults_are_the_papers() -> None:
 
 def test_regions_below_the_area_are_removed(image: np.ndarray) -> None:
     def small_regions(min_mask_region_area: int) -> int:
-        settings = Sam(
-            points_per_side=6, min_mask_region_area=min_mask_region_area, **EVERY_MASK
-        )
+        settings = Sam(points_per_side=6, min_mask_region_area=min_mask_region_area, **EVERY_MASK)
         generator = sam_generator(_spots(), settings)
         count = 0
         for mask in AutomaticSegmenter(generator, settings).masks(image):
