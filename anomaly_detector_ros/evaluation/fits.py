@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from anomaly_detector_ros.distances.base import Distance, Tensors
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.evaluation.cache import files_digest
 from anomaly_detector_ros.evaluation.cached import CachedParts
-from anomaly_detector_ros.features.base import FEATURES
+from anomaly_detector_ros.features.base import FeatureSettings
 from anomaly_detector_ros.features.sampling import sample_features
 from anomaly_detector_ros.fitting import NominalFiles
 from anomaly_detector_ros.profiles import Profile
@@ -47,8 +47,8 @@ class Fits:
         self.parts, self.cache, self.images = parts, parts.cache, list(images)
         self.seed, self.progress = seed, progress
 
-    def baseline(self, name: str, features: Mapping[str, Any]) -> tuple[FittedBaseline, Any]:
-        """The baseline fitted on the extractor that ``features`` describes, and its key.
+    def baseline(self, name: str, features: FeatureSettings) -> tuple[FittedBaseline, Any]:
+        """The baseline fitted on an extractor's features, and its key.
 
         Raises:
             UserError: there are no nominal images.
@@ -57,7 +57,7 @@ class Fits:
             raise UserError(f"{name} is fitted on nominal images: give --train-root")
         method = BASELINES.read({"name": name})
         space = [
-            self.parts.part_key(FEATURES.read(features)),
+            self.parts.part_key(features),
             self._images_digest,
             VECTORS,
             self.seed,
@@ -112,11 +112,11 @@ class Fits:
     def _images_digest(self) -> str:
         return files_digest(self.images)
 
-    def _vectors(self, features: Mapping[str, Any], space: Any) -> Tensor:
+    def _vectors(self, features: FeatureSettings, space: Any) -> Tensor:
         """Feature vectors (N, C) of the training images, the same ones for every baseline."""
 
         def compute() -> Any:
-            extractor = self.parts.plain_features(FEATURES.read(features))
+            extractor = self.parts.plain_features(features)
             return sample_features(
                 extractor,
                 self.images,

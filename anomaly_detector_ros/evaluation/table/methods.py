@@ -20,12 +20,13 @@ from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.evaluation.cache import array_digest
 from anomaly_detector_ros.evaluation.cached import CachedParts
 from anomaly_detector_ros.evaluation.datasets.base import LabelledImage
+from anomaly_detector_ros.features.base import FeatureSettings
 from anomaly_detector_ros.features.upsampling import upsample_bilinear
 from anomaly_detector_ros.profiles import Profile
 from anomaly_detector_ros.runtime.tensors import to_tensor
 
 Settings = Mapping[str, Any]
-FitBaseline = Callable[[str, Settings], tuple[FittedBaseline, Any]]
+FitBaseline = Callable[[str, FeatureSettings], tuple[FittedBaseline, Any]]
 
 INPAINT_RADIUS = 5
 # Guidance scales of the published code: what suits one guidance is too weak or strong for another.
@@ -254,7 +255,7 @@ def build_method(name: str, profile: Profile, parts: CachedParts, fit: FitBaseli
     detector = Detector.from_parts(changed, parts, calibrated=False)
     if issubclass(row.method, Edited):
         return row.method(name, detector, parts)
-    baseline, key = fit(name, changed.features)
+    baseline, key = fit(name, changed.parts.features)
     return Fitted(name, baseline, detector, [key, parts.profile_key(changed)])
 
 
