@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,15 +45,17 @@ class CachedFeatures:
 class CachedSegmenter:
     """A segmenter that computes the segments of each image, or image and map, once."""
 
-    def __init__(self, segmenter: Segmenter, cache: Cache, key: Any) -> None:
-        self.segmenter, self.cache, self.key = segmenter, cache, key
+    def __init__(self, segmenter: Segmenter, parts: CachedParts, key: Any) -> None:
+        self.segmenter, self.parts, self.key = segmenter, parts, key
         self.needs_map = segmenter.needs_map
 
     def segment(self, image: np.ndarray, anomaly_map: np.ndarray) -> np.ndarray:
         """As the segmenter's own."""
-        shown = [image, anomaly_map] if self.needs_map else [image]
-        key = [self.key, [array_digest(array) for array in shown]]
-        return self.cache.array("segments", key, lambda: self.segmenter.segment(image, anomaly_map))
+        seen = [array_digest(anomaly_map)] if self.needs_map else []
+        key = [self.key, [self.parts.digest(image), *seen]]
+        return self.parts.cache.array(
+            "segments", key, lambda: self.segmenter.segment(image, anomaly_map)
+        )
 
 
 class CachedParts(Parts):
@@ -68,6 +71,7 @@ class CachedParts(Parts):
     ) -> None:
         super().__init__(device, registry, offline=offline)
         self.cache = cache
+        self._digests: deque[tuple[np.ndarray, str]] = deque(maxlen=2)
 
     def features(self, settings: FeatureSettings) -> FeatureExtractor:
         """The extractor, cached."""
@@ -80,7 +84,7 @@ class CachedParts(Parts):
         if segmenter is None:
             return None
         settings = replace(settings, uncovered="raw")  # not the segmenter's business
-        return CachedSegmenter(segmenter, self.cache, self.part_key(settings))
+        return CachedSegmenter(segmenter, self, self.part_key(settings))
 
     def edits(self, detector: Detector, image: np.ndarray) -> tuple[Tensor, Tensor]:
         """`Detector.synthesize` of one image: (1, 3, h, w) and its edits (K, 3, h, w)."""
@@ -89,9 +93,21 @@ class CachedParts(Parts):
             inputs, edits = detector.synthesize([image])
             return torch.cat([inputs, edits[0]]).cpu().numpy()
 
-        key = [self.edits_key(detector.profile), array_digest(image)]
+        key = [self.edits_key(detector.profile), self.digest(image)]
         both = torch.from_numpy(self.cache.array("edits", key, compute)).to(self.device)
         return both[:1], both[1:]
+
+    def digest(self, array: np.ndarray) -> str:
+        """`array_digest` of an image or its labels, hashed once however many methods ask for it.
+
+        Args:
+            array: must not change.
+        """
+        known = next((digest for other, digest in self._digests if other is array), None)
+        if known is None:
+            known = array_digest(array)
+            self._digests.append((array, known))
+        return known
 
     def part_key(self, settings: Weighted) -> Any:
         """A key for what a part makes of its input: its settings and the content of its weights."""

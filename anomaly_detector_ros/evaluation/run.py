@@ -11,7 +11,6 @@ import torch
 from accelerate import PartialState
 
 from anomaly_detector_ros.errors import UserError, one_line
-from anomaly_detector_ros.evaluation.cache import array_digest
 from anomaly_detector_ros.evaluation.cached import CachedParts
 from anomaly_detector_ros.evaluation.datasets.base import Dataset, LabelledImage
 from anomaly_detector_ros.evaluation.fits import Fits
@@ -134,7 +133,7 @@ class Evaluation:
     def anomaly_map(self, method: Method, truth: LabelledImage) -> np.ndarray:
         """The method's map of one image, float32 (H, W), from the cache if it is there."""
         # The labels too: the ceiling's edit is made from them.
-        key = [method.key, array_digest(truth.image), array_digest(truth.labels)]
+        key = [method.key, self.parts.digest(truth.image), self.parts.digest(truth.labels)]
         return self.cache.array("maps", key, lambda: method.anomaly_map(truth))
 
     def _measure(self) -> None:

@@ -17,6 +17,7 @@ from support.scenes import write_labelled_scenes
 from anomaly_detector_ros.cli.main import main
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.evaluation import cached
 from anomaly_detector_ros.evaluation.cache import Cache
 from anomaly_detector_ros.evaluation.cached import CachedParts
 from anomaly_detector_ros.evaluation.datasets.base import open_dataset
@@ -263,3 +264,20 @@ def test_two_processes_share_the_maps_and_agree_with_one(scenes, light_profile, 
         assert together["images"] == 3
     shares = {file.name: file.read_text() for file in tmp_path.glob("*_?")}
     assert shares == {"two_0": "02", "two_1": "1", "one_0": "012"}
+
+
+def test_images_are_hashed_once_for_all_methods(make, monkeypatch):
+    hashed = []
+    alone = cached.array_digest
+
+    def noted(array):
+        hashed.append(array.shape)
+        return alone(array)
+
+    monkeypatch.setattr(cached, "array_digest", noted)
+    evaluation = make()
+    evaluation.measure(evaluation.build(("random", "ssim", "rgb")))
+    truth = evaluation.data[0]
+    # Pictures and labels in each of three passes, whatever the number of methods.
+    assert hashed.count(truth.image.shape) == 3 * len(evaluation.data)
+    assert hashed.count(truth.labels.shape) == 3 * len(evaluation.data)
