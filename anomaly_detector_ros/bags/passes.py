@@ -158,31 +158,21 @@ class BagPass:
             UserError: the input is damaged, or a frame is bad, unless `skip_errors`.
             OSError: the disk is full.
         """
-        waiting: deque[_Message] = deque()
-        frames_waiting = written = 0
-        # The detector works on the next frame while the outputs of one are made and written.
+        written = 0
         with ThreadPoolExecutor(1, "detector") as pool:
             try:
-                for message in self._messages(pool, detector):
-                    if message is not None:
-                        waiting.append(message)
-                        frames_waiting += message.camera is not None
-                    ahead = _AHEAD if message is not None else 0
-                    while waiting and (frames_waiting == 0 or frames_waiting > ahead):
-                        current = waiting.popleft()
-                        self._copy(current)
-                        if current.camera is None:
-                            continue
-                        frames_waiting -= 1
+                for message in _behind(self._messages(pool, detector)):
+                    self._copy(message)
+                    if message.camera is not None:
                         written += 1
-                        self._add_results(current, current.camera, written, skip_errors)
+                        self._add_results(message, message.camera, written, skip_errors)
                         progress(written, max(written, self.total))
             finally:
                 pool.shutdown(cancel_futures=True)
         return self.report
 
-    def _messages(self, pool: ThreadPoolExecutor, detector: Detector) -> Iterator[_Message | None]:
-        """The input's messages in their order, frames handed to the detector; None at the end."""
+    def _messages(self, pool: ThreadPoolExecutor, detector: Detector) -> Iterator[_Message]:
+        """The input's messages in their order, frames handed to the detector."""
         wanted = [c for c in self.reader.connections if c.id in self.copies]
         frames = 0
         for connection, timestamp, raw in self.reader.messages(wanted):
@@ -192,7 +182,6 @@ class BagPass:
                 if frames > self.journal.left:
                     message.found = pool.submit(_detect, detector, connection.msgtype, raw)
             yield message
-        yield None
 
     def _copy(self, message: _Message) -> None:
         connection = message.connection
@@ -253,6 +242,19 @@ class BagPass:
             )
             for name in names
         }
+
+
+def _behind(messages: Iterator[_Message]) -> Iterator[_Message]:
+    """The messages in their order, each frame when the detector has the next one to work on."""
+    waiting: deque[_Message] = deque()
+    frames = 0
+    for message in messages:
+        waiting.append(message)
+        frames += message.camera is not None
+        while waiting and (frames == 0 or frames > _AHEAD):
+            frames -= waiting[0].camera is not None
+            yield waiting.popleft()
+    yield from waiting
 
 
 def _detect(detector: Detector, msgtype: str, raw: bytes) -> tuple[Any, np.ndarray, Detection]:
