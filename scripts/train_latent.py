@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from anomaly_detector_ros.features.dinov2_weights import load_dinov2_weights
 from anomaly_detector_ros.features.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from anomaly_detector_ros.imaging.images import read_rgb
+from anomaly_detector_ros.runtime.files import replace_directory
 from anomaly_detector_ros.synthesis.autoencoder import Autoencoder
 from anomaly_detector_ros.synthesis.schedule import Schedule
 from anomaly_detector_ros.weights.registry import Registry
@@ -451,9 +452,9 @@ def main() -> None:
     run, schedule = Run(options), Schedule.named("cosine")
     network = train_autoencoder(run, 0.36 * options.seconds)
     unet = train_denoiser(run, network, schedule)
-    network.cpu().half().save_pretrained(run.output / "vae")
-    unet.cpu().half().save_pretrained(run.output / "unet")
-    schedule.to_diffusers().save_pretrained(run.output / "scheduler")
+    replace_directory(run.output / "vae", network.cpu().half().save_pretrained)
+    replace_directory(run.output / "unet", unet.cpu().half().save_pretrained)
+    replace_directory(run.output / "scheduler", schedule.to_diffusers().save_pretrained)
 
 
 if __name__ == "__main__":
