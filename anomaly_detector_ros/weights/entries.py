@@ -127,11 +127,12 @@ def _file(body: object, where: str, base: Path) -> FileEntry:
 
 
 def _source(body: object, where: str, base: Path) -> Source:
-    (kind, value), *more = _mapping(body, where).items() or [("", None)]
-    if more or kind not in SOURCES:
-        raise UserError(
-            f"{where}: unknown kind of source '{kind}': give one of {', '.join(SOURCES)}"
-        )
+    settings, known = _mapping(body, where), ", ".join(SOURCES)
+    if len(settings) != 1:
+        raise UserError(f"{where}: a source has one key, its kind: give one of {known}")
+    ((kind, value),) = settings.items()
+    if kind not in SOURCES:
+        raise UserError(f"{where}: unknown kind of source '{kind}': give one of {known}")
     make = SOURCES[kind]
     # What a kind needs most may stand alone.
     given = value if isinstance(value, dict) else {fields(make)[0].name: value}  # type: ignore[arg-type]

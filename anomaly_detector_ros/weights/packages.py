@@ -23,7 +23,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from annotated_types import Gt
 from pydantic import AfterValidator, Strict
@@ -72,12 +72,6 @@ class PackageSource(Source):
     file: RelativePath
     archive_bytes: Annotated[int, Strict(), Gt(0)]
 
-    index: ClassVar[str]
-
-    def describe(self) -> str:
-        """See `Source`."""
-        return f"{self.index} package {self.package}"
-
     def deliver(self, landing: Landing, workspace: Workspace) -> None:
         """See `Source`."""
         # The clients keep up to three copies for a moment: collected, cached, and put in place.
@@ -89,8 +83,8 @@ class PackageSource(Source):
             done = min(size, self.archive_bytes)
             workspace.report(self.package, done, self.archive_bytes)
 
-        key = f"{self.index} {self.package}"
-        self._land(workspace.archive(key, lambda folder: self._download(folder, watch)), landing)
+        archive = workspace.archive(self.describe(), lambda folder: self._download(folder, watch))
+        self._land(archive, landing)
 
     @abstractmethod
     def _download(self, folder: Path, watch: Callable[[int], None]) -> Path:
@@ -108,7 +102,7 @@ class PythonPackageSource(PackageSource):
     Only wheels are taken and nothing is installed.
     """
 
-    index = "Python"
+    shown = "Python package {package}"
 
     def _download(self, folder: Path, watch: Callable[[int], None]) -> Path:
         wheels = folder / "wheels"
@@ -137,7 +131,7 @@ class PythonPackageSource(PackageSource):
 class NpmPackageSource(PackageSource):
     """A tarball, named as npm names it: `name@version`, or a folder. Its scripts do not run."""
 
-    index = "npm"
+    shown = "npm package {package}"
 
     def _download(self, folder: Path, watch: Callable[[int], None]) -> Path:
         npm = find_npm()

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 from urllib.request import OpenerDirector
 
 from pydantic import AfterValidator
@@ -79,9 +79,12 @@ class Workspace:
 class Source(ABC):
     """One place to get one file from; its fields are what the registry file says of it."""
 
-    @abstractmethod
+    shown: ClassVar[str]
+    """How messages name such a source; fields stand in braces."""
+
     def describe(self) -> str:
         """How messages name this source."""
+        return self.shown.format(**vars(self))
 
     def offline_copy(self, landing: Landing) -> bool:
         """Bring the file without any network or child process; False where that cannot be."""
@@ -98,9 +101,7 @@ class LocalSource(Source):
 
     path: Text
 
-    def describe(self) -> str:
-        """See `Source`."""
-        return f"local path {self.path}"
+    shown = "local path {path}"
 
     def offline_copy(self, landing: Landing) -> bool:
         """See `Source`."""
@@ -118,9 +119,7 @@ class UrlSource(Source):
 
     url: Address
 
-    def describe(self) -> str:
-        """See `Source`."""
-        return self.url
+    shown = "{url}"
 
     def deliver(self, landing: Landing, workspace: Workspace) -> None:
         """See `Source`; resumes an interrupted download."""
@@ -140,9 +139,7 @@ class HuggingFaceSource(Source):
     revision: Text = "main"
     endpoint: Address | None = None
 
-    def describe(self) -> str:
-        """See `Source`."""
-        return f"Hugging Face {self.repo}"
+    shown = "Hugging Face {repo}"
 
     def offline_copy(self, landing: Landing) -> bool:
         """See `Source`: from Hugging Face's own cache, if it is there and unaltered."""
@@ -178,9 +175,7 @@ class GoogleDriveSource(Source):
     file_id: Text
     address: Address = "https://drive.google.com/uc"
 
-    def describe(self) -> str:
-        """See `Source`."""
-        return f"Google Drive {self.file_id}"
+    shown = "Google Drive {file_id}"
 
     def deliver(self, landing: Landing, workspace: Workspace) -> None:
         """See `Source`; resumes an interrupted download."""

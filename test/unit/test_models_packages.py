@@ -207,7 +207,7 @@ def test_offline_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @dataclass(frozen=True)
 class _Endless(PackageSource):
-    index = "endless"
+    shown = "endless {package}"
 
     def _download(self, folder: Path, watch: Callable[[int], None]) -> Path:
         code = "import time; open('f','wb').truncate(10**9); time.sleep(60)"

@@ -88,6 +88,8 @@ def test_every_kind_of_source(tmp_path: Path) -> None:
         ({"sha256": None}, "lacks `bytes` or `sha256`"),
         ({"sources": []}, "sources"),
         ({"sources": [{"ftp": "x"}]}, "unknown kind of source 'ftp'"),
+        ({"sources": [{"url": "https://host.invalid/w", "local": "w"}]}, "one key, its kind"),
+        ({"sources": [{}]}, "one key, its kind"),
         ({"sources": [{"url": "file:///etc/hostname"}]}, "http or https"),
         ({"sources": [{"python": {"package": "p", "file": "p/w"}}]}, "archive_bytes"),
         (
