@@ -87,22 +87,23 @@ def _read(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(p, dict) for p in content.values()):
         raise UserError(f"'{file}' is not a profiles file: expected 'NAME: {{denoiser: ...}}'")
     folder = file.absolute().parent
-    return {name: _from_folder(profile, folder) for name, profile in content.items()}
-
-
-def _from_folder(value: Any, folder: Path) -> Any:
-    """The same with paths made absolute, which are those of the file that names them.
-
-    A path is a text with a slash, a part's own file, or what calibrations are kept in.
-    """
-    if isinstance(value, dict):
-        return {
-            key: str(folder / Path(each).expanduser())
-            if isinstance(each, str) and (key == "file" or "/" in each or ".py:" in each)
-            else _from_folder(each, folder)
-            for key, each in value.items()
+    return {
+        name: {
+            part: _paths_from(folder, section) if isinstance(section, dict) else section
+            for part, section in profile.items()
         }
-    return value
+        for name, profile in content.items()
+    }
+
+
+def _paths_from(folder: Path, section: Mapping[str, Any]) -> dict[str, Any]:
+    """A part's settings with absolute paths: texts with a slash, parts' own files, calibrations."""
+
+    def absolute(key: str, value: Any) -> Any:
+        named = isinstance(value, str) and (key == "file" or "/" in value or ".py:" in value)
+        return str(folder / Path(value).expanduser()) if named else value
+
+    return {key: absolute(key, value) for key, value in section.items()}
 
 
 def profile_names(models_dir: Path | None = None) -> list[str]:

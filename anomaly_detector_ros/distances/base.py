@@ -15,35 +15,38 @@ from anomaly_detector_ros.runtime.parts import PartRegistry
 Tensors = Mapping[str, Tensor]
 
 
-class Distance(Protocol):
+class Distance(ABC):
     """Compares features, then sums up what an upsampler made of the comparisons.
+
+    The base sums up maps that are one for each edit, and has learnt nothing.
 
     Attributes:
         full_resolution: whether the image is seen as the camera gave it, or as small as its edits,
             so that detail that only the image has does not count as a change.
     """
 
-    full_resolution: bool
+    full_resolution: ClassVar[bool] = False
 
+    @abstractmethod
     def __call__(self, original: Tensor, edits: Tensor) -> Tensor:
         """Features (1, C, h, w) and (K, C, h, w) -> M maps (M, h, w) float32, to be enlarged."""
-        ...
 
     def anomaly(self, maps: Tensor) -> Tensor:
         """The M maps at any size (M, H, W) -> one distance a pixel (H, W), at least 0."""
-        ...
+        return maps.mean(0)
 
     def spread(self, maps: Tensor) -> Tensor:
         """The M maps (M, H, W) -> standard deviation of the edits' distances (H, W), 0 for one."""
-        ...
+        # Tensor.std takes some 40 times as long over two maps.
+        return (maps - maps.mean(0)).square_().mean(0).sqrt_()
 
     def to(self, device: torch.device | str) -> Distance:
         """The same on another device."""
-        ...
+        return self
 
     def tensors(self) -> dict[str, Tensor]:
         """What it learnt, for a calibration's file; `DistanceSettings.build` takes it back."""
-        ...
+        return {}
 
 
 class NominalImages(Protocol):
@@ -106,9 +109,3 @@ class DistanceSettings(ABC):
 DISTANCES: PartRegistry[DistanceSettings] = PartRegistry(
     "distance", "anomaly_detector_ros.distances"
 )
-
-
-def spread_of(maps: Tensor) -> Tensor:
-    """Standard deviation over the first dimension."""
-    # Tensor.std takes some 40 times as long over two maps.
-    return (maps - maps.mean(0)).square_().mean(0).sqrt_()

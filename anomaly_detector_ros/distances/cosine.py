@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anomaly_detector_ros.distances.base import DISTANCES, DistanceSettings, Tensors, spread_of
+from anomaly_detector_ros.distances.base import DISTANCES, Distance, DistanceSettings, Tensors
 
 
 @DISTANCES.register("cosine")
 @dataclass(frozen=True)
-class CosineDistance(DistanceSettings):
+class CosineDistance(Distance, DistanceSettings):
     """1 - cosine similarity of image and edit, averaged over the edits: 0 to 2."""
-
-    full_resolution = False
 
     def build(self, learnt: Tensors) -> CosineDistance:
         """Itself: it has neither settings nor anything to learn."""
@@ -25,22 +22,6 @@ class CosineDistance(DistanceSettings):
     def __call__(self, original: Tensor, edits: Tensor) -> Tensor:
         """See `Distance`: one map per edit."""
         return cosine_distance(original.expand_as(edits), edits)
-
-    def anomaly(self, maps: Tensor) -> Tensor:
-        """See `Distance`."""
-        return maps.mean(0)
-
-    def spread(self, maps: Tensor) -> Tensor:
-        """See `Distance`."""
-        return spread_of(maps)
-
-    def to(self, device: torch.device | str) -> CosineDistance:
-        """See `Distance`."""
-        return self
-
-    def tensors(self) -> dict[str, Tensor]:
-        """See `Distance`."""
-        return {}
 
 
 def cosine_distance(a: Tensor, b: Tensor) -> Tensor:

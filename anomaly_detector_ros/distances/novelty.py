@@ -13,10 +13,10 @@ from torch import Tensor
 
 from anomaly_detector_ros.distances.base import (
     DISTANCES,
+    Distance,
     DistanceSettings,
     NominalImages,
     Tensors,
-    spread_of,
 )
 
 
@@ -55,7 +55,7 @@ class Novelty(DistanceSettings):
         return NoveltyDistance(torch.cat([each["memory"] for each in collected]), self.edit_weight)
 
 
-class NoveltyDistance:
+class NoveltyDistance(Distance):
     """Distance of the image from nominal features, and nearness of its edits to them.
 
     With N(a) = min over memory m of 1 - cos(a, m), a the features of the image as the camera gave
@@ -97,11 +97,3 @@ class NoveltyDistance:
         # One image at a time: the products with all of the memory are many.
         nearest = [(each.flatten(0, 1) @ self.memory.T).amax(1) for each in vectors]
         return (1 - torch.stack(nearest)).view(len(features), *features.shape[-2:])
-
-    def anomaly(self, maps: Tensor) -> Tensor:
-        """See `Distance`."""
-        return maps.mean(0)
-
-    def spread(self, maps: Tensor) -> Tensor:
-        """See `Distance`."""
-        return spread_of(maps)

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from anomaly_detector_ros.distances.base import (
     DISTANCES,
+    Distance,
     DistanceSettings,
     NominalImages,
     Tensors,
-    spread_of,
 )
 from anomaly_detector_ros.errors import UserError
 
@@ -77,7 +77,7 @@ class Whitened(DistanceSettings):
         return WhitenedDistance(mean.float(), factor.float())
 
 
-class WhitenedDistance:
+class WhitenedDistance(Distance):
     """Mahalanobis distance of the difference of features from what it is on nominal images.
 
     With a the features of the image and b_k those of its K edits, d = a - mean_k b_k, and m and S
@@ -92,8 +92,6 @@ class WhitenedDistance:
         mean: m, (C,) float32.
         factor: W, (C, C) float32, with W^T W = S^-1.
     """
-
-    full_resolution = False
 
     def __init__(self, mean: Tensor, factor: Tensor) -> None:
         self.mean, self.factor = mean, factor
@@ -121,17 +119,15 @@ class WhitenedDistance:
 
     def spread(self, maps: Tensor) -> Tensor:
         """See `Distance`."""
-        return spread_of(maps[1:] if len(maps) > 1 else maps)
+        return super().spread(maps[1:] if len(maps) > 1 else maps)
 
 
-class NominalDifferences:
+class NominalDifferences(Distance):
     """A distance, the length of a - mean_k b_k, that remembers mean and covariance of what it sees.
 
     It stands in for the whitened distance while that is fitted, so that it sees the very features
     that will be compared, whatever the upsampler makes of them.
     """
-
-    full_resolution = False
 
     def __init__(self) -> None:
         self.count = 0
@@ -147,18 +143,6 @@ class NominalDifferences:
         self._products = self._products + vectors @ vectors.T
         length: Tensor = difference.norm(dim=0)
         return length[None]
-
-    def anomaly(self, maps: Tensor) -> Tensor:
-        """See `Distance`."""
-        return maps[0]
-
-    def spread(self, maps: Tensor) -> Tensor:
-        """See `Distance`; not kept apart."""
-        return torch.zeros_like(maps[0])
-
-    def to(self, device: torch.device | str) -> NominalDifferences:
-        """See `Distance`; it keeps what it saw on the CPU."""
-        return self
 
     def tensors(self) -> dict[str, Tensor]:
         """Count, sum (C,) and sum of products (C, C) of the differences, float64; empty of none."""

@@ -110,7 +110,7 @@ from dataclasses import dataclass
 
 import torch
 
-from anomaly_detector_ros.distances.base import DISTANCES, DistanceSettings
+from anomaly_detector_ros.distances.base import DISTANCES, Distance, DistanceSettings
 
 
 @DISTANCES.register("from_mean")
@@ -129,7 +129,7 @@ class FromMean(DistanceSettings):
         return FromMeanDistance(torch.stack([each["mean"] for each in collected]).mean(0))
 
 
-class FromMeanDistance:
+class FromMeanDistance(Distance):
     full_resolution = True
 
     def __init__(self, mean):
@@ -137,12 +137,6 @@ class FromMeanDistance:
 
     def __call__(self, original, edits):
         return (original.float() - self.mean[:, None, None]).norm(dim=1)
-
-    def anomaly(self, maps):
-        return maps[0]
-
-    def spread(self, maps):
-        return torch.zeros_like(maps[0])
 
     def to(self, device):
         return FromMeanDistance(self.mean.to(device))

@@ -93,7 +93,9 @@ def test_paths_are_relative_to_the_file_that_names_them(tmp_path, monkeypatch):
         "upsampler": {"name": "featup", "weights": "/elsewhere/jbu.ckpt"},
         "calibration": {"file": "c.safetensors"},
     }
-    profile = load_profile(write(tmp_path, {"a": {"base": "light", **parts}}))
+    title = "ViT-S/16 in place of DINOv2"
+    profile = load_profile(write(tmp_path, {"a": {"base": "light", "title": title, **parts}}))
+    assert profile.title == title
     assert profile.denoiser["model"] == str(tmp_path / "model")
     assert profile.features["weights"] == str(tmp_path / "weights/vit.pth")
     assert profile.upsampler["weights"] == "/elsewhere/jbu.ckpt"
