@@ -50,6 +50,18 @@ class Loader:
             return [path]
         return sorted(file for file in path.rglob("*") if file.suffix in _LOADED)
 
+    def sha256(self, weights: str) -> list[str]:
+        """The content of each of `files`; a model's is checked, and hashed only if it changed.
+
+        Raises:
+            UserError: a file is missing or altered; see also `files`.
+        """
+        if is_path(weights):
+            return [content_sha256(file) for file in self.files(weights)]
+        folder = self.registry.path(weights, verify=True)
+        files = self.registry.entry(weights).files
+        return [file.sha256 or content_sha256(folder / file.name) for file in files]
+
     def file(self, weights: str) -> Path:
         """The only file.
 
@@ -91,9 +103,9 @@ class Weighted:
         Raises:
             UserError: a file is missing.
         """
-        files = [file for weights in self.weights_used() for file in loader.files(weights)]
+        hashes = [sha256 for weights in self.weights_used() for sha256 in loader.sha256(weights)]
         published = self.published(loader)
-        return [content_sha256(file) for file in (*files, *([published] if published else []))]
+        return [*hashes, content_sha256(published)] if published else hashes
 
 
 def is_path(weights: str) -> bool:
