@@ -72,35 +72,16 @@ UPSAMPLERS: PartRegistry[UpsamplerSettings] = PartRegistry(
 )
 
 
-@UPSAMPLERS.register("bilinear")
-@dataclass(frozen=True)
-class Bilinear(UpsamplerSettings):
-    """Compares on the grid and interpolates the distances."""
+class GridUpsampler(UpsamplerSettings):
+    """Compares on the feature grid and enlarges the distances; the images are not looked at."""
+
+    @abstractmethod
+    def enlarge(self, maps: Tensor, size: Size) -> Tensor:
+        """(M, h, w) -> (M, *size)."""
 
     def build(self, loader: Loader) -> GridUpsampler:
-        """See `UpsamplerSettings`."""
-        return GridUpsampler(upsample_bilinear)
-
-
-@UPSAMPLERS.register("none")
-@dataclass(frozen=True)
-class Nearest(UpsamplerSettings):
-    """Compares on the grid; every pixel takes its cell's distance."""
-
-    def build(self, loader: Loader) -> GridUpsampler:
-        """See `UpsamplerSettings`."""
-        return GridUpsampler(upsample_nearest)
-
-
-class GridUpsampler:
-    """Compares on the feature grid and enlarges the distances; the images are not looked at.
-
-    Args:
-        enlarge: brings (M, h, w) to (M, *size).
-    """
-
-    def __init__(self, enlarge: Callable[[Tensor, Size], Tensor]) -> None:
-        self._enlarge = enlarge
+        """Itself: it has no weights."""
+        return self
 
     @torch.inference_mode()
     def distance(
@@ -113,7 +94,27 @@ class GridUpsampler:
         metric: Metric = COSINE,
     ) -> Tensor:
         """See `Upsampler.distance`."""
-        return self._enlarge(metric(original, edits), size)
+        return self.enlarge(metric(original, edits), size)
+
+
+@UPSAMPLERS.register("bilinear")
+@dataclass(frozen=True)
+class Bilinear(GridUpsampler):
+    """Interpolates the distances."""
+
+    def enlarge(self, maps: Tensor, size: Size) -> Tensor:
+        """See `upsample_bilinear`."""
+        return upsample_bilinear(maps, size)
+
+
+@UPSAMPLERS.register("none")
+@dataclass(frozen=True)
+class Nearest(GridUpsampler):
+    """Every pixel takes its cell's distance."""
+
+    def enlarge(self, maps: Tensor, size: Size) -> Tensor:
+        """(M, h, w) -> (M, *size)."""
+        return F.interpolate(maps[:, None], size=tuple(size), mode="nearest-exact")[:, 0]
 
 
 def upsample_bilinear(anomaly_map: Tensor, size: Size) -> Tensor:
@@ -125,8 +126,3 @@ def upsample_bilinear(anomaly_map: Tensor, size: Size) -> Tensor:
         return anomaly_map
     planes = anomaly_map[:, None]
     return F.interpolate(planes, size=tuple(size), mode="bilinear", align_corners=False)[:, 0]
-
-
-def upsample_nearest(anomaly_map: Tensor, size: Size) -> Tensor:
-    """Anomaly maps (B, h, w) at size (H, W): (B, H, W), the nearest cell's value for each pixel."""
-    return F.interpolate(anomaly_map[:, None], size=tuple(size), mode="nearest-exact")[:, 0]

@@ -20,9 +20,9 @@ from anomaly_detector_ros.features.preprocessing import (
 )
 from anomaly_detector_ros.features.upsampling import (
     UPSAMPLERS,
+    Nearest,
     Upsampler,
     upsample_bilinear,
-    upsample_nearest,
 )
 from anomaly_detector_ros.weights.loading import Loader
 from anomaly_detector_ros.weights.registry import Registry
@@ -79,7 +79,7 @@ def test_none_repeats_the_distances_of_the_grid(nothing: Registry) -> None:
     assert torch.equal(found, distances.repeat_interleave(4, 1).repeat_interleave(2, 2))
     # Pixel centres decide: those at 1/10, 3/10, 5/10 of three cells lie in cells 0, 0, 1.
     row = torch.tensor([[[1.0, 2.0, 3.0]]])
-    assert upsample_nearest(row, (1, 5)).tolist() == [[[1, 1, 2, 3, 3]]]
+    assert Nearest().enlarge(row, (1, 5)).tolist() == [[[1, 1, 2, 3, 3]]]
 
 
 def _whole(stack: JbuStack, features: Tensor, image: Tensor, size: tuple[int, int]) -> Tensor:
