@@ -156,7 +156,7 @@ def load_profile(
     unknown = sorted(set(profile.calibration) - {"file"})
     if unknown:
         raise UserError(f"profile '{name}': calibration has no setting '{unknown[0]}': give 'file'")
-    assert profile.parts  # for its checks
+    profile.model_names()  # all parts are read for it, which checks them
     return profile
 
 
