@@ -82,7 +82,7 @@ def evaluate(
     train_root: Annotated[
         Path | None,
         typer.Option(
-            help="Nominal images, for the baselines, the paper's class weights and, in a sweep, "
+            help="Nominal images, for the baselines, the paper's weighted metrics and, in a sweep, "
             "whitened distances."
         ),
     ] = None,
@@ -219,13 +219,12 @@ def _write(
 def _print_rows(report: Report) -> None:
     """One line for each row of the paper's table."""
     from anomaly_detector_ros.evaluation.table.methods import row_of
-    from anomaly_detector_ros.evaluation.table.report import number
+    from anomaly_detector_ros.evaluation.table.report import COLUMNS, number
 
-    columns = ("AUC-PR", "95%", "AUROC", "FPR95", "F1*", "weighted AUC-PR", "weighted F1*")
-    table = Table("", *columns, title=f"{report.dataset}, profile {report.profile}", box=None)
+    table = Table("", *COLUMNS, title=f"{report.dataset}, profile {report.profile}", box=None)
     for name, found in report.metrics.items():
-        weighted = (number(found.paper_auc_pr), number(found.paper_f1_star))
-        table.add_row(row_of(name).title, *_quality(found), *weighted)
+        theirs = (found.envelope_auc_pr, found.weighted_auc_pr, found.weighted_f1_star)
+        table.add_row(row_of(name).title, *_quality(found), *map(number, theirs))
     _print(table)
     for name, why in report.not_run.items():
         console.print(f"not run: {row_of(name).title}: {why}", markup=False, soft_wrap=True)

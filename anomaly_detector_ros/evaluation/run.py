@@ -37,7 +37,7 @@ class Evaluation:
         parts: loads models and keeps what they compute.
         data: labelled images.
         nominal: nominal images that the baselines are fitted on and whose classes give the
-            paper's weights; without them these are left out.
+            paper's soft labels; without them these and the metrics on them are left out.
         count: use only so many of the labelled images, evenly spread; all by default.
         seed: of the baselines and of the intervals.
         progress: called with (done, total, what is being done).

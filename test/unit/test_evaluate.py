@@ -198,6 +198,25 @@ def test_rows_change_what_they_name_alone():
     assert sum(bool(row.published) for row in ROWS.values()) == 15
 
 
+def test_published_numbers_stand_beside_the_columns_that_mean_the_same(make):
+    report = make().run(("random", "rgb"))
+    own, _, *rows = report.to_markdown().splitlines()
+    assert "published" not in own
+    head, _, *rows = replace(report, dataset="rugd").to_markdown().splitlines()
+    columns = [cell.strip() for cell in head.strip("|").split("|")]
+    assert columns[-4:] == [
+        "weighted AUC-PR", "published weighted AUC-PR", "weighted F1*", "published weighted F1*"
+    ]  # fmt: skip
+    cells = {row.split("|")[1].strip(): row.strip("|").split("|") for row in rows}
+    assert all(len(row) == len(columns) for row in cells.values())
+    rgb, random = cells["RGB in place of features"], cells["Random scores"]
+    assert [rgb[i].strip() for i in (-3, -1)] == ["0.302", "0.591"]
+    assert [random[i].strip() for i in (-3, -1)] == ["", ""]
+    found = report.metrics["rgb"]
+    ours = (found.envelope_auc_pr, found.weighted_auc_pr, found.weighted_f1_star)
+    assert [rgb[i].strip() for i in (-5, -4, -2)] == [f"{value:.3f}" for value in ours]
+
+
 def test_the_command_writes_table_curves_and_gallery(scenes, light_profile, tmp_path, capsys):
     output = tmp_path / "out" / "results.json"
     arguments = ["evaluate", "--dataset", "folder", "--root", str(scenes / "test")]

@@ -11,6 +11,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from anomaly_detector_ros.evaluation.metrics import measures
 from anomaly_detector_ros.evaluation.metrics.components import ComponentCounts
 from anomaly_detector_ros.evaluation.metrics.measures import Measurement, Metrics, differences
+from anomaly_detector_ros.evaluation.metrics.paper import PaperCounts
 from anomaly_detector_ros.evaluation.metrics.pixels import PixelCounts
 from anomaly_detector_ros.evaluation.table.plots import plot_curves
 from anomaly_detector_ros.runtime import statistics
@@ -63,13 +64,16 @@ def test_all_metrics_of_a_measurement():
     scores = np.concatenate([s[t.valid] for s, t in pairs])
     truth = np.concatenate([t.anomaly[t.valid] for _, t in pairs])
     labels = np.concatenate([t.labels[t.valid] for _, t in pairs])
+    paper = PaperCounts(FREQUENCIES)
+    for score, t in pairs:
+        paper.add(score, t.labels, t.valid)
     assert metrics.images == 12
     assert metrics.anomaly_share == pytest.approx(truth.mean())
     assert metrics.auc_pr == pytest.approx(average_precision_score(truth, scores), abs=1e-6)
     assert metrics.auroc == pytest.approx(roc_auc_score(truth, scores), abs=1e-6)
-    weights = np.array([0, 0.1, 0.8, 1])[labels]
-    expected = average_precision_score(truth, scores, sample_weight=weights)
-    assert metrics.paper_auc_pr == pytest.approx(expected, abs=1e-6)
+    assert metrics.envelope_auc_pr == pytest.approx(metrics.auc_pr, abs=0.016)
+    assert 0 < metrics.weighted_auc_pr == paper.auc_pr() < 1
+    assert 0 < metrics.weighted_f1_star == paper.f1_star() < 1
     flagged = scores >= np.float32(metrics.threshold)
     assert set(metrics.per_class) == {"grass", "rock", "car"}
     for label, name in ((1, "grass"), (2, "rock"), (3, "car")):
@@ -81,21 +85,21 @@ def test_all_metrics_of_a_measurement():
     for score, t in pairs:
         components.add(score >= np.float32(metrics.threshold), t.anomaly, t.valid)
     assert metrics.f1_star == components.f1_star()
-    assert 0 < metrics.paper_f1_star < 1
     for name, (low, high) in metrics.intervals.items():
         assert low < getattr(metrics, name) < high, name
     assert set(metrics.intervals) == {
-        "auc_pr", "auroc", "fpr95", "f1_star", "paper_auc_pr", "paper_f1_star",
+        "auc_pr", "envelope_auc_pr", "auroc", "fpr95", "f1_star", "weighted_auc_pr",
+        "weighted_f1_star",
     }  # fmt: skip
 
 
 def test_what_was_not_asked_for_is_nan_and_json_has_null():
     metrics = measure(scenes(3)).result()
-    assert np.isnan([metrics.paper_auc_pr, metrics.paper_f1_star]).all()
+    assert np.isnan([metrics.weighted_auc_pr, metrics.weighted_f1_star]).all()
     assert metrics.per_class == {}
-    assert set(metrics.intervals) == {"auc_pr", "auroc", "fpr95", "f1_star"}
+    assert set(metrics.intervals) == {"auc_pr", "envelope_auc_pr", "auroc", "fpr95", "f1_star"}
     read = json.loads(json.dumps(metrics.to_dict(), allow_nan=False))
-    assert read["paper_auc_pr"] is None
+    assert read["weighted_auc_pr"] is None
     assert read["auc_pr"] == metrics.auc_pr
     assert read["intervals"]["auroc"] == list(metrics.intervals["auroc"])
 
@@ -109,20 +113,21 @@ def test_corner_cases_give_nan():
     rng = np.random.default_rng(0)
     options = {"class_names": CLASSES, "class_frequencies": FREQUENCIES}
     shape = (40, 40)
-    curve = {"auc_pr", "auroc", "fpr95", "threshold", "best_f1", "paper_auc_pr"}
-    components = {"f1_star", "paper_f1_star"}
+    curve = {"auc_pr", "envelope_auc_pr", "auroc", "fpr95", "threshold", "best_f1"}
+    nothing = {"anomaly_share", "f1_star", "weighted_auc_pr"}
 
     def result(*label_maps):
         pairs = [(rng.random(labels.shape) / 9, Truth(labels)) for labels in label_maps]
         return measure(pairs, **options).result()
 
     grass, void, car = (np.full(shape, label, np.uint8) for label in (1, 0, 3))
-    assert undefined(Measurement().result()) == curve | components | {"anomaly_share"}
-    assert undefined(result(void, void)) == curve | components | {"anomaly_share"}
-    # Paper thresholds flag something here, the undefined one nothing.
+    assert undefined(Measurement().result()) == curve | nothing | {"weighted_f1_star"}
+    # The paper's F1* takes void for one more unit of the image.
+    assert undefined(result(void, void)) == curve | nothing
+    # Soft labels need no anomaly, but not all of them 0, nor all 1.
     assert undefined(result(grass, grass)) == curve | {"f1_star"}
-    assert undefined(result(car, car)) == curve
-    assert undefined(result(np.ones((1, 1), np.uint8))) == curve | components
+    assert undefined(result(car, car)) == curve | {"weighted_auc_pr"}
+    assert undefined(result(np.ones((1, 1), np.uint8))) == curve | {"f1_star"}
     one_car = np.concatenate([grass, car])
     one = result(one_car)
     assert undefined(one) == set()
@@ -163,19 +168,19 @@ def test_resamples_equal_brute_force():
     draws = statistics.draw(6, 25, 3)
     assert (draws.sum(1) == 6).all()
     for i, drawn in enumerate(draws):
-        counts, weighted, components = PixelCounts(), PixelCounts(), ComponentCounts()
+        counts, components, paper = PixelCounts(), ComponentCounts(), PaperCounts(FREQUENCIES)
         for (scores, truth), times in zip(pairs, drawn, strict=True):
-            weights = np.where(truth.anomaly, 1.0, np.array([1, 0.1, 0.8, 1])[truth.labels])
             for _ in range(times):
                 counts.add(scores, truth.anomaly, truth.valid)
-                weighted.add(scores, truth.anomaly, truth.valid, weights)
+                paper.add(scores, truth.labels, truth.valid)
                 components.add(scores >= threshold, truth.anomaly, truth.valid)
         pixels = counts.result()
         expected = {
             "auc_pr": pixels.auc_pr,
             "auroc": pixels.auroc,
             "fpr95": pixels.fpr95,
-            "paper_auc_pr": weighted.result().auc_pr,
+            "envelope_auc_pr": pixels.envelope_auc_pr,
+            "weighted_auc_pr": paper.auc_pr(),
             "f1_star": components.f1_star(),
         }
         for name, value in expected.items():

@@ -11,12 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from anomaly_detector_ros.evaluation.metrics import pixels
-from anomaly_detector_ros.evaluation.metrics.components import (
-    ComponentCounts,
-    WeightedComponents,
-    f1_star,
-    pixel_weights,
-)
+from anomaly_detector_ros.evaluation.metrics.components import ComponentCounts, f1_star
+from anomaly_detector_ros.evaluation.metrics.paper import PaperCounts
 from anomaly_detector_ros.evaluation.metrics.pixels import Curve, PixelCounts, as_scores
 from anomaly_detector_ros.runtime import statistics
 from anomaly_detector_ros.runtime.statistics import Interval
@@ -62,11 +58,12 @@ class Metrics:
 
     Attributes:
         auc_pr: average precision of pixels.
+        envelope_auc_pr: area below the envelope of the precisions, see `pixels.envelope_area`.
         auroc: area under the ROC curve of pixels.
         fpr95: false-positive rate at 95% true-positive rate.
-        f1_star: component F1* at ``threshold``.
-        paper_auc_pr: AUC-PR in the paper's weighting, see `components.pixel_weights`.
-        paper_f1_star: component F1* in the paper's weighting, at the best of its thresholds.
+        f1_star: SegmentMeIfYouCan's component F1* at ``threshold``.
+        weighted_auc_pr: the paper's, see `PaperCounts.auc_pr`.
+        weighted_f1_star: the paper's, see `PaperCounts.f1_star`; another metric than ``f1_star``.
         threshold: the score with the best pixel F1 ...
         best_f1: ... and that F1.
         intervals: 95% bootstrap intervals over images, by the names above.
@@ -76,11 +73,12 @@ class Metrics:
     """
 
     auc_pr: float
+    envelope_auc_pr: float
     auroc: float
     fpr95: float
     f1_star: float
-    paper_auc_pr: float
-    paper_f1_star: float
+    weighted_auc_pr: float
+    weighted_f1_star: float
     threshold: float
     best_f1: float
     intervals: dict[str, Interval]
@@ -102,7 +100,7 @@ class Measurement:
     Args:
         class_names: by class id, for shares per class; without it there are none.
         class_frequencies: share of training images that hold a class, by class id, for the
-            paper's weighting; without it there is none.
+            paper's weighted metrics; without it there are none.
         resamples: of the bootstrap.
         seed: of the bootstrap: methods measured on the same images with the same seed see the
             same resamples.
@@ -118,7 +116,8 @@ class Measurement:
     ) -> None:
         self.class_names, self.class_frequencies = class_names, class_frequencies
         self.resamples, self.seed = resamples, seed
-        self.pixels, self.weighted_pixels = PixelCounts(), PixelCounts()
+        self.pixels = PixelCounts()
+        self.paper = None if class_frequencies is None else PaperCounts(class_frequencies)
         self.images = 0
         self._second: _SecondPass | None = None
 
@@ -134,9 +133,8 @@ class Measurement:
         if self._second:
             raise ValueError("add() after add_components(): the threshold is already fixed")
         self.pixels.add(scores, truth.anomaly, truth.valid)
-        if self.class_frequencies is not None:
-            weights = pixel_weights(truth.labels, truth.anomaly, self.class_frequencies)
-            self.weighted_pixels.add(scores, truth.anomaly, truth.valid, weights)
+        if self.paper:
+            self.paper.add(scores, truth.labels, truth.valid)
         self.images += 1
 
     def add_components(self, scores: np.ndarray, truth: Truth) -> None:
@@ -146,15 +144,12 @@ class Measurement:
             ValueError: as `add`, or `add` had fewer images.
         """
         if not self._second:
-            self._second = _SecondPass(self.pixels)
+            self._second = _SecondPass(self.pixels, self.paper)
         if self._second.images() == self.images:
             raise ValueError(f"add() had {self.images} images, add_components() has one more")
-        weights = None
-        if self.class_frequencies is not None:
-            weights = pixel_weights(truth.labels, truth.anomaly, self.class_frequencies)
-        labels = None if self.class_names is None else truth.labels
-        scores = as_scores(scores, truth.anomaly, truth.valid)
-        self._second.add(scores, truth.anomaly, truth.valid, labels, weights)
+        self._second.add(
+            as_scores(scores, truth.anomaly, truth.valid), truth, by_class=bool(self.class_names)
+        )
 
     def curve(self) -> Curve:
         """For `plots.plot_curves`."""
@@ -179,15 +174,15 @@ class Measurement:
 
     def result(self) -> Metrics:
         """The metrics of everything added; what needs the second pass is NaN without it."""
-        pixels, second = self.pixels.result(), self._second
-        weighted = self.class_frequencies is not None
+        pixels, second, paper = self.pixels.result(), self._second, self.paper
         return Metrics(
             auc_pr=pixels.auc_pr,
+            envelope_auc_pr=pixels.envelope_auc_pr,
             auroc=pixels.auroc,
             fpr95=pixels.fpr95,
             f1_star=second.components.f1_star() if second else np.nan,
-            paper_auc_pr=self.weighted_pixels.result().auc_pr,
-            paper_f1_star=second.weighted.best().f1_star() if second and weighted else np.nan,
+            weighted_auc_pr=paper.auc_pr() if paper else np.nan,
+            weighted_f1_star=paper.f1_star() if paper else np.nan,
             threshold=pixels.best_threshold,
             best_f1=pixels.best_f1,
             intervals={name: statistics.interval(of) for name, of in self.resampled.items()},
@@ -219,27 +214,20 @@ def differences(a: Measurement, b: Measurement) -> dict[str, Interval]:
 class _SecondPass:
     """What can be counted only when the pixels' curve is known."""
 
-    def __init__(self, pixels: PixelCounts) -> None:
+    def __init__(self, pixels: PixelCounts, paper: PaperCounts | None) -> None:
         self.threshold = np.float32(pixels.result().best_threshold)
+        self.paper = paper
         self.components = ComponentCounts()
-        self.weighted = WeightedComponents(pixels.highest)
         self.curves = ImageCurves(pixels.curve())
         self.classes = np.zeros((3, 0), np.int64)  # pixels, anomalous, flagged; by class id
 
-    def add(
-        self,
-        scores: np.ndarray,
-        anomaly: np.ndarray,
-        valid: np.ndarray,
-        labels: np.ndarray | None,
-        weights: np.ndarray | None,
-    ) -> None:
-        self.curves.add(scores, anomaly, valid, weights)
+    def add(self, scores: np.ndarray, truth: Truth, *, by_class: bool) -> None:
+        labels, anomaly, valid = truth.labels, truth.anomaly, truth.valid
+        soft = self.paper.soft_labels(labels) if self.paper else None
+        self.curves.add(scores, anomaly, valid, soft)
         flagged = scores >= self.threshold
         self.components.add(flagged, anomaly, valid)
-        if weights is not None:
-            self.weighted.add(scores, anomaly, valid, weights)
-        if labels is not None:
+        if by_class:
             chosen = (valid, valid & anomaly, valid & flagged)
             size = max(self.classes.shape[1], int(labels.max(initial=0)) + 1)
             counts = np.stack([np.bincount(labels[mask], minlength=size) for mask in chosen])
@@ -252,8 +240,9 @@ class _SecondPass:
     def resampled(self, draws: np.ndarray) -> dict[str, np.ndarray]:
         samples = self.curves.resampled(draws)
         samples["f1_star"] = resampled_f1_star(self.components.images, draws)
-        if paper := self.weighted.best().images:
-            samples["paper_f1_star"] = resampled_f1_star(paper, draws)
+        if self.paper:
+            samples["weighted_auc_pr"] /= self.paper.best_area(draws)
+            samples["weighted_f1_star"] = self.paper.resampled_f1_star(draws)
         return samples
 
     def per_class(self, names: Mapping[int, str]) -> dict[str, ClassShare]:
@@ -307,20 +296,20 @@ class ImageCurves:
         scores: np.ndarray,
         anomaly: np.ndarray,
         valid: np.ndarray,
-        weights: np.ndarray | None = None,
+        soft: np.ndarray | None = None,
     ) -> None:
         """Adds one image: float32, bool, bool and float arrays (H, W)."""
         masks = [valid & anomaly, valid & ~anomaly]
         rows = [_reaching(scores[mask], self.thresholds) for mask in masks]
-        if weights is not None:
-            rows.append(_reaching(scores[masks[1]], self.thresholds, weights[masks[1]]))
+        if soft is not None:
+            rows.append(_reaching(scores[valid], self.thresholds, soft[valid]))
         # Counts are exact: one image has fewer than 2^24 pixels.
         self._images.append(np.stack(rows).astype(np.float32))
 
     def resampled(self, draws: np.ndarray) -> dict[str, np.ndarray]:
-        """Metrics of each resample, (resamples,): auc_pr, auroc and fpr95.
+        """Metrics of each resample, (resamples,): auc_pr, envelope_auc_pr, auroc and fpr95.
 
-        If weights were added, paper_auc_pr too: weighted nominal pixels, anomalous ones weigh 1.
+        If soft labels were added, the area that is the numerator of weighted_auc_pr too.
 
         Args:
             draws: as `draw` returns, (resamples, images).
@@ -333,8 +322,7 @@ class ImageCurves:
             raise ValueError("scores or truth differ between the two passes over the images")
         parts = []
         for chunk in np.split(draws, range(_AT_ONCE, len(draws), _AT_ONCE)):
-            true, *false = np.tensordot(chunk, images, 1).swapaxes(0, 1)
-            parts.append(_metrics(true, *false))
+            parts.append(_metrics(*np.tensordot(chunk, images, 1).swapaxes(0, 1)))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -350,7 +338,7 @@ def _spread(curve: Curve) -> np.ndarray:
 def _reaching(
     scores: np.ndarray, thresholds: np.ndarray, weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """How many scores (or how much weight) reach each threshold, float64 (T,)."""
+    """How many scores (or how much of their weights) reach each threshold, float64 (T,)."""
     if weights is None:
         below = np.searchsorted(np.sort(scores), thresholds).astype(np.float64)
         return np.asarray(len(scores) - below)
@@ -360,14 +348,15 @@ def _reaching(
 
 
 def _metrics(
-    true: np.ndarray, false: np.ndarray, weighted: np.ndarray | None = None
+    true: np.ndarray, false: np.ndarray, soft: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
     """Metrics of curves (resamples, T)."""
     metrics = {
         "auc_pr": pixels.average_precision(true, false),
+        "envelope_auc_pr": pixels.envelope_area(true, false),
         "auroc": pixels.auroc(true, false),
         "fpr95": pixels.fpr_at_tpr(true, false),
     }
-    if weighted is not None:
-        metrics["paper_auc_pr"] = pixels.average_precision(true, weighted)
+    if soft is not None:
+        metrics["weighted_auc_pr"] = pixels.envelope_area(soft, true + false - soft)
     return metrics

@@ -161,7 +161,8 @@ class Row:
 
     Attributes:
         title: what the tables call it.
-        published: the paper's AUC-PR and F1* by data set; none for rows that it does not have.
+        published: the paper's weighted AUC-PR and weighted F1* by data set; none for rows that it
+            does not have.
         method: how the maps are made.
         overrides: changes to the profile, by part.
     """

@@ -13,6 +13,12 @@ from anomaly_detector_ros import __version__
 from anomaly_detector_ros.evaluation.metrics.measures import Metrics
 from anomaly_detector_ros.evaluation.table.methods import ROWS, row_of
 
+WEIGHTED = ("weighted AUC-PR", "weighted F1*")
+COLUMNS = (
+    "AUC-PR (AP)", "95% interval", "AUROC", "FPR95", "F1* (SMIYC)", "AUC-PR (envelope)", *WEIGHTED
+)  # fmt: skip
+"""Titles of the metrics; docs/evaluation.md says what each is."""
+
 _LIBRARIES = ("torch", "diffusers", "timm", "open_clip_torch", "scikit-learn", "numpy")
 
 
@@ -57,10 +63,12 @@ class Report:
     def to_markdown(self) -> str:
         """A table with the published numbers beside ours where the paper has them."""
         published = any(self.dataset in row.published for row in ROWS.values())
-        head = ["", "AUC-PR", "95% interval", "AUROC", "FPR95", "F1*", "weighted AUC-PR",
-                "weighted F1*"]  # fmt: skip
+        head = list(COLUMNS)
         if published:
-            head += ["published AUC-PR", "published F1*"]
+            # Each beside the column that means the same.
+            for column in WEIGHTED:
+                head.insert(head.index(column) + 1, f"published {column}")
+        head.insert(0, "")
         lines = [line(head), line(["---"] * len(head))]
         paper = [name for name in ROWS if name in self.metrics]
         for name in (*paper, *(name for name in self.metrics if name not in ROWS)):
@@ -74,11 +82,13 @@ class Report:
         low, high = m.intervals.get("auc_pr", (math.nan, math.nan))
         cells = [
             row.title, number(m.auc_pr), f"{number(low)} to {number(high)}", number(m.auroc),
-            number(m.fpr95), number(m.f1_star), number(m.paper_auc_pr), number(m.paper_f1_star),
+            number(m.fpr95), number(m.f1_star), number(m.envelope_auc_pr),
         ]  # fmt: skip
-        if published:
-            pair = row.published.get(self.dataset)
-            cells += [number(value) for value in pair] if pair else ["", ""]
+        pair = row.published.get(self.dataset)
+        for i, ours in enumerate((m.weighted_auc_pr, m.weighted_f1_star)):
+            cells.append(number(ours))
+            if published:
+                cells.append(number(pair[i]) if pair else "")
         return cells
 
 
