@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from rosbags.typesys.store import Typestore
 
 from anomaly_detector_ros.bags.reader import BagReader
 from anomaly_detector_ros.errors import UserError, one_line
-from anomaly_detector_ros.imaging.images import ImageError
+from anomaly_detector_ros.imaging.images import ImageError, say_once
 from anomaly_detector_ros.imaging.messages import compressed_to_rgb, image_to_rgb
 
 NODE_NAME = "anomaly_detector"
@@ -65,7 +65,7 @@ def read_frames(
             picture: np.ndarray | ImageError
             try:
                 message = deserialize(raw, connection.msgtype)
-                picture = message_to_rgb(message, connection.msgtype)
+                picture = message_to_rgb(message, connection.msgtype, chosen)
             except ImageError as error:
                 picture = error
             yield timestamp, picture
@@ -115,6 +115,9 @@ def deserialize(raw: bytes, msgtype: str) -> Any:
         raise ImageError(f"message is truncated or corrupt: {one_line(error, 100)}") from error
 
 
-def message_to_rgb(message: Any, msgtype: str) -> np.ndarray:
-    """RGB picture of an Image or CompressedImage message."""
-    return image_to_rgb(message) if msgtype == IMAGE else compressed_to_rgb(message)
+def message_to_rgb(message: Any, msgtype: str, topic: str) -> np.ndarray:
+    """RGB picture of an Image or CompressedImage message; what is odd of a topic is logged once."""
+    note = partial(say_once, topic)
+    if msgtype == IMAGE:
+        return image_to_rgb(message, note=note)
+    return compressed_to_rgb(message, note=note)

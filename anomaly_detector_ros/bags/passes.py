@@ -180,7 +180,7 @@ class BagPass:
             if message.camera is not None:
                 frames += 1
                 if frames > self.journal.left:
-                    message.found = pool.submit(_detect, detector, connection.msgtype, raw)
+                    message.found = pool.submit(_detect, detector, connection, raw)
             yield message
 
     def _copy(self, message: _Message) -> None:
@@ -257,10 +257,12 @@ def _behind(messages: Iterator[_Message]) -> Iterator[_Message]:
     yield from waiting
 
 
-def _detect(detector: Detector, msgtype: str, raw: bytes) -> tuple[Any, np.ndarray, Detection]:
+def _detect(
+    detector: Detector, connection: Connection, raw: bytes
+) -> tuple[Any, np.ndarray, Detection]:
     """Header and picture of a frame, and what is found in it."""
-    message = deserialize(raw, msgtype)
-    image = message_to_rgb(message, msgtype)
+    message = deserialize(raw, connection.msgtype)
+    image = message_to_rgb(message, connection.msgtype, connection.topic)
     return message.header, image, detector.detect(image)
 
 

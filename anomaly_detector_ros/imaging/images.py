@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import logging
+import struct
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from PIL import ExifTags, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, TiffImagePlugin, UnidentifiedImageError
 from PIL import Image as PilImage
 
 from anomaly_detector_ros.errors import UserError, one_line
@@ -17,7 +21,17 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".p
 MAX_PIXELS = 80_000_000
 """Compressed images of more pixels are refused before they are decoded."""
 
+PERCENTILES = (0.5, 99.5)
+"""Of a picture's samples of more than 8 bits: what becomes 0 and 255 where no range is given."""
+
 _MAX_SHOWN = 60
+_BITS_PER_SAMPLE, _SAMPLE_FORMAT, _FLOAT = 258, 339, 3  # of a TIFF
+_END = b"\xff\xd9"  # of a JPEG
+_FILLS = (b"", b"\x55" * 999, b"\xaa" * 999, b"\xfe" * 999)
+
+Range = tuple[float, float]
+Note = Callable[[str], None]
+"""Takes a line about a picture that could be read, but not as it stands."""
 
 
 class ImageError(UserError):
@@ -38,8 +52,14 @@ def find_images(path: Path) -> list[Path]:
     return found
 
 
-def read_rgb(file: Path) -> np.ndarray:
-    """A picture file, upright: uint8 RGB (H, W, 3).
+@lru_cache(maxsize=1000)
+def say_once(source: str, text: str) -> None:
+    """Logs a line about the pictures of a source (a folder, a topic), the first time only."""
+    logging.getLogger(__name__).warning("%s: %s", source, text)
+
+
+def read_rgb(file: Path, grey_range: Range | None = None) -> np.ndarray:
+    """A picture file, upright: uint8 RGB (H, W, 3); more than 8 bits as :func:`to_8_bit` has it.
 
     Raises:
         ImageError: missing, truncated, corrupt, or no picture.
@@ -49,40 +69,57 @@ def read_rgb(file: Path) -> np.ndarray:
     except OSError as error:
         raise ImageError(f"cannot read '{file}' ({error.strerror}): give a picture file") from error
     try:
-        array = decode_image(data, upright=True)
+        array = decode_image(
+            data,
+            upright=True,
+            grey_range=grey_range,
+            note=lambda text: say_once(str(file.parent), text),
+        )
     except ImageError as error:
         raise ImageError(f"cannot read '{file}': {error}") from error
     return array if array.ndim == 3 else cv2.cvtColor(array, cv2.COLOR_GRAY2RGB)
 
 
-def decode_image(data: Any, max_pixels: int = MAX_PIXELS, *, upright: bool = False) -> np.ndarray:
+def decode_image(
+    data: Any,
+    max_pixels: int = MAX_PIXELS,
+    *,
+    upright: bool = False,
+    grey_range: Range | None = None,
+    note: Note = lambda _: None,
+) -> np.ndarray:
     """Decode a picture file held in memory: uint8 RGB (H, W, 3), or uint8 (H, W) for a grey one.
 
-    With `upright` it is turned and mirrored as the camera noted in the file.
+    A JPEG that lacks pixels is refused, one that lacks its end marker only is noted. One whose
+    coded data is altered inside often still decodes, as JPEG carries no check sum.
 
-    A JPEG that ends early is refused; one whose coded data is altered inside often still decodes,
-    as JPEG carries no check sum.
+    Args:
+        data: the file's bytes.
+        max_pixels: larger pictures are refused.
+        upright: turn and mirror it as the camera noted in the file.
+        grey_range: see :func:`to_8_bit`.
+        note: gets what should be said of the picture's source once.
 
     Raises:
         ImageError: data that are empty, truncated, corrupt or no picture, or too many pixels.
     """
-    data = np.frombuffer(data, np.uint8)
-    if data.size == 0:
+    data = np.frombuffer(data, np.uint8).tobytes()
+    if not data:
         raise ImageError("compressed image holds no data: check the publisher")
     formats = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM")
+    data, orientation = _tiff_orientation(data)
     try:
-        with PilImage.open(io.BytesIO(data), formats=formats) as picture:
-            width, height = picture.size
-            if width * height > max_pixels:
-                raise ImageError(
-                    f"compressed image is {width}x{height}, over the limit of {max_pixels} pixels: "
-                    "scale it down"
-                )
-            if upright and _orientation(picture) != 1:
-                return _pillow_array(ImageOps.exif_transpose(picture))
-            if picture.format == "JPEG" and picture.mode in ("L", "RGB"):
-                return _decode_jpeg(data)
-            return _pillow_array(picture)
+        if _float_colours(data, max_pixels):
+            samples = _opencv_samples(data)
+        else:
+            with PilImage.open(io.BytesIO(data), formats=formats) as picture:
+                _bound(*picture.size, max_pixels)
+                samples = _samples(picture, data, note)
+                if upright:  # only now: Pillow swallows the faults of a PNG that this loads
+                    orientation = max(orientation, _orientation(picture))
+        if upright:
+            samples = _turned(samples, orientation)
+        return samples if samples.dtype == np.uint8 else to_8_bit(samples, grey_range, note)
     except PilImage.DecompressionBombError as error:
         raise ImageError(
             f"compressed image is over the limit of {max_pixels} pixels: scale it down"
@@ -98,6 +135,60 @@ def decode_image(data: Any, max_pixels: int = MAX_PIXELS, *, upright: bool = Fal
         raise ImageError(f"compressed image is truncated or corrupt: {quoted(error)}") from error
 
 
+def to_8_bit(
+    samples: np.ndarray, grey_range: Range | None = None, note: Note = lambda _: None
+) -> np.ndarray:
+    """Samples of more than 8 bits stretched to uint8, of the same shape.
+
+    Sensors of 10, 12 or 14 bits use a small part of 16, thermal ones a small part of that: so the
+    percentiles 0.5 and 99.5 of the picture's samples, all channels together, become 0 and 255, or
+    the two numbers of `grey_range`; linear between, rounded, cut off beyond. Where the percentiles
+    are the same, least and largest stand for them; a picture all alike becomes 0, as does NaN.
+
+    Raises:
+        ImageError: no sample is a finite number.
+    """
+    finite = samples[np.isfinite(samples)] if samples.dtype.kind == "f" else samples
+    if not finite.size:
+        raise ImageError("image holds no finite number: check the camera driver")
+    low, high = map(float, grey_range or np.percentile(finite, PERCENTILES))
+    if low >= high:
+        low, high = float(finite.min()), float(finite.max())
+    note(
+        f"more than 8 bits: {low:g} to {high:g} become 0 to 255 (grey_range)"
+        if grey_range
+        else "more than 8 bits: the percentiles {:g} and {:g} of each frame become 0 and 255 "
+        "(grey_range fixes the range)".format(*PERCENTILES)
+    )
+    table = samples.dtype == np.uint16  # of all values: faster than to scale each sample
+    values = np.arange(65536) if table else samples.astype(np.float64)
+    with np.errstate(all="ignore"):
+        scaled = (values - low) * (255.0 / (high - low) if high > low else 0.0)
+        eight = np.rint(np.clip(np.nan_to_num(scaled, nan=0.0), 0.0, 255.0)).astype(np.uint8)
+    return np.asarray(eight[samples] if table else eight)
+
+
+def _bound(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ImageError(
+            f"compressed image is {width}x{height}, over the limit of {max_pixels} pixels: "
+            "scale it down"
+        )
+
+
+def _tiff_orientation(data: bytes) -> tuple[bytes, int]:
+    """A TIFF told to be upright, and how it is: Pillow and OpenCV turn some TIFFs, of no option."""
+    if data[:2] in (b"II", b"MM"):
+        for orientation in range(2, 9):
+            upright, turned = (
+                struct.pack("<HHIH" if data[:1] == b"I" else ">HHIH", 274, 3, 1, number)
+                for number in (1, orientation)
+            )
+            if turned in data:
+                return data.replace(turned, upright), orientation
+    return data, 1
+
+
 def _orientation(picture: PilImage.Image) -> int:
     try:
         return int(picture.getexif().get(ExifTags.Base.Orientation, 1))
@@ -105,24 +196,79 @@ def _orientation(picture: PilImage.Image) -> int:
         return 1
 
 
-def to_8_bit(pixels: np.ndarray) -> np.ndarray:
-    """16 bit to 8 bit as cv_bridge scales: by 255 / 65535, rounded."""
-    return cv2.convertScaleAbs(pixels, alpha=255.0 / 65535.0)
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Upright pixels of those recorded, by Exif's table of orientations."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
 
 
-def _decode_jpeg(data: np.ndarray) -> np.ndarray:
+def _samples(picture: PilImage.Image, data: bytes, note: Note) -> np.ndarray:
+    """Pixels of an opened picture as they lie in its file: grey (H, W) or RGB (H, W, 3)."""
+    mode = picture.mode
+    if picture.format == "JPEG" and mode in ("L", "RGB"):
+        return _decode_jpeg(data, note)
+    if mode.startswith("I") or mode == "F":
+        array = np.array(picture)
+        return array.astype(np.uint16) if mode.startswith("I;16") else array
+    # Of deep colours Pillow gives the upper 8 bits only.
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):
+        bits = max(np.atleast_1d(picture.tag_v2.get(_BITS_PER_SAMPLE, 1)))
+    else:
+        bits = data[24] if picture.format == "PNG" else 8
+    if bits > 8:
+        return _opencv_samples(data)
+    return np.array(picture.convert("L" if mode in ("1", "L", "LA") else "RGB"))
+
+
+def _float_colours(data: bytes, max_pixels: int) -> bool:
+    """Whether it is a TIFF of float colours, which Pillow does not open, within the limit."""
+    if data[:4] not in (b"II*\0", b"MM\0*"):
+        return False
+    try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
+        file = io.BytesIO(data)
+        file.seek(tags.next)
+        tags.load(file)
+        floats = _FLOAT in tags.get(_SAMPLE_FORMAT, ()) and len(tags[_BITS_PER_SAMPLE]) > 1
+        width, height = int(tags[256]), int(tags[257])
+    except Exception:  # damaged: Pillow says so
+        return False
+    if floats:
+        _bound(width, height, max_pixels)
+    return floats
+
+
+def _opencv_samples(data: bytes) -> np.ndarray:
+    """Pixels of any depth, decoded by OpenCV: (H, W) or RGB (H, W, 3)."""
+    array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if array is None:
+        raise ValueError("its data cannot be decoded")
+    return array if array.ndim == 2 else np.ascontiguousarray(array[..., 2::-1])
+
+
+def _decode_jpeg(data: bytes, note: Note) -> np.ndarray:
     """Decode a JPEG with OpenCV, several times as fast as Pillow and equal to the bit.
 
     OpenCV fills what a truncated file lacks with grey and says nothing, so the end is looked for
     first. Coded data never holds an end marker by chance: a 0xFF in it is always followed by 0.
+    Without the marker, the pixels are all there if what follows the data changes none of them.
     """
-    raw = data.tobytes()
-    if raw.find(b"\xff\xd9", _start_of_scan(raw)) < 0:
+    if data.find(_END, _start_of_scan(data)) >= 0:
+        return _opencv_samples(data)
+    data = data.rstrip(b"\xff")  # half a marker
+    found, *others = (
+        np.array(PilImage.open(io.BytesIO(data + fill + _END), formats=("JPEG",)))
+        for fill in _FILLS
+    )
+    if not all(np.array_equal(found, other) for other in others):
         raise ValueError("JPEG data ends early")
-    array = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
-    if array is None:
-        raise ValueError("JPEG data cannot be decoded")
-    return array if array.ndim == 2 else cv2.cvtColor(array, cv2.COLOR_BGR2RGB)
+    note("JPEG without an end marker, of which no pixel is missing: check the publisher")
+    return found
 
 
 def _start_of_scan(raw: bytes) -> int:
@@ -137,16 +283,6 @@ def _start_of_scan(raw: bytes) -> int:
             continue
         position += 2 + int.from_bytes(raw[position + 2 : position + 4], "big")
     raise ValueError("JPEG data ends before its first scan")
-
-
-def _pillow_array(picture: PilImage.Image) -> np.ndarray:
-    """Decoded pixels of an opened picture: uint8 (H, W) for grey, (H, W, 3) RGB otherwise."""
-    if picture.mode.startswith("I;16") or picture.mode == "I":
-        pixels = np.asarray(picture).astype(np.int64)
-        return to_8_bit(np.clip(pixels, 0, 65535).astype(np.uint16))
-    if picture.mode in ("1", "L", "LA"):
-        return np.array(picture.convert("L"))
-    return np.array(picture.convert("RGB"))
 
 
 def quoted(value: Any) -> str:

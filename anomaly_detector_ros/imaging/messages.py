@@ -1,15 +1,12 @@
 """Camera messages to RGB arrays and arrays to image messages, without rclpy.
 
 The functions read a message's fields only, so they take messages of rclpy and of rosbags alike.
-The numbers are those of cv_bridge: its own `cvtColor2` does the colour conversion where it imports,
-else OpenCV with the conversion codes that cv_bridge uses.
+Colours are those of cv_bridge: OpenCV's, with the conversion codes that cv_bridge uses.
 """
 
 from __future__ import annotations
 
-import functools
 import sys
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import cv2
@@ -18,6 +15,8 @@ import numpy as np
 from anomaly_detector_ros.imaging.images import (
     MAX_PIXELS,
     ImageError,
+    Note,
+    Range,
     decode_image,
     quoted,
     to_8_bit,
@@ -25,74 +24,105 @@ from anomaly_detector_ros.imaging.images import (
 
 
 class Encoding(NamedTuple):
-    """How the pixels of an encoding lie in memory, and what makes RGB of them."""
+    """How the samples of an encoding lie in memory, and what makes RGB of them.
+
+    Attributes:
+        channels: samples of a pixel in a row.
+        to_rgb: OpenCV's conversion code; None: RGB already.
+        dtype: of a sample.
+        chroma: planes behind that of Y, each of a quarter of the pixels, or one of pairs; 0: none.
+    """
 
     channels: int
-    bytes_per_channel: int
-    to_rgb: int | None  # OpenCV's conversion code; None: RGB already
+    to_rgb: int | None
+    dtype: str = "u1"
+    chroma: int = 0
 
 
 # OpenCV names a Bayer pattern by the second row's second and third pixel, ROS by the first row's
 # first two: BayerBG is rggb.
+_BAYER = {
+    "rggb": cv2.COLOR_BayerBG2RGB,
+    "bggr": cv2.COLOR_BayerRG2RGB,
+    "gbrg": cv2.COLOR_BayerGR2RGB,
+    "grbg": cv2.COLOR_BayerGB2RGB,
+}
 _ENCODINGS: dict[str, Encoding] = {
-    "rgb8": Encoding(3, 1, None),
-    "bgr8": Encoding(3, 1, cv2.COLOR_BGR2RGB),
-    "rgba8": Encoding(4, 1, cv2.COLOR_RGBA2RGB),
-    "bgra8": Encoding(4, 1, cv2.COLOR_BGRA2RGB),
-    "mono8": Encoding(1, 1, cv2.COLOR_GRAY2RGB),
-    "mono16": Encoding(1, 2, cv2.COLOR_GRAY2RGB),
-    "yuv422": Encoding(2, 1, cv2.COLOR_YUV2RGB_UYVY),
-    "yuv422_yuy2": Encoding(2, 1, cv2.COLOR_YUV2RGB_YUY2),
-    "bayer_rggb8": Encoding(1, 1, cv2.COLOR_BayerBG2RGB),
-    "bayer_bggr8": Encoding(1, 1, cv2.COLOR_BayerRG2RGB),
-    "bayer_gbrg8": Encoding(1, 1, cv2.COLOR_BayerGR2RGB),
-    "bayer_grbg8": Encoding(1, 1, cv2.COLOR_BayerGB2RGB),
+    "rgb8": Encoding(3, None),
+    "bgr8": Encoding(3, cv2.COLOR_BGR2RGB),
+    "rgba8": Encoding(4, cv2.COLOR_RGBA2RGB),
+    "bgra8": Encoding(4, cv2.COLOR_BGRA2RGB),
+    "mono8": Encoding(1, cv2.COLOR_GRAY2RGB),
+    "rgb16": Encoding(3, None, "u2"),
+    "bgr16": Encoding(3, cv2.COLOR_BGR2RGB, "u2"),
+    "mono16": Encoding(1, cv2.COLOR_GRAY2RGB, "u2"),
+    "32FC1": Encoding(1, cv2.COLOR_GRAY2RGB, "f4"),
+    "yuv422": Encoding(2, cv2.COLOR_YUV2RGB_UYVY),
+    "yuv422_yuy2": Encoding(2, cv2.COLOR_YUV2RGB_YUY2),
+    "nv12": Encoding(1, cv2.COLOR_YUV2RGB_NV12, chroma=1),
+    "nv21": Encoding(1, cv2.COLOR_YUV2RGB_NV21, chroma=1),
+    "i420": Encoding(1, cv2.COLOR_YUV2RGB_I420, chroma=2),
+    **{f"bayer_{pattern}8": Encoding(1, code) for pattern, code in _BAYER.items()},
+    **{f"bayer_{pattern}16": Encoding(1, code, "u2") for pattern, code in _BAYER.items()},
 }
 
-# Newer releases of sensor_msgs rename the YUV encodings; drivers that know nothing of colour send
-# OpenCV's type names, whose order of channels is BGR.
+# Newer releases of sensor_msgs rename the YUV encodings, and some drivers take the names of V4L2 or
+# FFmpeg; those that know nothing of colour send OpenCV's type names, whose channels are BGR.
 _ALIASES = {
     "uyvy": "yuv422",
     "yuyv": "yuv422_yuy2",
+    "yuy2": "yuv422_yuy2",
+    "yuv420": "i420",
+    "yuv420p": "i420",
     "8UC1": "mono8",
     "8UC3": "bgr8",
     "8UC4": "bgra8",
+    "16UC1": "mono16",
+    "16UC3": "bgr16",
 }
 
 ENCODINGS: tuple[str, ...] = (*_ENCODINGS, *_ALIASES)
-"""Every value of `sensor_msgs/Image.encoding` that :func:`image_to_rgb` accepts."""
+"""Every value of `sensor_msgs/Image.encoding` that :func:`image_to_rgb` accepts, in any case."""
+
+_BY_NAME = {name.lower(): _ENCODINGS[_ALIASES.get(name, name)] for name in ENCODINGS}
 
 
-def image_to_rgb(msg: Any) -> np.ndarray:
+def image_to_rgb(
+    msg: Any, *, grey_range: Range | None = None, note: Note = lambda _: None
+) -> np.ndarray:
     """RGB picture of a `sensor_msgs/Image`: uint8 (H, W, 3).
 
     For rgb8 without row padding the result shares the message's memory and may be read-only.
-    mono16 becomes 8 bit as in cv_bridge, scaled by 255 / 65535 and rounded.
+    More than 8 bits are stretched; see `images.to_8_bit` for `grey_range` and `note`.
 
     Raises:
         ImageError: unknown encoding, zero size, `step` too small, data too short, more than
-            `images.MAX_PIXELS` pixels.
+            `images.MAX_PIXELS` pixels, no finite number.
     """
-    name = _ALIASES.get(msg.encoding, msg.encoding)
-    encoding = _ENCODINGS.get(name)
+    encoding = _BY_NAME.get(msg.encoding.lower())
     if encoding is None:
         raise ImageError(
             f"image encoding {quoted(msg.encoding)} is not supported: use one of "
-            f"{', '.join(_ENCODINGS)}"
+            f"{', '.join(name for name in _ENCODINGS if not name.startswith('bayer'))}, bayer_*"
         )
-    pixels = _unpack(msg, encoding)
-    if encoding.bytes_per_channel == 2:
-        pixels = to_8_bit(pixels)
-        name = "mono8"
-    return _colour(pixels, name)
+    samples = _unpack(msg, encoding)
+    if samples.dtype != np.uint8:
+        samples = to_8_bit(samples, grey_range, note)
+    return _colour(samples, msg.encoding)
 
 
-def compressed_to_rgb(msg: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def compressed_to_rgb(
+    msg: Any,
+    max_pixels: int = MAX_PIXELS,
+    *,
+    grey_range: Range | None = None,
+    note: Note = lambda _: None,
+) -> np.ndarray:
     """RGB picture of a `sensor_msgs/CompressedImage`: uint8 (H, W, 3).
 
     JPEG, PNG, WebP, TIFF or BMP, which the data itself tells; `format` tells about the colours only
     ("rgb8; jpeg compressed bgr8"). Orientation tags are ignored: the camera's calibration is that
-    of the sensor.
+    of the sensor. See `images.decode_image` for `grey_range` and `note`.
 
     Raises:
         ImageError: data that are empty, truncated, corrupt or no picture; more than
@@ -103,11 +133,12 @@ def compressed_to_rgb(msg: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         raise ImageError(
             f"compressed format {quoted(msg.format)} is a depth image: give a colour camera's topic"
         )
-    array = decode_image(_buffer(msg.data), max_pixels)
+    array = decode_image(_buffer(msg.data), max_pixels, grey_range=grey_range, note=note)
     if array.ndim == 2:
         # image_transport compresses a Bayer mosaic as it is, as a grey picture.
-        mosaic = described.strip() if described.strip().startswith("bayer_") else "mono8"
-        return _colour(array, mosaic if mosaic in _ENCODINGS else "mono8")
+        mosaic = described.strip()
+        known = mosaic.startswith("bayer_") and mosaic in _ENCODINGS
+        return _colour(array, mosaic if known else "mono8")
     # "compressed rgb8": the encoder was given RGB and took it for BGR, so the colours are swapped.
     if "compressed rgb" in compression:
         return np.ascontiguousarray(array[..., ::-1])
@@ -164,18 +195,38 @@ def _buffer(data: Any) -> np.ndarray:
 
 
 def _unpack(msg: Any, encoding: Encoding) -> np.ndarray:
-    """The message's pixels without padding, in native byte order: (H, W) or (H, W, C)."""
+    """The message's samples without padding, in native byte order: (H, W) or (H, W, C).
+
+    With planes of chroma it is (H * 3 / 2, W), one plane after the other, as OpenCV takes them.
+    """
     height, width, step = int(msg.height), int(msg.width), int(msg.step)
     if height <= 0 or width <= 0:
         raise ImageError(f"image is {width}x{height}, without pixels: check the camera driver")
-    row = width * encoding.channels * encoding.bytes_per_channel
+    dtype = np.dtype(encoding.dtype).newbyteorder(">" if msg.is_bigendian else "<")
+    row = width * encoding.channels * dtype.itemsize
     if step < row:
         raise ImageError(
             f"image step is {step} bytes but a row of {width} pixels in {msg.encoding} takes "
             f"{row}: check the camera driver"
         )
     data = _buffer(msg.data)
-    needed = (height - 1) * step + row  # some drivers leave out the last row's padding
+    # Offset, rows, bytes of a row and stride of each plane.
+    planes = [(0, height, row, step)]
+    if encoding.chroma:
+        if height % 2 or width % 2:
+            raise ImageError(
+                f"image of {width}x{height} pixels cannot be {msg.encoding}, which halves both "
+                "sides: check the camera driver"
+            )
+        if data.size == height * width * 3 // 2:  # some count the chroma's bytes into the step
+            step = width
+        half, narrow = height // 2, step // encoding.chroma
+        planes = [(0, height, row, step)] + [
+            (height * step + plane * half * narrow, half, row // encoding.chroma, narrow)
+            for plane in range(encoding.chroma)
+        ]
+    offset, rows, length, stride = planes[-1]
+    needed = offset + (rows - 1) * stride + length  # some leave out the last row's padding
     if data.size < needed:
         raise ImageError(
             f"image data is truncated: {data.size} bytes of {needed} for {width}x{height} "
@@ -186,49 +237,32 @@ def _unpack(msg: Any, encoding: Encoding) -> np.ndarray:
             f"image is {width}x{height}, over the limit of {MAX_PIXELS} pixels: scale it down"
         )
     if step == row:
-        rows = data[:needed].reshape(height, row)
+        data = data[:needed]
     else:
-        padded = np.lib.stride_tricks.as_strided(data, (height, row), (step, 1), writeable=False)
-        rows = np.ascontiguousarray(padded)
-    if encoding.bytes_per_channel == 2:
-        order = ">" if msg.is_bigendian else "<"
-        rows = rows.view(f"{order}u2").astype(np.uint16, copy=False)
+        data = np.concatenate([_without_padding(data[first:], *rest) for first, *rest in planes])
+    samples = data.view(dtype).astype(dtype.newbyteorder("="), copy=False)
+    if encoding.chroma:
+        return samples.reshape(height * 3 // 2, width)
     shape = (height, width) if encoding.channels == 1 else (height, width, encoding.channels)
-    return rows.reshape(shape)
+    return samples.reshape(shape)
+
+
+def _without_padding(data: np.ndarray, rows: int, length: int, stride: int) -> np.ndarray:
+    padded = np.lib.stride_tricks.as_strided(data, (rows, length), (stride, 1), writeable=False)
+    return padded.ravel()
 
 
 def _colour(pixels: np.ndarray, name: str) -> np.ndarray:
-    """RGB of unpacked 8-bit pixels in the encoding `name`."""
-    code = _ENCODINGS[name].to_rgb
+    """RGB of unpacked samples of 8 bits in the encoding `name`."""
+    code = _BY_NAME[name.lower()].to_rgb
     if code is None:
         return pixels
+    height, width = pixels.shape[:2]
+    if code in _BAYER.values() and min(height, width) < 3:  # OpenCV makes those black
+        raise ImageError(f"image of {width}x{height} pixels is too small for {name}: enlarge it")
     try:
-        bridge = _cv_bridge_colour()
-        if bridge is not None:
-            return bridge(pixels, name, "rgb8")
         return cv2.cvtColor(pixels, code)
-    except (cv2.error, RuntimeError) as error:
-        height, width = pixels.shape[:2]
+    except cv2.error as error:
         raise ImageError(
             f"image of {width}x{height} pixels cannot be converted from {name}: {quoted(error)}"
         ) from error
-
-
-@functools.lru_cache(maxsize=1)
-def _cv_bridge_colour() -> Callable[[np.ndarray, str, str], np.ndarray] | None:
-    """cv_bridge's colour conversion, or None where it does not import and work.
-
-    A cv_bridge built against NumPy 1 fails in several ways under NumPy 2, some of them only when
-    called, so it is tried on one pixel. Its `imgmsg_to_cv2` is not used: it mistakes row padding
-    that is no multiple of a pixel, and byte-swaps with an API that NumPy 2 removed.
-    """
-    try:
-        from cv_bridge.boost.cv_bridge_boost import cvtColor2
-
-        convert: Callable[[np.ndarray, str, str], np.ndarray] = cvtColor2
-        probe = np.array([[[1, 2, 3]]], np.uint8)
-        if np.array_equal(convert(probe, "bgr8", "rgb8"), probe[..., ::-1]):
-            return convert
-    except (ImportError, AttributeError, RuntimeError, TypeError, SystemError):
-        pass
-    return None

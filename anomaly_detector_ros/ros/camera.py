@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -85,6 +85,7 @@ class Camera:
         self._filter = TemporalFilter()
         self.skipper: FrameSkipper[Detection] = FrameSkipper()
         self._logged: dict[str, float] = {}
+        self._noted: set[str] = set()
 
     def listen(self, put: Callable[[Frame], None], depth: bool) -> None:
         """Begins to listen; ``put`` gets every image, still serialised.
@@ -127,10 +128,16 @@ class Camera:
 
     # -- images, in the worker's thread ------------------------------------------------------------
 
-    def decode(self, frame: Frame, max_input_age: float) -> Picture | Dropped:
+    def decode(
+        self, frame: Frame, max_input_age: float, grey_range: Sequence[float]
+    ) -> Picture | Dropped:
         """The image of a message, or why there is none to work on.
 
         Nothing that a message holds makes this raise.
+
+        Args:
+            frame: holds the message.
+            max_input_age, grey_range: the node's parameters.
         """
         started = time.monotonic()
         try:
@@ -152,7 +159,9 @@ class Camera:
                 "are, synchronise the clocks or raise max_input_age",
             )
         try:
-            pixels = self._to_rgb(message)
+            low, high = grey_range
+            fixed = (low, high) if low < high else None
+            pixels = self._to_rgb(message, grey_range=fixed, note=self._note)
         except UserError as error:
             return Dropped("bad", str(error))
         return Picture(message.header, pixels, age, time.monotonic() - started)
@@ -208,6 +217,11 @@ class Camera:
         """Settles a turn as dropped and logs why."""
         if turn.settle(fate):
             self._log(fate.reason, one_line(fate.problem))
+
+    def _note(self, text: str) -> None:
+        if text not in self._noted:
+            self._noted.add(text)
+            self._logger.warning(f"{self.name}: {text}")
 
     def _log(self, kind: str, text: str) -> None:
         now = time.monotonic()

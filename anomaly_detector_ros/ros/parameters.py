@@ -6,6 +6,7 @@ The parameter file, the documentation and the launch arguments are made of the t
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -109,6 +110,16 @@ def _extrinsics(value: Any) -> str | None:
     return None
 
 
+def _range(value: Any) -> str | None:
+    try:
+        low, high = map(float, value)
+    except (TypeError, ValueError):
+        return f" must be two numbers, not {value!r}"
+    if low == high == 0 or (low < high and math.isfinite(high - low)):
+        return None
+    return f" must be two finite numbers, the lower one first, not {value!r}"
+
+
 def _cameras(cameras: Any) -> str | None:
     if not isinstance(cameras, (list, tuple)) or not all(isinstance(each, str) for each in cameras):
         return f" must be a string array, not {cameras!r}"
@@ -201,6 +212,12 @@ class Images:
     is. Age is the node's clock minus the header's stamp. Where the stamp cannot be of the node's
     clock (zero, in the future, or over 10 s and over twice this limit old on arrival, as in a bag
     replayed without simulated time) it is the time since arrival."""
+    grey_range: Annotated[
+        list[float],
+        Rule(constraints="two numbers, the lower one first, or [0, 0]", check=_range, live=True),
+    ] = field(default_factory=lambda: [0.0, 0.0])
+    """Values of images of more than 8 bits (mono16, 16UC1, rgb16, bayer_*16, 32FC1, 16-bit PNG)
+    that become 0 and 255; [0, 0]: the percentiles 0.5 and 99.5 of each image."""
     max_rate: Annotated[float, Rule((0.0, 100.0), live=True)] = 0.0
     """Most images per second and camera that are processed; 0: as many as the device manages."""
     batch_cameras: Annotated[bool, Rule(live=True)] = False

@@ -263,7 +263,9 @@ class Session:
             if not self._enabled():
                 turn.settle(Dropped("paused"))
                 continue
-            picture = camera.decode(turn.frame, self._parameters["max_input_age"])
+            picture = camera.decode(
+                turn.frame, self._parameters["max_input_age"], self._parameters["grey_range"]
+            )
             if isinstance(picture, Dropped):
                 camera.drop(turn, picture)
                 continue

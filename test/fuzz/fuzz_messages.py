@@ -143,13 +143,16 @@ def camera_info_case(rng: np.random.Generator) -> bool:
 
 def _image_fields(rng: np.random.Generator) -> dict[str, Any]:
     encoding = str(rng.choice(ENCODINGS))
-    wide = {"rgb8": 3, "bgr8": 3, "8UC3": 3, "rgba8": 4, "bgra8": 4, "8UC4": 4, "mono16": 2}
-    pairs = ("yuv422", "yuv422_yuy2", "uyvy", "yuyv")
-    step = WIDTH * (2 if encoding in pairs else wide.get(encoding, 1)) + int(rng.integers(4))
+    wide = {"rgb8": 3, "bgr8": 3, "8UC3": 3, "rgba8": 4, "bgra8": 4, "8UC4": 4, "32FC1": 4}
+    pairs = ("yuv422", "yuv422_yuy2", "uyvy", "yuyv", "yuy2")
+    deep = 6 if encoding in ("rgb16", "bgr16", "16UC3") else 2
+    double = encoding in pairs or "16" in encoding
+    step = WIDTH * (deep if double else wide.get(encoding, 1)) + int(rng.integers(4))
+    planar = encoding in ("nv12", "nv21", "i420", "yuv420", "yuv420p")
     return {
         "header": _header(), "height": HEIGHT, "width": WIDTH, "encoding": encoding,
         "is_bigendian": int(rng.integers(2)), "step": step,
-        "data": rng.integers(0, 256, HEIGHT * step, np.uint8),
+        "data": rng.integers(0, 256, HEIGHT * step * (3 if planar else 2) // 2, np.uint8),
     }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from support.node_client import image
 from support.ros_graph import Graph, values, with_stamp
 from support.waiting import wait_until
 
+from anomaly_detector_ros.imaging.messages import image_fields
 from anomaly_detector_ros.ros.parameters import BY_NAME
 
 
@@ -62,6 +63,7 @@ def test_threshold_changes_at_run_time(live: Graph):
         ({"cameras": ["front"]}, "unconfigured"),
         ({"autostart": False}, "read-only"),
         ({"jpeg_quality": "high"}, "type"),
+        ({"grey_range": [9.0, 7.0]}, "lower one first"),
         ({"no_such_parameter": 1}, "declared"),
     ],
 )
@@ -69,6 +71,19 @@ def test_a_bad_parameter_is_refused_with_the_reason(live: Graph, changes: dict, 
     result = live.set_parameters(**changes)
     assert not result.successful
     assert reason in result.reason
+
+
+def test_a_range_of_greys_holds_for_the_next_image(live: Graph):
+    overlays = live.listen_output("overlay")
+    counts = np.full((48, 64), 6000, np.uint16)
+    shades = []
+    for limits in ([6000.0, 9000.0], [5000.0, 7000.0], [0.0, 6000.0]):  # black, grey, white
+        assert live.set_parameters(grey_range=limits).successful
+        message = Image(**image_fields(counts, "16UC1"))
+        shown = with_stamp(overlays, live.send(message))
+        shades.append(np.frombuffer(shown.data, np.uint8).mean())  # with the heat's colours
+    assert live.set_parameters(grey_range=[0.0, 0.0]).successful
+    assert shades[0] + 20 < shades[1] < shades[2] - 20, shades
 
 
 def test_rate_limit(live: Graph):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import io
+import struct
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,10 +12,17 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image as PilImage
 
-from anomaly_detector_ros.imaging.images import ImageError, decode_image, read_rgb
-from anomaly_detector_ros.imaging.messages import compressed_to_rgb, image_fields, image_to_rgb
+from anomaly_detector_ros.imaging.images import ImageError, decode_image, read_rgb, to_8_bit
+from anomaly_detector_ros.imaging.messages import (
+    ENCODINGS,
+    compressed_to_rgb,
+    image_fields,
+    image_to_rgb,
+)
 
 RNG = np.random.default_rng(7)
 RGB = RNG.integers(0, 256, (4, 6, 3), np.uint8)
@@ -64,7 +72,7 @@ def test_interleaved_encodings(encoding: str, padding: int) -> None:
 @pytest.mark.parametrize("padding", [0, 2, 3])
 def test_mono16_is_scaled_and_rounded(big: bool, padding: int) -> None:
     values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
-    found = image_to_rgb(message(values, "mono16", padding, big))
+    found = image_to_rgb(message(values, "mono16", padding, big), grey_range=(0, 65535))
     # 255 / 65535 is 1 / 257, which never leaves exactly a half.
     np.testing.assert_array_equal(found, grey_rgb((values.astype(int) + 128) // 257))
 
@@ -132,7 +140,7 @@ def test_last_rows_padding_may_be_missing() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"encoding": "32FC1"}, "encoding '32FC1' is not supported.*rgb8"),
+        ({"encoding": "rgb565"}, "encoding 'rgb565' is not supported.*rgb8"),
         ({"encoding": ""}, "encoding '' is not supported"),
         ({"encoding": "x\n" * 500}, "not supported"),
         ({"height": 0}, "6x0"),
@@ -172,6 +180,132 @@ def test_steps_far_beyond_the_data_are_refused(step: int) -> None:
     msg.step = step
     with pytest.raises(ImageError, match="truncated"):
         image_to_rgb(msg)
+
+
+PLANAR = ("nv12", "nv21", "i420", "yuv420", "yuv420p")
+YUV = (*PLANAR, "uyvy", "yuv422", "yuyv", "yuy2", "yuv422_yuy2")
+
+
+@st.composite
+def _messages(draw: st.DrawFn) -> tuple[Any, np.ndarray, tuple[float, float] | None]:
+    """An Image of any encoding, size, byte order and step; its RGB, worked out by hand; a range."""
+    encoding = draw(st.sampled_from(ENCODINGS))
+    name = encoding.lower()
+    big, padding = draw(st.booleans()), 2 * draw(st.integers(0, 9))
+    height, width = 2 * draw(st.integers(1, 9)), 2 * draw(st.integers(1, 9))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    limits: tuple[float, float] | None = None
+    if name.startswith("bayer") or name in YUV:
+        # One colour, which every interpolation gives back.
+        if name.startswith("bayer"):
+            height, width = height + 2, width + 2
+            deep = name.endswith("16")
+            colour = rng.integers(0, 4096 if deep else 256, 3)
+            tile = [["rgb".index(name[6 + 2 * r + c]) for c in (0, 1)] for r in (0, 1)]
+            samples = colour[np.tile(tile, (height // 2, width // 2))]
+            msg = message(samples.astype(np.uint16 if deep else np.uint8), encoding, padding, big)
+            if deep:
+                limits = (0.0, 4095.0)
+                colour = np.rint(colour * 255.0 / 4095.0)
+        else:
+            y, u, v = rng.integers(100, 160, 3)
+            rows, spare = np.full((height, width), y), np.zeros((height, padding))
+            if name in ("nv12", "nv21"):
+                pairs = np.tile([u, v] if name == "nv12" else [v, u], (height // 2, width // 2))
+                planes = [np.hstack([rows, spare]), np.hstack([pairs, spare[: height // 2]])]
+            elif name in ("i420", "yuv420", "yuv420p"):
+                half = np.full((height // 2, width // 2), 1)
+                spare_half = spare[: height // 2, : padding // 2]
+                planes = [np.hstack([rows, spare]),
+                          *(np.hstack([half * c, spare_half]) for c in (u, v))]  # fmt: skip
+            else:
+                order = [u, y, v, y] if name in ("uyvy", "yuv422") else [y, u, y, v]
+                planes = [np.hstack([np.tile(order, (height, width // 2)), spare])]
+            data = b"".join(plane.astype(np.uint8).tobytes() for plane in planes)
+            msg = SimpleNamespace(
+                height=height, width=width, encoding=encoding, is_bigendian=int(big),
+                step=planes[0].shape[1], data=data,
+            )  # fmt: skip
+            luma, cb, cr = 1.164 * (y - 16.0), u - 128.0, v - 128.0  # BT.601
+            colour = np.array(
+                [luma + 1.596 * cr, luma - 0.813 * cr - 0.391 * cb, luma + 2.018 * cb]
+            )
+        return msg, np.broadcast_to(colour, (height, width, 3)), limits
+    channels = {"mono8": 1, "8uc1": 1, "mono16": 1, "16uc1": 1, "32fc1": 1}.get(name, 3)
+    channels = 4 if name in ("rgba8", "bgra8", "8uc4") else channels
+    dtype = np.float32 if name == "32fc1" else np.uint16 if "16" in name else np.uint8
+    samples = rng.integers(0, 256 if dtype == np.uint8 else 16384, (height, width, channels))
+    samples = samples.astype(dtype)
+    msg = message(samples, encoding, padding, big)
+    expected = samples.astype(float)
+    if dtype != np.uint8:
+        limits = draw(st.sampled_from([None, (1000.0, 9000.0)]))
+        low, high = limits or np.percentile(expected, (0.5, 99.5))
+        expected = np.rint(np.clip((expected - low) / (high - low), 0, 1) * 255)
+    if channels == 1:
+        return msg, np.repeat(expected, 3, axis=2), limits
+    swapped = name.startswith(("bgr", "8uc", "16uc"))
+    return msg, expected[..., 2::-1] if swapped else expected[..., :3], limits
+
+
+@settings(max_examples=400, deadline=None)
+@given(_messages())
+def test_any_encoding_size_byte_order_and_step(
+    case: tuple[Any, np.ndarray, tuple[float, float] | None],
+) -> None:
+    msg, expected, limits = case
+    found = image_to_rgb(msg, grey_range=limits)
+    assert found.dtype == np.uint8
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= (2 if msg.encoding in YUV else 1)
+
+
+@pytest.mark.parametrize("encoding", ["nv12", "nv21", "i420", "NV12", "YUV420"])
+def test_planes_of_pixels_that_differ(encoding: str) -> None:
+    # Grey: chroma is neutral, so the luma alone tells, each pixel's at its place.
+    luma = np.arange(16, 16 + 48, dtype=np.uint8).reshape(6, 8)
+    data = luma.tobytes() + bytes([128]) * 24
+    for step in (8, 12):  # the second counts the chroma's bytes, as DepthAI does
+        msg = SimpleNamespace(
+            height=6, width=8, encoding=encoding, is_bigendian=0, step=step, data=data
+        )
+        expected = np.rint((luma - 16.0) * 255 / 219)
+        assert np.abs(image_to_rgb(msg) - expected[..., None]).max() <= 1
+    msg.data = data[:-1]
+    with pytest.raises(ImageError, match="truncated"):
+        image_to_rgb(msg)
+    msg.height = 5
+    with pytest.raises(ImageError, match="halves both sides"):
+        image_to_rgb(msg)
+
+
+def test_14_bit_counts_keep_their_contrast() -> None:
+    counts = np.linspace(7700, 8400, 96 * 160).reshape(96, 160).astype(np.uint16)
+    notes: list[str] = []
+    found = image_to_rgb(message(counts, "16UC1"), note=notes.append)
+    assert len(np.unique(found)) == 256
+    assert "percentiles 0.5 and 99.5" in notes[0]
+    assert "grey_range" in notes[0]
+
+
+def test_floats_that_are_not_finite() -> None:
+    samples = np.array([[np.nan, 0.0, 0.5, 1.0, np.inf, -np.inf]], np.float32)
+    np.testing.assert_array_equal(to_8_bit(samples, (0, 1)), [[0, 0, 128, 255, 255, 0]])
+    with pytest.raises(ImageError, match="no finite number"):
+        image_to_rgb(message(np.full((2, 2), np.nan, np.float32), "32FC1"))
+
+
+def test_all_alike_is_black_and_few_specks_are_seen() -> None:
+    flat = np.full((40, 40), 9000, np.uint16)
+    assert not to_8_bit(flat).any()
+    flat[3, 3] = 9100
+    assert to_8_bit(flat)[3, 3] == 255
+
+
+@pytest.mark.parametrize("shape", [(2, 8), (8, 2)])
+def test_too_small_a_mosaic_is_refused(shape: tuple[int, int]) -> None:
+    with pytest.raises(ImageError, match="too small for bayer_rggb8"):
+        image_to_rgb(message(np.full(shape, 90, np.uint8), "bayer_rggb8"))
 
 
 def test_odd_width_in_yuv_is_refused() -> None:
@@ -219,7 +353,8 @@ def test_grey_and_16_bit_grey_png() -> None:
     found = compressed_to_rgb(compressed(encoded(GREY, "png"), "mono8; png compressed "))
     np.testing.assert_array_equal(found, grey_rgb(GREY))
     deep = (GREY.astype(np.uint16) * 257) + 100
-    found = compressed_to_rgb(compressed(encoded(deep, "png"), "mono16; png compressed "))
+    msg = compressed(encoded(deep, "png"), "mono16; png compressed ")
+    found = compressed_to_rgb(msg, grey_range=(0, 65535))
     np.testing.assert_array_equal(found, grey_rgb(GREY))
 
 
@@ -246,6 +381,22 @@ def test_truncated_files_are_refused(kind: str, share: float) -> None:
     with pytest.raises(ImageError) as caught:
         compressed_to_rgb(compressed(data, kind))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+@pytest.mark.parametrize("progressive", [0, 1])
+@pytest.mark.parametrize("grey", [False, True])
+def test_jpeg_without_its_end_marker_is_decoded_and_noted(
+    lost: int, progressive: int, grey: bool
+) -> None:
+    pixels = SMOOTH[..., 0] if grey else SMOOTH
+    options = [cv2.IMWRITE_JPEG_PROGRESSIVE, progressive]
+    data = cv2.imencode(".jpg", pixels, options)[1].tobytes()
+    notes: list[str] = []
+    found = compressed_to_rgb(compressed(data[:-lost], "jpeg"), note=notes.append)
+    np.testing.assert_array_equal(found, compressed_to_rgb(compressed(data, "jpeg")))
+    assert len(notes) == 1
+    assert "end marker" in notes[0]
 
 
 def test_truncated_jpeg_with_a_thumbnail_is_refused() -> None:
@@ -368,3 +519,82 @@ def test_picture_files_are_set_upright_mirrored_ones_too(
     found = read_rgb(file)
     assert found.shape == shown.shape
     assert np.abs(found.astype(int) - shown).mean() < 6
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["L", "RGB", "I;16", "F", "RGB;16", "RGB;F"])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_tiffs_are_set_upright_once(
+    tmp_path: Path, orientation: int, kind: str, order: str
+) -> None:
+    recorded = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 9
+    if not kind.startswith("RGB"):
+        recorded = recorded[..., 0]
+    ceiling = {"L": 255, "RGB": 255, "I;16": 65535, "F": 1.0, "RGB;16": 65535, "RGB;F": 1.0}[kind]
+    dtype = {255: "u1", 65535: "u2", 1.0: "f4"}[ceiling]
+    samples = recorded.astype(dtype) * np.dtype(dtype).type(257 if ceiling == 65535 else 1)
+    if ceiling == 1.0:
+        samples /= 255
+    file = tmp_path / "picture.tif"
+    file.write_bytes(_tiff(samples, orientation, order))
+    found = read_rgb(file, grey_range=(0.0, ceiling))
+    # Where row 0 and column 0 of what was recorded are, by the TIFF standard's table.
+    upright = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.swapaxes(0, 1),
+        6: lambda a: np.rot90(a, -1),
+        7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+        8: lambda a: np.rot90(a),
+    }[orientation](recorded)
+    np.testing.assert_array_equal(found, upright if upright.ndim == 3 else grey_rgb(upright))
+
+
+def _tiff(samples: np.ndarray, orientation: int, order: str) -> bytes:
+    """An uncompressed TIFF, written by hand, as Pillow cannot write deep colours."""
+    channels = 1 if samples.ndim == 2 else 3
+    size = samples.dtype.itemsize
+    data = samples.astype(samples.dtype.newbyteorder(order)).tobytes()
+    tags = [
+        (256, samples.shape[1]), (257, samples.shape[0]), (258, *[8 * size] * channels), (259, 1),
+        (262, 1 if channels == 1 else 2), (273, 0), (274, orientation), (277, channels),
+        (278, samples.shape[0]), (279, len(data)),
+        (339, *[3 if samples.dtype.kind == "f" else 1] * channels),
+    ]  # fmt: skip
+    after = 8 + 2 + 12 * len(tags) + 4
+    long_values, entries = b"", b""
+    strip = after + 6 * sum(len(tag) > 3 for tag in tags)
+    for number, *values in tags:
+        values = [strip] if number == 273 else values
+        entries += struct.pack(f"{order}HHI", number, 3, len(values))
+        if len(values) > 2:
+            entries += struct.pack(f"{order}I", after + len(long_values))
+            long_values += struct.pack(f"{order}{len(values)}H", *values)
+        else:
+            entries += struct.pack(f"{order}{len(values)}H", *values).ljust(4, b"\0")
+    head = struct.pack(f"{order}2sHI", b"II" if order == "<" else b"MM", 42, 8)
+    return head + struct.pack(f"{order}H", len(tags)) + entries + bytes(4) + long_values + data
+
+
+def test_16_bit_colours_are_stretched_alike_in_files_and_messages(tmp_path: Path) -> None:
+    colours = np.random.default_rng(5).integers(300, 4000, (20, 30, 3)).astype(np.uint16)
+    file = tmp_path / "deep.png"
+    cv2.imwrite(str(file), colours[..., ::-1])
+    np.testing.assert_array_equal(read_rgb(file), image_to_rgb(message(colours, "rgb16")))
+    grey = colours[..., 0]
+    cv2.imwrite(str(file), grey)
+    expected = image_to_rgb(message(np.ascontiguousarray(grey), "16UC1"))
+    np.testing.assert_array_equal(read_rgb(file), expected)
+    png = compressed(file.read_bytes(), "16UC1; png compressed ")
+    np.testing.assert_array_equal(compressed_to_rgb(png), expected)
+
+
+def test_altered_png_files_are_refused(tmp_path: Path) -> None:
+    data = bytearray(encoded(SMOOTH, "png"))
+    data[len(data) // 2] ^= 0xFF
+    file = tmp_path / "altered.png"
+    file.write_bytes(data)
+    with pytest.raises(ImageError, match="corrupt"):
+        read_rgb(file)
