@@ -101,7 +101,10 @@ def evaluate(
     ] = None,
     cache: Annotated[
         Path | None,
-        typer.Option(help="Keeps edits, features, masks and maps; default: in the user's cache."),
+        typer.Option(
+            help="Keeps edits, features, masks, maps and what labels hold; default: in the user's "
+            "cache."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the baselines and the intervals.")] = 0,
     profile: ProfileOption = DEFAULT_PROFILE,
@@ -153,11 +156,19 @@ def evaluate(
     names = TABLE1_ROWS if table1 else tuple(dict.fromkeys(method or default))
     kept = Cache(cache or cache_directory() / "evaluation")
     with progress_bar("methods") as advance:
+        data = open_dataset(
+            dataset, root, split or DATASETS.get(dataset).evaluated_split, advance, kept
+        )
+        nominal = (
+            open_nominal(train_dataset or dataset, train_root, train_split, advance, kept)
+            if train_root
+            else None
+        )
         evaluation = Evaluation(
             chosen,
             CachedParts(kept, _device_of_this_process(device), offline=offline),
-            open_dataset(dataset, root, split or DATASETS.get(dataset).evaluated_split),
-            open_nominal(train_dataset or dataset, train_root, train_split) if train_root else None,
+            data,
+            nominal,
             count=count,
             seed=seed,
             progress=advance,

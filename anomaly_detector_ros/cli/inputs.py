@@ -62,10 +62,13 @@ def nominal_files(
     files: dict[Path, Path] = {}
     for path in given:
         if dataset is not None:
+            from anomaly_detector_ros.evaluation.cache import Cache
             from anomaly_detector_ros.evaluation.datasets.base import open_nominal
+            from anomaly_detector_ros.weights.registry import cache_directory
 
+            cache = Cache(cache_directory() / "evaluation")
             with progress_bar(f"labels of {dataset}") as advance:
-                found = open_nominal(dataset, path, split, advance).image_files()
+                found = open_nominal(dataset, path, split, advance, cache).image_files()
         elif path.is_file():
             found = [path]
         else:

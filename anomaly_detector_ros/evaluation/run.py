@@ -143,7 +143,9 @@ class Evaluation:
         """
         # Another data set has other classes, whose frequencies say nothing about these.
         known = self.nominal is not None and self.nominal.name == self.data.name
-        frequencies = self.nominal.class_frequencies() if self.nominal and known else None
+        frequencies = (
+            self.nominal.class_frequencies(self.progress) if self.nominal and known else None
+        )
         self.measurements = {
             method.name: Measurement(
                 class_names=self.data.classes.names, class_frequencies=frequencies, seed=self.seed

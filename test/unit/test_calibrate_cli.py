@@ -92,7 +92,10 @@ def test_the_table_is_printed(nominal: Path, light_profile: str, tmp_path: Path)
     assert output.is_file()
 
 
-def test_everything_may_be_fitted_on(nominal: Path, light_profile: str, tmp_path: Path):
+def test_everything_may_be_fitted_on(
+    nominal: Path, light_profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("ANOMALY_DETECTOR_CACHE", str(tmp_path / "cache"))
     result = run(
         *("--data", nominal, "--dataset", "folder", "--output", tmp_path / "c.safetensors"),
         *("--profile", light_profile, "--holdout", 0, "--json"),

@@ -1,13 +1,16 @@
+import os
+
 import numpy as np
 import pytest
 from support.dataset_files import SIZE, blank, stems, write
 
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.evaluation.cache import Cache
 from anomaly_detector_ros.evaluation.datasets.base import (
     open_dataset,
     open_nominal,
 )
-from anomaly_detector_ros.evaluation.datasets.rugd import SCENES
+from anomaly_detector_ros.evaluation.datasets.rugd import SCENES, AnnotationColours, Rugd
 
 COLORMAP = """\
 0 void 0 0 0
@@ -51,7 +54,6 @@ def test_rugd_splits_by_scene_and_out_of_distribution_rule(rugd):
         "creek_2",
         "trail_2",
         "trail-5_2",
-        "village_2",
     ]
     assert len(open_dataset("rugd", rugd)) == len(open_dataset("rugd", rugd, "all")) == 12
     assert (
@@ -59,8 +61,25 @@ def test_rugd_splits_by_scene_and_out_of_distribution_rule(rugd):
         == open_dataset("rugd", rugd, "train").image_files()
     )
     assert stems(open_nominal("rugd", rugd, "test")) == ["creek_0", "creek_1"]
-    with pytest.raises(UserError, match=r"none of the 4 images in .* is nominal"):
+    with pytest.raises(UserError, match=r"none of the 3 images in .* is nominal"):
         open_nominal("rugd", rugd, "ood")
+
+
+def test_village_belongs_to_no_split_of_the_paper(tmp_path):
+    """Of RUGD's 18 scenes the paper has 17; each holds a frame with and one without anomalies."""
+    root = tmp_path / "rugd"
+    trails = [f"trail-{number}" for number in range(3, 16) if number != 8]
+    for scene in ("creek", "park-1", "park-2", "park-8", "trail", *trails, "village"):
+        for i, anomalous in enumerate((0, 100)):
+            write(root / "RUGD_frames-with-annotations" / scene / f"{scene}_{i}.png", blank())
+            write(root / "RUGD_annotations" / scene / f"{scene}_{i}.png", rugd_colours(anomalous))
+    (root / "RUGD_annotations" / "RUGD_annotation-colormap.txt").write_text(COLORMAP)
+    counts = {split: len(open_dataset("rugd", root, split)) for split in Rugd.splits}
+    assert counts == {"train": 11, "val": 2, "test": 8, "ood": 17, "all": 36}
+    for split in ("train", "val", "test", "ood"):
+        assert not any(
+            name.startswith("village") for name in stems(open_dataset("rugd", root, split))
+        )
 
 
 def test_scenes_of_the_splits_are_disjoint():
@@ -148,7 +167,7 @@ def test_a_split_without_images_is_an_error(rugd):
 def test_class_frequencies_are_shares_of_images(rugd):
     seen = []
     dataset = open_dataset("rugd", rugd, "test")
-    frequencies = dataset.class_frequencies(lambda done, total: seen.append((done, total)))
+    frequencies = dataset.class_frequencies(lambda done, total, doing: seen.append((done, total)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
     assert frequencies == {
         **dict.fromkeys((0, 9, 12, 16, 17, 22, 24), 0.0),
@@ -160,8 +179,97 @@ def test_class_frequencies_are_shares_of_images(rugd):
 
 def test_finding_a_split_reports_progress_once(rugd):
     seen = []
-    open_nominal("rugd", rugd, None, lambda done, total: seen.append((done, total)))
+    open_nominal("rugd", rugd, None, lambda done, total, doing: seen.append((done, total)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The names of the annotations that are read, in order."""
+    names = []
+    alone = AnnotationColours.decode
+
+    def noted(self, file):
+        names.append(file.stem)
+        return alone(self, file)
+
+    monkeypatch.setattr(AnnotationColours, "decode", noted)
+    return names
+
+
+def test_each_label_is_read_once_while_a_data_set_is_open(rugd, reads):
+    open_nominal("rugd", rugd).class_frequencies()
+    assert reads == ["trail_0", "trail_1", "trail_2"]
+
+
+def test_opening_a_data_set_again_reads_no_label(rugd, reads, tmp_path):
+    cache, seen = Cache(tmp_path / "cache"), []
+
+    def advance(done, total, doing):
+        seen.append((done, total, doing))
+
+    def opened():
+        frequencies = open_nominal("rugd", rugd, None, advance, cache).class_frequencies()
+        return stems(open_dataset("rugd", rugd, "ood", advance, cache)), frequencies
+
+    first = opened()
+    # Of the nine frames of known scenes the three of train are known when ood is opened.
+    assert seen == [
+        *((i, 3, "labels") for i in (1, 2, 3)),
+        *((i, 6, "labels") for i in range(1, 7)),
+    ]
+    assert len(reads) == len(set(reads)) == 9
+    assert opened() == first
+    assert len(seen) == len(reads) == 9
+    # The picture's own labels are read whenever it is.
+    assert open_dataset("rugd", rugd, "ood", None, cache)[0].anomaly.sum() == 100
+    assert reads[9:] == ["creek_2"]
+
+
+def test_an_index_of_labels_follows_the_files(rugd, reads, tmp_path):
+    cache = Cache(tmp_path / "cache")
+    assert "trail_0" in stems(open_dataset("rugd", rugd, "train", None, cache))
+    reads.clear()
+    changed = rugd / "RUGD_annotations" / "trail" / "trail_0.png"
+    write(changed, rugd_colours(300))
+    os.utime(changed, ns=(0, 1))
+    assert stems(open_dataset("rugd", rugd, "train", None, cache)) == ["trail_1"]
+    assert reads == ["trail_0"]
+    # Another colormap gives the same files another meaning.
+    file = rugd / "RUGD_annotations" / "RUGD_annotation-colormap.txt"
+    file.write_text(COLORMAP.replace("3 grass", "1 grass"))
+    reads.clear()
+    assert open_dataset("rugd", rugd, "train", None, cache).class_frequencies()[1] == 1
+    assert len(reads) == 3
+
+
+@pytest.mark.parametrize("content", [b"", b"no JSON", b"[1, 2]", b'[["a", 1, 2, 3]]', b"\xff"])
+def test_a_damaged_index_is_made_anew(rugd, reads, tmp_path, content):
+    cache = Cache(tmp_path / "cache")
+    first = stems(open_dataset("rugd", rugd, "ood", None, cache))
+    (index,) = (tmp_path / "cache").rglob("*.json")
+    index.write_bytes(content)
+    assert stems(open_dataset("rugd", rugd, "ood", None, cache)) == first
+    assert len(reads) == 18
+    open_dataset("rugd", rugd, "ood", None, cache)
+    assert len(reads) == 18
+
+
+def test_what_was_read_before_an_interruption_is_kept(rugd, reads, tmp_path):
+    def stop(done, total, doing):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    cache = Cache(tmp_path / "cache")
+    with pytest.raises(KeyboardInterrupt):
+        open_dataset("rugd", rugd, "train", stop, cache)
+    open_dataset("rugd", rugd, "train", None, cache)
+    assert reads == ["trail_0", "trail_1", "trail_2"]
+
+
+def test_labels_are_read_where_no_index_can_be_kept(rugd, tmp_path):
+    (tmp_path / "file").touch()
+    assert len(open_dataset("rugd", rugd, "ood", None, Cache(tmp_path / "file" / "cache"))) == 3
 
 
 def test_real_rugd(shared_data):

@@ -98,7 +98,8 @@ def test_frames_of_a_video(tmp_path):
     assert len(read([file], stride=3)[0]) == 2
 
 
-def test_of_a_labelled_data_set_only_the_nominal_images(tmp_path):
+def test_of_a_labelled_data_set_only_the_nominal_images(tmp_path, monkeypatch):
+    monkeypatch.setenv("ANOMALY_DETECTOR_CACHE", str(tmp_path / "cache"))
     for i in range(3):
         write(tmp_path / "images" / f"{i}.png", scene(i))
         write(tmp_path / "masks" / f"{i}.png", np.full((40, 60), 255 * (i == 1), np.uint8))
@@ -107,6 +108,7 @@ def test_of_a_labelled_data_set_only_the_nominal_images(tmp_path):
     write(tmp_path / "masks" / "2.png", mask)
     labelled = find_pictures([tmp_path], None, DataOptions("folder"))
     assert [file.stem for file in labelled.files] == ["0", "1"]
+    assert list((tmp_path / "cache" / "evaluation" / "labels").rglob("*.json"))
     # Without --dataset its labels are no images either.
     assert len(find_pictures([tmp_path], None, DataOptions()).files) == 3
     with pytest.raises(UserError, match="no split 'train'"):
@@ -115,7 +117,8 @@ def test_of_a_labelled_data_set_only_the_nominal_images(tmp_path):
         find_pictures([tmp_path], "train", DataOptions())
 
 
-def test_rellis_frames_by_their_labels(shared_data):
+def test_rellis_frames_by_their_labels(shared_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("ANOMALY_DETECTOR_CACHE", str(tmp_path / "cache"))
     pictures = find_pictures([shared_data / "rellis"], "train", DataOptions("rellis"))
     every = find_pictures([shared_data / "rellis"], "all", DataOptions("rellis"))
     assert 0 < len(pictures.files) <= len(every.files)

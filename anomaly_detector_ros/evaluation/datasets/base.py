@@ -10,12 +10,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image as PilImage
 
 from anomaly_detector_ros.errors import UserError, one_line
+from anomaly_detector_ros.evaluation.cache import Cache
+from anomaly_detector_ros.evaluation.datasets.index import LabelIndex
 from anomaly_detector_ros.imaging.images import find_images, read_rgb
 from anomaly_detector_ros.runtime.parts import PartRegistry
 from anomaly_detector_ros.runtime.progress import Progress
@@ -124,9 +126,10 @@ class Dataset:
         classes: what the label ids mean.
         pairs: image file and label file of each image.
         read: reads a label file: uint8 (H, W), class ids.
-        counts_as_ood: whether an image counts as out of distribution as a whole, from where it is
-            anomalous, bool (H, W). By default one such pixel is enough.
+        counts_as_ood: whether an image counts as out of distribution as a whole, from the number of
+            its anomalous pixels and of all. By default one such pixel is enough.
         ood: whether all images count as out of distribution, or none, where that is known.
+        index: what is known of the label files, see `Layout.index`.
 
     Raises:
         UserError: no image, or one without a label file.
@@ -139,8 +142,9 @@ class Dataset:
         classes: Classes,
         pairs: Sequence[tuple[Path, Path]],
         read: Callable[[Path], np.ndarray] = read_ids,
-        counts_as_ood: Callable[[np.ndarray], bool] = np.any,
+        counts_as_ood: Callable[[int, int], bool] = lambda anomalous, pixels: anomalous > 0,
         ood: bool | None = None,
+        index: LabelIndex | None = None,
     ) -> None:
         if not pairs:
             raise UserError(f"no such images in '{root}': check the folder and the split")
@@ -150,6 +154,7 @@ class Dataset:
         self.name, self.root, self.classes = name, root, classes
         self._pairs = list(pairs)
         self._read, self._counts_as_ood, self._ood = read, counts_as_ood, ood
+        self._index = index or LabelIndex()
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -164,22 +169,17 @@ class Dataset:
             UserError: a file that cannot be read, an unknown label, or sizes that differ.
         """
         file, label_file = self._pairs[index]
-        image, labels = read_rgb(file), self.labels(index)
+        image, labels = read_rgb(file), self._labels(label_file)
         if labels.shape != image.shape[:2]:
             raise UserError(
                 f"label '{label_file}' is {labels.shape}, its image {image.shape[:2]}: "
                 "labels are as large as their images"
             )
         valid = ~np.isin(labels, list(self.classes.void))
-        return LabelledImage(file.stem, image, labels, self._anomaly(labels), valid, file)
+        anomaly = np.isin(labels, list(self.classes.anomalous))
+        return LabelledImage(file.stem, image, labels, anomaly, valid, file)
 
-    def labels(self, index: int) -> np.ndarray:
-        """The class ids of one image alone: uint8 (H, W).
-
-        Raises:
-            UserError: a file that cannot be read, or an unknown label.
-        """
-        file = self._pairs[index][1]
+    def _labels(self, file: Path) -> np.ndarray:
         labels = self._read(file)
         known = np.isin(labels, list(self.classes.names))
         if not known.all():
@@ -197,19 +197,21 @@ class Dataset:
     def class_frequencies(self, progress: Progress | None = None) -> dict[int, float]:
         """The share of these images that hold each class, [0, 1] by id, as the paper weights them.
 
+        Reads every label that the index does not know.
+
         Raises:
             UserError: a label that cannot be read, or an unknown one.
         """
         counts = dict.fromkeys(sorted(self.classes.names), 0)
-        for labels in self._all_labels(progress):
-            for id_ in np.unique(labels):
-                counts[int(id_)] += 1
+        for held in self._class_pixels(progress):
+            for id_ in held:
+                counts[id_] += 1
         return {id_: count / len(self) for id_, count in counts.items()}
 
     def select(self, *, ood: bool, progress: Progress | None = None) -> Dataset:
         """The images that count as out of distribution, or those that do not.
 
-        Reads every label, unless the set is such a selection already.
+        Reads every label that the index does not know, unless the set is such a selection already.
 
         Raises:
             UserError: there is none, a label that cannot be read, or an unknown one.
@@ -217,8 +219,10 @@ class Dataset:
         if self._ood is ood:
             return self
         flags = [
-            bool(self._counts_as_ood(self._anomaly(labels)))
-            for labels in self._all_labels(progress)
+            self._counts_as_ood(
+                sum(held.get(id_, 0) for id_ in self.classes.anomalous), sum(held.values())
+            )
+            for held in self._class_pixels(progress)
         ]
         pairs = [pair for pair, flag in zip(self._pairs, flags, strict=True) if flag == ood]
         if not pairs:
@@ -227,17 +231,18 @@ class Dataset:
                 f"{'counts as out of distribution' if ood else 'is nominal'}: choose another split"
             )
         return Dataset(
-            self.name, self.root, self.classes, pairs, self._read, self._counts_as_ood, ood
+            self.name,
+            self.root,
+            self.classes,
+            pairs,
+            self._read,
+            self._counts_as_ood,
+            ood,
+            self._index,
         )
 
-    def _anomaly(self, labels: np.ndarray) -> np.ndarray:
-        return np.isin(labels, list(self.classes.anomalous))
-
-    def _all_labels(self, progress: Progress | None) -> Iterator[np.ndarray]:
-        for i in range(len(self)):
-            yield self.labels(i)
-            if progress:
-                progress(i + 1, len(self))
+    def _class_pixels(self, progress: Progress | None) -> list[Mapping[int, int]]:
+        return self._index.class_pixels([label for _, label in self._pairs], self._labels, progress)
 
 
 @dataclass(frozen=True)
@@ -247,6 +252,7 @@ class Layout(ABC):
     Args:
         root: its directory.
         split: one of `splits`, a part of it; None for all that the root holds.
+        cache: where it is kept what the labels hold, so that each is read once.
 
     Attributes:
         name: of the data set, in tables.
@@ -260,6 +266,7 @@ class Layout(ABC):
 
     root: Path
     split: str | None = None
+    cache: Cache | None = None
 
     name: ClassVar[str]
     splits: ClassVar[tuple[str, ...]] = ()
@@ -282,41 +289,58 @@ class Layout(ABC):
             UserError: missing or malformed files, no image.
         """
 
+    def index(self, meaning: Any = None) -> LabelIndex:
+        """For the data set of this root.
+
+        Args:
+            meaning: what gives the labels their meaning beside this class, if anything.
+        """
+        return LabelIndex(self.cache, [self.name, str(self.root.absolute()), meaning])
+
 
 DATASETS = PartRegistry[Layout]("data set", __package__)
 
 
 def open_dataset(
-    name: str, root: Path, split: str | None = None, progress: Progress | None = None
+    name: str,
+    root: Path,
+    split: str | None = None,
+    progress: Progress | None = None,
+    cache: Cache | None = None,
 ) -> Dataset:
     """A labelled data set.
 
     Args:
         name: as `DATASETS` knows it.
-        root, split, progress: see `Layout`.
+        root, split, progress, cache: see `Layout`.
 
     Raises:
         UserError: unknown name or split, missing or malformed files, no image.
     """
-    return DATASETS.get(name)(root, split).open(progress)
+    return DATASETS.get(name)(root, split, cache).open(progress)
 
 
 def open_nominal(
-    name: str, root: Path, split: str | None = None, progress: Progress | None = None
+    name: str,
+    root: Path,
+    split: str | None = None,
+    progress: Progress | None = None,
+    cache: Cache | None = None,
 ) -> Dataset:
     """The images that do not count as out of distribution: what to train on.
 
     A data set without a rule for whole images leaves out those with any anomalous pixel.
 
     Args:
-        name, root, progress: as for `open_dataset`.
+        name, root, progress, cache: as for `open_dataset`.
         split: a part of it; by default the layout's own for training, else all.
 
     Raises:
         UserError: as `open_dataset`; no image is nominal; a label that cannot be read.
     """
     split = split or DATASETS.get(name).nominal_split
-    return open_dataset(name, root, split, progress).select(ood=False, progress=progress)
+    dataset = open_dataset(name, root, split, progress, cache)
+    return dataset.select(ood=False, progress=progress)
 
 
 def pairs_below(images: Path, labels: Path) -> list[tuple[Path, Path]]:

@@ -31,7 +31,7 @@ class Folder(Layout):
     def open(self, progress: Progress | None = None) -> Dataset:
         """See `Layout`; no mask needs to be read."""
         pairs = pairs_below(self.root / "images", self.root / "masks")
-        return Dataset(self.name, self.root, CLASSES, pairs, _read)
+        return Dataset(self.name, self.root, CLASSES, pairs, _read, index=self.index())
 
 
 def _read(file: Path) -> np.ndarray:

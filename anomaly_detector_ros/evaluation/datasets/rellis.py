@@ -72,7 +72,9 @@ class Rellis(Layout):
             for sequence in _sequences(self.root)
             for pair in pairs_below(sequence / IMAGES, sequence / LABELS)
         ]
-        dataset = Dataset(self.name, self.root, CLASSES, pairs, _read, _counts_as_ood)
+        dataset = Dataset(
+            self.name, self.root, CLASSES, pairs, _read, _counts_as_ood, index=self.index()
+        )
         if self.split in (None, "all"):
             return dataset
         return dataset.select(ood=self.split == "ood", progress=progress)
@@ -93,5 +95,5 @@ def _read(file: Path) -> np.ndarray:
     return labels
 
 
-def _counts_as_ood(anomaly: np.ndarray) -> bool:
-    return bool(anomaly.mean() >= MIN_OOD_SHARE)
+def _counts_as_ood(anomalous: int, pixels: int) -> bool:
+    return anomalous / pixels >= MIN_OOD_SHARE

@@ -51,7 +51,8 @@ class Rugd(Layout):
 
     The splits train and val are the images of their scenes that do not count as out of
     distribution; test is every image of its scenes; ood is what counts as out of distribution in
-    any scene, on which the paper evaluates. A scene that no split names is only in ood and all.
+    any of these 17 scenes, on which the paper evaluates. Any other scene, such as RUGD's 18th,
+    village, is only in all.
     """
 
     name = "rugd"
@@ -65,7 +66,8 @@ class Rugd(Layout):
         Raises:
             UserError: a missing or malformed colormap, or a colour that it lacks; see `Layout`.
         """
-        scenes = SCENES.get(self.split or "")
+        known = tuple(scene for part in SCENES.values() for scene in part)
+        scenes = known if self.split == "ood" else SCENES.get(self.split or "")
         pairs = [
             (frame, annotation)
             for frame, annotation in pairs_below(self.root / FRAMES, self.root / ANNOTATIONS)
@@ -73,15 +75,16 @@ class Rugd(Layout):
         ]
         colormap = AnnotationColours.of(self.root)
         dataset = Dataset(
-            self.name, self.root, colormap.classes, pairs, colormap.decode, _counts_as_ood
-        )
+            self.name, self.root, colormap.classes, pairs, colormap.decode, _counts_as_ood,
+            index=self.index(colormap.text),
+        )  # fmt: skip
         if self.split in (None, "test", "all"):
             return dataset
         return dataset.select(ood=self.split == "ood", progress=progress)
 
 
-def _counts_as_ood(anomaly: np.ndarray) -> bool:
-    return bool(np.count_nonzero(anomaly) >= MIN_OOD_PIXELS)
+def _counts_as_ood(anomalous: int, pixels: int) -> bool:
+    return anomalous >= MIN_OOD_PIXELS
 
 
 class AnnotationColours:
@@ -91,6 +94,7 @@ class AnnotationColours:
         file: lines ``id name red green blue``; ids below 255, no id, name or colour twice.
 
     Attributes:
+        text: of the file.
         classes: the ids and names of the file, the paper's out-of-distribution classes among them.
 
     Raises:
@@ -99,14 +103,14 @@ class AnnotationColours:
 
     def __init__(self, file: Path) -> None:
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
+            self.text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read colormap '{file}': take RUGD's own file") from error
         self.file = file
         names: dict[int, str] = {}
         # An id for every 24-bit colour: one look-up a pixel, at 16 MB.
         self._ids = np.full(1 << 24, _UNKNOWN, np.uint8)
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(self.text.splitlines(), 1):
             if not line.strip():
                 continue
             id_, name, colour = self._parse(number, line)

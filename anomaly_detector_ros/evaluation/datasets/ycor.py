@@ -50,4 +50,4 @@ class Ycor(Layout):
                 f"or one of the splits {', '.join(self.splits)}"
             )
         pairs = pairs_below(part / "images", part / "labels")
-        return Dataset(self.name, part, CLASSES, pairs)
+        return Dataset(self.name, part, CLASSES, pairs, index=self.index())
