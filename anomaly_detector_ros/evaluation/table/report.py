@@ -74,6 +74,11 @@ class Report:
         for name in (*paper, *(name for name in self.metrics if name not in ROWS)):
             lines.append(line(self._cells(name, published)))
         lines += [f"\nNot run: {row_of(name).title}: {why}." for name, why in self.not_run.items()]
+        if published:
+            lines.append(
+                "\nThe weighted columns alone are, most likely, the published metrics. Even these "
+                "compare only as far as images and class frequencies are the paper's."
+            )
         lines += subset_note(self.metrics.values(), self.dataset_images)
         return "\n".join(lines) + "\n"
 
