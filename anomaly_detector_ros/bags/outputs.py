@@ -15,8 +15,10 @@ from rosbags.interfaces import (
 )
 
 from anomaly_detector_ros.bags.frames import COMPRESSED, IMAGE, NODE_NAME, typestore
-from anomaly_detector_ros.imaging.messages import image_fields, info_fits
+from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.imaging.messages import image_fields
 from anomaly_detector_ros.imaging.rendering import IMAGE_OUTPUTS, JPEG_FORMAT, encode_jpeg, render
+from anomaly_detector_ros.mapping.camera_model import fitted
 
 if TYPE_CHECKING:
     from anomaly_detector_ros.detection import Detection
@@ -53,9 +55,12 @@ def frame_messages(
     for name in names:
         fields: dict[str, Any]
         if name == "camera_info":
-            if info is None or not info_fits(info, image.shape[:2]):
+            if info is None:
                 continue
-            fields = {**vars(info), "header": header}
+            try:
+                fields = {**vars(info), **fitted(info, image.shape[:2]), "header": header}
+            except UserError:
+                continue
         else:
             source = name.partition("/")[0]
             if source not in rendered:

@@ -178,15 +178,6 @@ def image_fields(array: np.ndarray, encoding: str) -> dict[str, Any]:
     }
 
 
-def info_fits(info: Any, size: tuple[int, ...]) -> bool:
-    """Whether a `sensor_msgs/CameraInfo` is of an image of this (height, width).
-
-    With binning or a region of interest the image is smaller than the calibrated sensor: any fits.
-    """
-    whole = max(info.binning_x, info.binning_y) <= 1 and not (info.roi.width or info.roi.height)
-    return not whole or (info.height, info.width) == size
-
-
 def _buffer(data: Any) -> np.ndarray:
     """Bytes of a message's data field, without a copy where it offers its buffer."""
     if isinstance(data, (list, tuple)):

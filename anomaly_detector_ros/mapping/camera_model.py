@@ -14,11 +14,15 @@ from anomaly_detector_ros.errors import UserError
 
 FISHEYE = "equidistant"
 DISTORTION_MODELS: dict[str, tuple[int, ...]] = {
-    "plumb_bob": (0, 4, 5),
+    "plumb_bob": (0, 4, 5, 8, 12, 14),
     "rational_polynomial": (0, 4, 5, 8, 12, 14),
     FISHEYE: (4,),
 }
-"""Accepted `sensor_msgs/CameraInfo.distortion_model` and the numbers of coefficients each has."""
+"""Accepted `sensor_msgs/CameraInfo.distortion_model` and the numbers of coefficients each has.
+
+Those of plumb_bob are the first of rational_polynomial, and drivers send either under both names.
+"""
+_NO_MODEL = ("", "none", "pinhole")
 
 # Until a ray projects within so many pixels of where it came from.
 _STOP = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 60, 1e-3)
@@ -48,27 +52,44 @@ class CameraModel:
     fisheye: bool = False
 
     @classmethod
-    def from_info(cls, info: Any) -> CameraModel:
+    def from_info(cls, info: Any, size: tuple[int, ...] | None = None) -> CameraModel:
         """The model of a `sensor_msgs/CameraInfo`; only its fields are read.
 
         K is of the whole sensor: a region of interest moves the principal point, binning then
-        divides the lengths, as in image_geometry.
+        divides the lengths, as in image_geometry. Three things differ with some drivers:
+
+        - The image is as large as the sensor in spite of binning or a region: then so is K.
+        - K is binned already, which shows where only then its centre is about the sensor's.
+        - The image is smaller or larger, in both directions alike: it was scaled, and K is.
+
+        Args:
+            info: the message.
+            size: height and width of the image; None: those the message states.
 
         Raises:
             UserError: not calibrated, numbers that are not finite, an unknown distortion model or
-                the wrong number of coefficients, an impossible region of interest.
+                the wrong number of coefficients, an impossible region of interest, a size that
+                scaling does not explain.
         """
         distortion, fisheye = _distortion(info)
-        left, top, width, height = _region(info)
-        bin_x, bin_y = max(1, int(info.binning_x)), max(1, int(info.binning_y))
         k = [float(value) for value in info.k]
         if len(k) != 9 or not all(map(math.isfinite, k)) or k[0] <= 0 or k[4] <= 0:
             raise UserError(
                 "camera_info holds no calibration (focal length in K is not positive): calibrate "
                 "the camera"
             )
-        intrinsics = (k[0] / bin_x, k[4] / bin_y, (k[2] - left) / bin_x, (k[5] - top) / bin_y)
-        return cls(width // bin_x, height // bin_y, intrinsics, distortion, fisheye)
+        left, top, width, height = _region(info)
+        bin_x, bin_y = max(1, int(info.binning_x)), max(1, int(info.binning_y))
+        if size == (info.height, info.width):
+            left, top, height, width, bin_x, bin_y = 0, 0, *size, 1, 1
+        elif _binned_already(k, info):
+            k[0], k[2], k[4], k[5] = k[0] * bin_x, k[2] * bin_x, k[4] * bin_y, k[5] * bin_y
+        width, height = width // bin_x, height // bin_y
+        ratio = _ratio((height, width), size or (height, width))
+        x, y = bin_x * ratio, bin_y * ratio
+        intrinsics = (k[0] / x, k[4] / y, (k[2] - left) / x, (k[5] - top) / y)
+        height, width = size or (height, width)
+        return cls(width, height, intrinsics, distortion, fisheye)
 
     @property
     def matrix(self) -> np.ndarray:
@@ -134,26 +155,78 @@ def _usable(rays: np.ndarray) -> np.ndarray:
     return usable
 
 
+def fitted(info: Any, size: tuple[int, ...]) -> dict[str, Any]:
+    """The fields of a `sensor_msgs/CameraInfo` that change so that it is of an image's size.
+
+    None do where it fits. With binning or a region of interest the image is smaller than the
+    calibrated sensor, and any fits. Else the image was scaled, so K and P are.
+
+    Args:
+        info: the message, calibrated or not.
+        size: height and width of the image.
+
+    Raises:
+        UserError: another size, in which scaling cannot result.
+    """
+    whole = max(info.binning_x, info.binning_y) <= 1 and not (info.roi.width or info.roi.height)
+    if not whole or size == (info.height, info.width):
+        return {}
+    ratio = _ratio((info.height, info.width), size)
+    scale = np.array([1 / ratio, 1 / ratio, 1.0])
+    k = np.asarray(info.k, np.float64) * np.repeat(scale, 3)
+    p = np.asarray(info.p, np.float64) * np.repeat(scale, 4)
+    return {"height": size[0], "width": size[1], "k": k, "p": p}
+
+
+def _ratio(calibrated: tuple[int, ...], size: tuple[int, ...]) -> float:
+    """By how much an image was scaled down, given (height, width) before and after.
+
+    Another ratio of the sides is refused: the image may be cut anywhere.
+    """
+    ratio = calibrated[1] / size[1]
+    # A size is whole, so that it may be off by up to one pixel.
+    if ratio <= 0 or abs(calibrated[0] - ratio * size[0]) >= max(ratio, 1.0):
+        raise UserError(
+            f"camera_info is for {calibrated[1]}x{calibrated[0]}, the image is "
+            f"{size[1]}x{size[0]}, not the same scaled: correct the camera driver's calibration"
+        )
+    return ratio
+
+
+def _binned_already(k: list[float], info: Any) -> bool:
+    """Whether only of a binned image the principal point is about its centre, in both axes."""
+    axes = (
+        (float(info.width), k[2], int(info.binning_x)),
+        (float(info.height), k[5], int(info.binning_y)),
+    )
+    return all(
+        binning > 1 and abs(length / 2 - centre * binning) < abs(length / 2 - centre) / 2
+        for length, centre, binning in axes
+    )
+
+
 def _distortion(info: Any) -> tuple[tuple[float, ...], bool]:
-    """The coefficients, and whether they are a fisheye lens's."""
+    """The coefficients without needless zeros, and whether they are a fisheye lens's."""
     values = tuple(float(value) for value in info.d)
-    name = info.distortion_model
-    if not name and not any(values):
+    name = info.distortion_model.strip().lower()
+    if name in _NO_MODEL and not any(values):
         return (), False
     if name not in DISTORTION_MODELS:
         raise UserError(
-            f"camera_info has the distortion model {name[:40]!r}: calibrate with "
+            f"camera_info has the distortion model {info.distortion_model[:40]!r}: calibrate with "
             f"{', '.join(DISTORTION_MODELS)}"
         )
     counts = DISTORTION_MODELS[name]
-    if len(values) not in counts:
+    # Drivers with an array of fixed length send zeros behind.
+    count = next((n for n in counts if n <= len(values) and not any(values[n:])), None)
+    if count is None:
         raise UserError(
             f"camera_info has {len(values)} distortion coefficients, {name} takes "
             f"{' or '.join(map(str, counts))}: calibrate the camera anew"
         )
     if not all(map(math.isfinite, values)):
         raise UserError("camera_info has distortion coefficients that are not finite: calibrate")
-    return values, name == FISHEYE
+    return values[:count], name == FISHEYE
 
 
 def _region(info: Any) -> tuple[int, int, int, int]:

@@ -102,12 +102,7 @@ class ObstacleFinder:
     def _calibrated(self, info: Any | None, size: tuple[int, ...]) -> CameraModel:
         if info is None:
             raise UserError("no camera_info: publish the camera's calibration")
-        model = CameraModel.from_info(info)
-        if (model.height, model.width) != tuple(size):
-            raise UserError(
-                f"camera_info is for {model.width}x{model.height}, the image is "
-                f"{size[1]}x{size[0]}: correct the camera driver's calibration"
-            )
+        model = CameraModel.from_info(info, size)
         if self._model != model:
             self._model = model
         return self._model

@@ -146,6 +146,8 @@ class Camera:
             return Dropped(
                 "bad", f"message on '{self.input_topic}' cannot be deserialised: {error}"
             )
+        # As TF 1 had it; no listener's TF 2 would find it.
+        message.header.frame_id = message.header.frame_id.lstrip("/")
         stamp = _nanoseconds(message.header)
         self._obstacles.depth.watch(stamp)
         now = self._clock.now().nanoseconds

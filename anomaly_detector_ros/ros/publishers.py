@@ -18,8 +18,9 @@ from builtin_interfaces.msg import Time
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
+from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.imaging.boxes import Box, boxes
-from anomaly_detector_ros.imaging.messages import image_fields, info_fits
+from anomaly_detector_ros.imaging.messages import image_fields
 from anomaly_detector_ros.imaging.rendering import (
     ANOMALY,
     CLASSES,
@@ -28,6 +29,7 @@ from anomaly_detector_ros.imaging.rendering import (
     encode_jpeg,
     render,
 )
+from anomaly_detector_ros.mapping.camera_model import fitted
 from anomaly_detector_ros.ros.qos import LATCHED, Topics
 
 if TYPE_CHECKING:
@@ -101,13 +103,14 @@ class Outputs:
             return ""
         if info is None:
             return "no message on camera_info, so none is published"
-        if not info_fits(info, image.shape[:2]):
-            return (
-                f"camera_info is for {info.width}x{info.height}, the image is "
-                f"{image.shape[1]}x{image.shape[0]}: correct the camera driver's calibration"
-            )
+        try:
+            changes = fitted(info, image.shape[:2])
+        except UserError as error:
+            return str(error)
         own = copy(info)
         own.header = header
+        for name, value in changes.items():
+            setattr(own, name, value)
         wanted["camera_info"].send(own)
         return ""
 

@@ -23,6 +23,7 @@ class NoTransforms:
 
     def lookup(self, target: str, source: str, stamp: Any) -> np.ndarray:
         """Knows of a frame in itself only."""
+        target, source = target.lstrip("/"), source.lstrip("/")  # as TF 1 had them
         if target == source:
             return np.eye(4)
         raise UserError(f"no transform from '{source}' to '{target}': tf2_ros is not installed")
@@ -51,6 +52,7 @@ class TfTransforms:
         """Waits up to `PATIENCE` seconds where the image has overtaken its moment's transform."""
         from rclpy.time import Time
 
+        target, source = target.lstrip("/"), source.lstrip("/")  # as TF 1 had them
         if target == source:
             return np.eye(4)
         moment = Time.from_msg(stamp)

@@ -95,6 +95,18 @@ def test_obstacles_from_ground_and_from_depth(live: Graph):
     np.testing.assert_allclose(depth[:, 2], 2.5, rtol=1e-6)
 
 
+def test_a_slash_before_the_images_frame_is_left_out(live: Graph):
+    live.send_info(info())
+    clouds = live.listen(f"{live.base}/camera/obstacles", PointCloud2, qos_profile_sensor_data)
+    time.sleep(0.5)
+    message = image()
+    message.header.frame_id = "/left_optical"
+    message.header.stamp.sec, message.header.stamp.nanosec = divmod(time.time_ns(), 10**9)
+    live.publisher("camera/image_raw", Image).publish(message)
+    wait_until(lambda: clouds, "a cloud")
+    assert clouds[-1].header.frame_id == "left_optical"
+
+
 def test_organised_cloud_has_the_masks_size(live: Graph):
     live.send_info(info())
     clouds = live.listen(f"{live.base}/camera/points", PointCloud2, qos_profile_sensor_data)
@@ -121,6 +133,26 @@ def test_costmap_is_latched(live: Graph):
     # The layer that comes later gets the last one although no image is sent.
     later = live.listen(topic, OccupancyGrid, LATCHED)
     wait_until(lambda: later, "the latched costmap")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"distortion_model": "", "d": [0.0] * 5},
+        {"distortion_model": "none"},
+        {"d": [1e-3, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]},
+        {"d": [1e-3] * 8},
+        {"distortion_model": "equidistant", "d": [1e-3, 0.0, 0.0, 0.0, 0.0]},
+        {"height": 2 * HEIGHT, "width": 2 * WIDTH, "k": [*(2 * v for v in K[:-1]), 1.0]},
+    ],
+    ids=str,
+)
+def test_camera_info_as_drivers_send_it_gives_obstacles(live: Graph, fields: dict[str, Any]):
+    clouds = live.listen(f"{live.base}/camera/obstacles", PointCloud2, qos_profile_sensor_data)
+    live.send_info(info(**fields))
+    time.sleep(0.3)
+    assert cloud_of(live, clouds).width > 10
+    live.send_info(info())
 
 
 @pytest.mark.parametrize(

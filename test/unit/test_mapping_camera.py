@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from support.mapping_scenes import HEIGHT, LENSES, WIDTH, K, camera_info, model, project
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.mapping.camera_model import CameraModel
+from anomaly_detector_ros.mapping.camera_model import CameraModel, fitted
+from anomaly_detector_ros.mapping.obstacles import ObstacleSettings, obstacles_from_ground
+from anomaly_detector_ros.mapping.poses import mounted, transform
 
 
 @pytest.mark.parametrize("lens", LENSES)
@@ -123,3 +127,130 @@ def test_bad_camera_info_is_refused_in_one_line(fields, reason: str):
         CameraModel.from_info(camera_info(**fields))
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+RADIAL = [-0.32, 0.11, 0.0012, -0.0007]
+RATIONAL = [0.9, 0.3, 4e-4, -3e-4, 0.02, 1.25, 0.5, 0.08]
+FISHEYE = [0.05, -0.01, 0.004, -0.001]
+PRISM = [*RATIONAL, 1e-3, -2e-3, 5e-4, 1e-3]
+
+# What drivers send for a lens, and OpenCV's coefficients for it; None: no distortion.
+DRIVERS: dict[str, tuple[str, list[float], list[float] | None]] = {
+    "plumb_bob of 4": ("plumb_bob", RADIAL, RADIAL),
+    "plumb_bob of 5": ("plumb_bob", [*RADIAL, -0.02], [*RADIAL, -0.02]),
+    "plumb_bob of 8": ("plumb_bob", RATIONAL, RATIONAL),
+    "plumb_bob of 12": ("plumb_bob", PRISM, PRISM),
+    "plumb_bob of 14": ("plumb_bob", [*PRISM, 0.01, -0.02], [*PRISM, 0.01, -0.02]),
+    "plumb_bob of 5 and zeros": ("plumb_bob", [*RADIAL, -0.02] + [0.0] * 9, [*RADIAL, -0.02]),
+    "plumb_bob of 4 and zeros": ("plumb_bob", RADIAL + [0.0] * 2, RADIAL),
+    "plumb_bob of zeros": ("plumb_bob", [0.0] * 7, None),
+    "rational of 8 and zeros": ("rational_polynomial", RATIONAL + [0.0] * 8, RATIONAL),
+    "rational of zeros": ("rational_polynomial", [0.0] * 8, None),
+    "equidistant of 4": ("equidistant", FISHEYE, FISHEYE),
+    "equidistant of 5": ("equidistant", [*FISHEYE, 0.0], FISHEYE),
+    "empty name": ("", [0.0] * 5, None),
+    "none": ("none", [0.0] * 5, None),
+    "None, empty": ("None", [], None),
+}
+POSE = mounted(1.2, roll=0.02, pitch=0.15)
+FEET = np.array([[x, y, 0.0] for x in (3.0, 5.0, 8.0, 12.0) for y in (-0.3, 0.0, 0.3)])
+
+
+def _seen(driver: str, matrix: np.ndarray) -> np.ndarray:
+    """Where OpenCV has the feet in the image of a camera matrix: (N, 2)."""
+    name, _, coefficients = DRIVERS[driver]
+    to_camera = np.linalg.inv(POSE)
+    turned, moved = cv2.Rodrigues(to_camera[:3, :3])[0], to_camera[:3, 3]
+    points = FEET.reshape(-1, 1, 3)
+    if name == "equidistant":
+        lens = cv2.fisheye.projectPoints(points, turned, moved, matrix, np.array(coefficients))
+    else:
+        lens = cv2.projectPoints(points, turned, moved, matrix, np.array(coefficients or [0.0] * 4))
+    return lens[0].reshape(-1, 2)
+
+
+def _worst_of_range(info: Any, size: tuple[int, int], seen: np.ndarray) -> float:
+    """The largest error of the positions of obstacles whose feet are seen there, by their range."""
+    camera = CameraModel.from_info(info, size)
+    assert (camera.height, camera.width) == size
+    heat = np.ones(size, np.float32)
+    settings = ObstacleSettings(max_range=30.0, voxel_size=0.0, min_pixels=1)
+    worst = 0.0
+    for foot, (column, row) in zip(FEET, np.rint(seen).astype(int), strict=True):
+        mask = np.zeros(size, bool)
+        mask[row, column] = True
+        found = transform(POSE, obstacles_from_ground(camera, POSE, mask, heat, settings))
+        assert len(found) == 1
+        worst = max(worst, float(np.linalg.norm(found[0] - foot) / np.linalg.norm(foot)))
+    return worst
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_obstacles_of_each_drivers_camera_info_are_within_two_percent(driver: str):
+    name, sent, _ = DRIVERS[driver]
+    info = camera_info(distortion_model=name, d=sent)
+    seen = _seen(driver, np.array(K).reshape(3, 3))
+    assert _worst_of_range(info, (HEIGHT, WIDTH), seen) < 0.02
+
+
+def _scaled(x: float, y: float, left: float = 0.0, top: float = 0.0) -> np.ndarray:
+    matrix = np.array(K).reshape(3, 3)
+    matrix[0] = (matrix[0] - [0.0, 0.0, left]) / x
+    matrix[1] = (matrix[1] - [0.0, 0.0, top]) / y
+    return matrix
+
+
+def _roi(left: int, top: int, width: int, height: int) -> SimpleNamespace:
+    return SimpleNamespace(x_offset=left, y_offset=top, width=width, height=height)
+
+
+@pytest.mark.parametrize(
+    ("fields", "size", "matrix"),
+    [
+        ({"binning_x": 2, "binning_y": 2}, (360, 640), _scaled(2, 2)),
+        ({"binning_x": 2, "binning_y": 2, "k": _scaled(2, 2).ravel()}, (360, 640), _scaled(2, 2)),
+        ({"binning_x": 2, "binning_y": 2}, (720, 1280), _scaled(1, 1)),
+        ({"roi": _roi(160, 60, 960, 600)}, (600, 960), _scaled(1, 1, 160, 60)),
+        ({"roi": _roi(160, 60, 960, 600)}, (720, 1280), _scaled(1, 1)),
+        ({"roi": _roi(160, 60, 960, 600), "binning_x": 2, "binning_y": 2}, (300, 480),
+         _scaled(2, 2, 160, 60)),
+        ({"roi": _roi(0, 0, 1280, 720)}, (720, 1280), _scaled(1, 1)),
+        ({}, (360, 640), _scaled(2, 2)),
+        ({}, (480, 853), _scaled(1280 / 853, 1.5)),
+        ({}, (1440, 2560), _scaled(0.5, 0.5)),
+        ({"roi": _roi(160, 60, 960, 600)}, (300, 480), _scaled(2, 2, 160, 60)),
+    ],
+)  # fmt: skip
+def test_obstacles_of_binned_cut_and_scaled_images_are_within_two_percent(fields, size, matrix):
+    info = camera_info(distortion_model="plumb_bob", d=RADIAL, **fields)
+    assert _worst_of_range(info, size, _seen("plumb_bob of 4", matrix)) < 0.02
+
+
+@pytest.mark.parametrize("size", [(480, 640), (720, 960), (360, 1280), (719, 1280)])
+def test_sizes_that_scaling_does_not_explain_are_refused(size: tuple[int, int]):
+    line = f"camera_info is for 1280x720, the image is {size[1]}x{size[0]}"
+    with pytest.raises(UserError, match=line):
+        CameraModel.from_info(camera_info(), size)
+    with pytest.raises(UserError, match=line):
+        fitted(camera_info(), size)
+
+
+def test_camera_info_is_fitted_to_a_scaled_image_whether_calibrated_or_not():
+    p = [900.0, 0.0, 655.0, -90.0, 0.0, 890.0, 352.0, 8.0, 0.0, 0.0, 1.0, 0.5]
+    info = camera_info(p=p)
+    assert fitted(info, (HEIGHT, WIDTH)) == {}
+    assert fitted(camera_info(p=p, binning_x=2), (360, 640)) == {}
+    changes = fitted(info, (360, 640))
+    assert (changes["height"], changes["width"]) == (360, 640)
+    np.testing.assert_allclose(changes["k"], _scaled(2, 2).ravel())
+    expected = [450.0, 0.0, 327.5, -45.0, 0.0, 445.0, 176.0, 4.0, 0.0, 0.0, 1.0, 0.5]
+    np.testing.assert_allclose(changes["p"], expected)
+    assert not fitted(camera_info(k=[0.0] * 9, p=[0.0] * 12), (360, 640))["k"].any()
+    with pytest.raises(UserError, match="camera_info is for 0x0"):
+        fitted(camera_info(width=0, height=0, p=p), (360, 640))
+
+
+def test_a_fifth_fisheye_coefficient_that_counts_is_refused():
+    info = camera_info(distortion_model="equidistant", d=[*FISHEYE, 0.3])
+    with pytest.raises(UserError, match="5 distortion coefficients, equidistant takes 4"):
+        CameraModel.from_info(info)

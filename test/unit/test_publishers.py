@@ -59,6 +59,17 @@ def test_the_last_camera_info_is_sent_under_the_images_header_and_stays_as_it_is
     assert (info.header.stamp.sec, info.header.frame_id) == (1, "driver")
 
 
+def test_a_camera_info_of_a_scaled_image_is_scaled_and_stays_as_it_is():
+    topics = Recorder("/camera_info")
+    k = [6.0, 0.0, 6.0, 0.0, 8.0, 4.0, 0.0, 0.0, 1.0]
+    info = CameraInfo(height=8, width=12, k=k)
+    assert Outputs(topics, "camera").publish(Header(), IMAGE, DETECTION, info, 90) == ""
+    (sent,) = topics.sent
+    assert (sent.height, sent.width) == (4, 6)
+    assert list(sent.k) == [3.0, 0.0, 3.0, 0.0, 4.0, 2.0, 0.0, 0.0, 1.0]
+    assert (info.height, info.width, list(info.k)) == (8, 12, k)
+
+
 def test_a_camera_info_of_another_size_is_told_and_not_sent():
     topics = Recorder("/camera_info")
     info = CameraInfo(height=8, width=6)

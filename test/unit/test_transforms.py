@@ -16,7 +16,7 @@ from geometry_msgs.msg import TransformStamped
 
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.ros import transforms
-from anomaly_detector_ros.ros.transforms import make_transforms
+from anomaly_detector_ros.ros.transforms import NoTransforms, make_transforms
 
 STAMP = Time(sec=10)
 
@@ -52,6 +52,16 @@ class Tf:
 def install(monkeypatch: pytest.MonkeyPatch, tf: Tf) -> Any:
     monkeypatch.setitem(sys.modules, "tf2_ros", tf.module)
     return make_transforms(None)
+
+
+def test_slashes_before_frames_are_left_out(monkeypatch: pytest.MonkeyPatch):
+    asked: list[tuple[str, str]] = []
+    tf = Tf(first=0.0, newest=20.0, step=0.0)
+    known = tf.lookup_transform
+    tf.lookup_transform = lambda to, of, at: asked.append((to, of)) or known(to, of, at)
+    install(monkeypatch, tf).lookup("/base_link", "/optical", STAMP)
+    assert asked == [("base_link", "optical")]
+    assert NoTransforms().lookup("/base_link", "base_link", STAMP).shape == (4, 4)
 
 
 def test_a_transform_that_comes_after_its_image_is_waited_for(monkeypatch: pytest.MonkeyPatch):
