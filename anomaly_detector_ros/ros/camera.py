@@ -111,6 +111,8 @@ class Camera:
         group = MutuallyExclusiveCallbackGroup()
         self.topics.subscribe(self._type, self.input_topic, on_image, group)
         self.topics.subscribe(CameraInfo, f"{self.name}/camera_info", on_info, group)
+        # Some drivers send it once, which may be before.
+        self.topics.subscribe_latched(CameraInfo, f"{self.name}/camera_info", on_info, group)
         if depth:
             self.topics.subscribe(Image, f"{self.name}/depth", self._obstacles.depth.put, group)
 

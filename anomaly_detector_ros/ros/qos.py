@@ -134,6 +134,29 @@ class Topics:
             self._make(make, SubscriptionEventCallbacks, topic, "publisher", "subscription")
         )
 
+    def subscribe_latched(
+        self,
+        message_type: type,
+        topic: str,
+        callback: Callable[[bytes], None],
+        group: CallbackGroup,
+    ) -> None:
+        """Subscribes to what was sent before, too, beside `subscribe`, which only hears what comes.
+
+        A publisher that does not latch is heard there, so of it nothing is said here.
+        """
+        self._subscriptions.append(
+            self._node.create_subscription(
+                message_type,
+                topic,
+                callback,
+                copy(LATCHED),
+                callback_group=group,
+                event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False),
+                raw=True,
+            )
+        )
+
     def advertise(self, message_type: type, topic: str, qos: QoSProfile = OUTPUT) -> Output:
         """Publishes on a topic while the node is active."""
 

@@ -95,6 +95,20 @@ def test_obstacles_from_ground_and_from_depth(live: Graph):
     np.testing.assert_allclose(depth[:, 2], 2.5, rtol=1e-6)
 
 
+def test_a_camera_info_latched_before_activation_counts(live: Graph):
+    clouds = live.listen(f"{live.base}/camera/obstacles", PointCloud2, qos_profile_sensor_data)
+    latched = live.client.create_publisher(CameraInfo, "camera/camera_info", LATCHED)
+    assert live.transition("deactivate")
+    latched.publish(info())
+    assert live.transition("activate")
+    time.sleep(0.5)
+    try:
+        assert cloud_of(live, clouds).width > 10
+        assert live.diagnostics("camera", lambda found: True).get("incompatible QoS") is None
+    finally:
+        live.client.destroy_publisher(latched)
+
+
 def test_a_slash_before_the_images_frame_is_left_out(live: Graph):
     live.send_info(info())
     clouds = live.listen(f"{live.base}/camera/obstacles", PointCloud2, qos_profile_sensor_data)
