@@ -12,7 +12,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import ExifTags, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, PpmImagePlugin, TiffImagePlugin, UnidentifiedImageError
 from PIL import Image as PilImage
 
 from anomaly_detector_ros.errors import UserError, one_line
@@ -109,7 +109,7 @@ def decode_image(
     formats = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM")
     data, orientation = _tiff_orientation(data)
     try:
-        if _float_colours(data, max_pixels):
+        if _beyond_pillow(data, max_pixels):
             samples = _opencv_samples(data)
         else:
             with PilImage.open(io.BytesIO(data), formats=formats) as picture:
@@ -218,6 +218,9 @@ def _samples(picture: PilImage.Image, data: bytes, note: Note) -> np.ndarray:
     # Of deep colours Pillow gives the upper 8 bits only.
     if isinstance(picture, TiffImagePlugin.TiffImageFile):
         bits = max(np.atleast_1d(picture.tag_v2.get(_BITS_PER_SAMPLE, 1)))
+    elif isinstance(picture, PpmImagePlugin.PpmImageFile):
+        codec, _, _, options = picture.tile[0]
+        bits = int(options[1]).bit_length() if codec == "ppm" and options else 8
     else:
         bits = data[24] if picture.format == "PNG" else 8
     if bits > 8:
@@ -225,8 +228,8 @@ def _samples(picture: PilImage.Image, data: bytes, note: Note) -> np.ndarray:
     return np.array(picture.convert("L" if mode in ("1", "L", "LA") else "RGB"))
 
 
-def _float_colours(data: bytes, max_pixels: int) -> bool:
-    """Whether it is a TIFF of float colours, which Pillow does not open, within the limit."""
+def _beyond_pillow(data: bytes, max_pixels: int) -> bool:
+    """Whether it is a TIFF of floats that Pillow does not open: colours, or 64 bits."""
     if data[:4] not in (b"II*\0", b"MM\0*"):
         return False
     try:
@@ -234,7 +237,7 @@ def _float_colours(data: bytes, max_pixels: int) -> bool:
         file = io.BytesIO(data)
         file.seek(tags.next)
         tags.load(file)
-        floats = _FLOAT in tags.get(_SAMPLE_FORMAT, ()) and len(tags[_BITS_PER_SAMPLE]) > 1
+        floats = _FLOAT in tags.get(_SAMPLE_FORMAT, ()) and tags[_BITS_PER_SAMPLE] != (32,)
         width, height = int(tags[256]), int(tags[257])
     except Exception:  # damaged: Pillow says so
         return False

@@ -583,7 +583,13 @@ def test_16_bit_colours_are_stretched_alike_in_files_and_messages(tmp_path: Path
     file = tmp_path / "deep.png"
     cv2.imwrite(str(file), colours[..., ::-1])
     np.testing.assert_array_equal(read_rgb(file), image_to_rgb(message(colours, "rgb16")))
+    for suffix in (".ppm", ".tif"):
+        cv2.imwrite(str(file.with_suffix(suffix)), colours[..., ::-1])
+        np.testing.assert_array_equal(read_rgb(file.with_suffix(suffix)), read_rgb(file))
     grey = colours[..., 0]
+    floats = file.with_suffix(".tiff")
+    cv2.imwrite(str(floats), grey.astype(np.float64) / 4000)
+    assert np.abs(read_rgb(floats).astype(int) - grey_rgb(to_8_bit(grey))).max() <= 1
     cv2.imwrite(str(file), grey)
     expected = image_to_rgb(message(np.ascontiguousarray(grey), "16UC1"))
     np.testing.assert_array_equal(read_rgb(file), expected)
