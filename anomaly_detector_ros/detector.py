@@ -162,7 +162,8 @@ class Detector:
             return []
         clock = StageClock(self.device)
         with clock.measure("synthesis"):
-            inputs, edits = self.synthesize(images)
+            looked_at = self.upsampler.guided or not self.distance.full_resolution
+            inputs, edits = self.synthesize(images, originals=looked_at)
         with clock.measure("features"):
             maps = self._extract(images, inputs, edits)
         shares = {stage: seconds / len(images) for stage, seconds in clock.seconds.items()}
@@ -179,10 +180,12 @@ class Detector:
             for i, (image, camera) in enumerate(zip(images, names, strict=True))
         ]
 
-    def synthesize(self, images: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    def synthesize(
+        self, images: Sequence[np.ndarray], *, originals: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """Originals (B, 3, h, w), edits (B, K, 3, h, w), at the model's size; see `Editor.edit`."""
         inputs = torch.cat([self._model_input(image) for image in images])
-        return self._editor.edit(self.denoiser, inputs)
+        return self._editor.edit(self.denoiser, inputs, originals=originals)
 
     def _model_input(self, image: np.ndarray) -> Tensor:
         return resize(self._to_tensor(image), self._editor.size)

@@ -9,7 +9,7 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -88,6 +88,8 @@ class FeatUpUpsampler:
         tile: side of a tile in pixels of the upsampled map. Memory grows with its square (about
             400 MB for 128 and 512 channels); smaller tiles overlap more and take longer.
     """
+
+    guided: ClassVar[bool] = True
 
     def __init__(
         self,

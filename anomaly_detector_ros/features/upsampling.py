@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,13 @@ COSINE = CosineDistance()
 
 
 class Upsampler(Protocol):
-    """Compares the features of an image and of its edits at the resolution of pixels."""
+    """Compares the features of an image and of its edits at the resolution of pixels.
+
+    Attributes:
+        guided: whether it looks at the images, or at features alone.
+    """
+
+    guided: ClassVar[bool]
 
     def distance(
         self,
@@ -74,6 +80,8 @@ UPSAMPLERS: PartRegistry[UpsamplerSettings] = PartRegistry(
 
 class GridUpsampler(UpsamplerSettings):
     """Compares on the feature grid and enlarges the distances; the images are not looked at."""
+
+    guided: ClassVar[bool] = False
 
     @abstractmethod
     def enlarge(self, maps: Tensor, size: Size) -> Tensor:

@@ -92,12 +92,17 @@ class Editor:
         self._noise: dict[torch.Size, tuple[Tensor, Tensor]] = {}
 
     @torch.no_grad()  # not inference_mode: the exact Jacobian differentiates inside
-    def edit(self, denoiser: Denoiser, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def edit(
+        self, denoiser: Denoiser, inputs: Tensor, *, originals: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """Originals (B, 3, H, W) and their edits (B, K, 3, H, W) of inputs (B, 3, H, W).
 
         All are in [-1, 1]. The originals are the inputs as the denoiser's space gives them back:
         they went through an autoencoder if the edits did, so that its own errors cancel when the
         two are compared.
+
+        Args:
+            originals: False where nobody looks at them, which saves decoding: they are the inputs.
 
         Raises:
             RuntimeError: the denoiser returned values that are not finite.
@@ -118,7 +123,9 @@ class Editor:
         if not (watched.finite & torch.isfinite(edits).all()):
             raise RuntimeError("the denoiser returned values that are not finite")
         images = space.decode(edits).clamp(-1, 1)
-        return space.decode(points).clamp(-1, 1), images.reshape(-1, len(noise), *images.shape[1:])
+        if originals:
+            inputs = space.decode(points).clamp(-1, 1)
+        return inputs, images.reshape(-1, len(noise), *images.shape[1:])
 
     def _initial_noise(self, shape: torch.Size) -> tuple[Tensor, torch.Generator]:
         """The noise (K, C, h, w), made once, and the generator of whatever follows it."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
+from support.tiny import write_profile
 from torch import Tensor
 
+from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.synthesis.autoencoder import Autoencoder
 from anomaly_detector_ros.synthesis.denoisers.inpainting import InpaintingUnet
@@ -92,6 +95,30 @@ def test_originals_pass_the_autoencoder_like_their_edits(
     assert edits.abs().max() <= 1
     again = editor.edit(denoiser, images)[1]
     assert torch.equal(edits, again)
+
+
+@pytest.mark.parametrize(("distance", "decoded"), [("nearest_edit", 1), ("cosine", 2)])
+def test_originals_are_decoded_only_for_who_looks_at_them(
+    latent_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distance: str, decoded: int
+) -> None:
+    file = write_profile(
+        tmp_path / "latent.yaml",
+        latent_model,
+        denoiser={"model": str(latent_model), "size": list(SIZE), "dtype": "float32"},
+        distance={"name": distance},
+    )
+    detector = Detector.from_profile(str(file), device="cpu", offline=True)
+    image = np.random.default_rng(0).integers(0, 256, (48, 80, 3), np.uint8)
+    originals, edits = detector.synthesize([image])
+    expected = detector.compare(image, originals, edits[0])
+    calls = []
+    decode = LatentSpace.decode
+    monkeypatch.setattr(
+        LatentSpace, "decode", lambda *args: calls.append(len(args[1])) or decode(*args)
+    )
+    found = detector.detect(image)
+    assert len(calls) == decoded
+    assert np.allclose(found.scores, expected, atol=1e-6)
 
 
 def test_edits_in_another_space_are_those_of_the_data_there(images: Tensor) -> None:
