@@ -163,16 +163,20 @@ class Schedule:
             return (x - sigma * output) / alpha
         return alpha * x - sigma * output
 
-    def posterior(self, x0: Tensor, x: Tensor, t: int) -> tuple[Tensor, float]:
-        """Mean (B, C, H, W) and variance of q(x_{t-1} | x_t, x_0); Ho et al. 2020, eqs. 6-7.
+    def posterior(
+        self, x0: Tensor, x: Tensor, t: int, t_next: int | None = None
+    ) -> tuple[Tensor, float]:
+        """Mean (B, C, H, W) and variance of q(x_t' | x_t, x_0); Ho et al. 2020, eqs. 6-7.
 
-        With t = 0 the step leads to the clean image: mean x_0, variance 0.
+        Args:
+            t_next: t', t - 1 by default. -1 is the clean image: mean x_0, variance 0.
         """
+        t_next = t - 1 if t_next is None else t_next
         abar = float(self.alphas_cumprod[t])
-        abar_prev = float(self.alphas_cumprod[t - 1]) if t > 0 else 1.0
-        beta = float(self.betas[t])
+        abar_next = float(self.alphas_cumprod[t_next]) if t_next >= 0 else 1.0
+        kept = abar / abar_next
         mean = (
-            abar_prev**0.5 * beta / (1 - abar) * x0
-            + (1 - beta) ** 0.5 * (1 - abar_prev) / (1 - abar) * x
+            abar_next**0.5 * (1 - kept) / (1 - abar) * x0
+            + kept**0.5 * (1 - abar_next) / (1 - abar) * x
         )
-        return mean, beta * (1 - abar_prev) / (1 - abar)
+        return mean, (1 - kept) * (1 - abar_next) / (1 - abar)

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image as PilImage
@@ -69,6 +71,13 @@ def test_every_value_of_a_mask_but_0_and_255_is_anomalous(folder):
     assert (~anomalous.valid).sum() == 50
     assert open_nominal("folder", folder).image_files() == [folder / "images" / "0.jpg"]
     assert dataset.class_frequencies() == {0: 1.0, 1: 0.5, 255: 1.0}
+
+
+def test_a_folder_without_masks_is_nominal(folder):
+    shutil.rmtree(folder / "masks")
+    nominal = open_nominal("folder", folder)
+    assert len(nominal) == len(open_dataset("folder", folder))
+    assert not nominal[0].anomaly.any()
 
 
 def test_ycor_by_part_and_by_split(folder):

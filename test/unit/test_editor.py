@@ -97,7 +97,7 @@ def test_every_combination_edits():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": None}, "unknown sampler 'None': choose one of algorithm1, few_step"),
+        ({"name": None}, "unknown sampler 'None': choose one of algorithm1, ddim, few_step"),
         ({"name": "magic"}, "unknown sampler 'magic'"),
         ({"name": ["few_step"]}, "unknown sampler"),
         ({"guidance": "upward"}, "unknown guidance 'upward'.*: choose one of forward, mismatched"),

@@ -21,8 +21,9 @@ from anomaly_detector_ros.synthesis.denoisers.lucidrains_checkpoint import (
 )
 from anomaly_detector_ros.synthesis.denoisers.unet import UnetDenoiser
 from anomaly_detector_ros.synthesis.guidance.noisy import Mismatched
-from anomaly_detector_ros.synthesis.samplers import few_step
+from anomaly_detector_ros.synthesis.samplers import evenly_spaced
 from anomaly_detector_ros.synthesis.samplers.algorithm1 import Algorithm1
+from anomaly_detector_ros.synthesis.samplers.ddim import Ddim
 
 ddpm = pytest.importorskip(
     "denoising_diffusion_pytorch.denoising_diffusion_pytorch",
@@ -171,18 +172,24 @@ def test_all_of_a_thousand_steps(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("objective", ["pred_v", "pred_noise", "pred_x0"])
-def test_ddim_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str) -> None:
+@pytest.mark.parametrize("eta", [0.0, 0.7])
+def test_ddim_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str, eta: float
+) -> None:
     theirs = package_diffusion(
-        package_unet(), timesteps=1000, sampling_timesteps=10, objective=objective
+        package_unet(),
+        timesteps=1000,
+        sampling_timesteps=10,
+        objective=objective,
+        ddim_sampling_eta=eta,
     )
     denoiser = converted(theirs, tmp_path)
-    # The package's timesteps are equal in t, ours in diffusion angle.
-    timesteps = torch.linspace(-1, 999, 11).int().flip(0)[:-1].tolist()
-    monkeypatch.setattr(few_step, "few_step_timesteps", lambda *args: timesteps)
+    # The package starts from the last timestep.
+    monkeypatch.setattr(Ddim, "starts", lambda self, schedule: evenly_spaced(999, self.timesteps))
     torch.manual_seed(3)
     expected = theirs.sample(2) * 2 - 1
     torch.manual_seed(3)
-    found = few_step.FewStep()(denoiser, torch.zeros(2, 3, *SIZE))
+    found = Ddim(Mismatched(), timesteps=10, eta=eta)(denoiser, torch.zeros(2, 3, *SIZE))
     torch.testing.assert_close(found, expected, atol=5e-4, rtol=0)
 
 

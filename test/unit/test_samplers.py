@@ -5,6 +5,7 @@ Data N(m, s^2 I) held to x_in by exp(-lambda ||x - x_in||^2) is the Gaussian of 
 """
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -13,8 +14,14 @@ from anomaly_detector_ros.synthesis.gaussian import GaussianDenoiser, exact_guid
 from anomaly_detector_ros.synthesis.guidance import Guidance
 from anomaly_detector_ros.synthesis.guidance.noisy import Forward, Mismatched
 from anomaly_detector_ros.synthesis.guidance.reverse import Reverse
-from anomaly_detector_ros.synthesis.samplers import Sampler, diffusion_time, normal_like
+from anomaly_detector_ros.synthesis.samplers import (
+    Sampler,
+    diffusion_time,
+    evenly_spaced,
+    normal_like,
+)
 from anomaly_detector_ros.synthesis.samplers.algorithm1 import Algorithm1
+from anomaly_detector_ros.synthesis.samplers.ddim import Ddim
 from anomaly_detector_ros.synthesis.samplers.few_step import FewStep, few_step_timesteps
 from anomaly_detector_ros.synthesis.schedule import Schedule
 from anomaly_detector_ros.synthesis.similarity.changed_fraction import ChangedFractionSimilarity
@@ -79,6 +86,113 @@ def test_algorithm1_with_exact_guidance_samples_the_product_exactly(weight):
     assert float(x.std()) == pytest.approx(std, rel=0.02)
 
 
+def test_evenly_spaced_timesteps():
+    assert evenly_spaced(999, 250)[:3] == [999, 995, 991]
+    assert evenly_spaced(999, 250)[-1] == 3
+    assert evenly_spaced(4, 2) == [4, 1]
+    assert evenly_spaced(4, None) == evenly_spaced(4, 5) == evenly_spaced(4, 9) == [4, 3, 2, 1, 0]
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 3.0])
+@pytest.mark.parametrize("sampler", [Algorithm1(Exact()), Ddim(Exact(), eta=1.0)])
+def test_a_quarter_of_the_timesteps_samples_the_product(sampler, weight):
+    x = sample(replace(sampler, timesteps=250), weight, timesteps=1000)
+    mean, std = product(weight)
+    assert float(x.mean()) == pytest.approx(mean, abs=0.012)
+    assert float(x.std()) == pytest.approx(std, rel=0.03)
+
+
+def from_noised_input(weight: float, noise_level: float) -> tuple[float, float]:
+    """Mean and standard deviation of p(x_0 | x_t) r_sim(x_0, x_in) over x_t, the noised input."""
+    denoiser = GaussianDenoiser(Schedule.named("cosine", 1000), MEAN, STD)
+    t = denoiser.schedule.timestep_at(noise_level)
+    point = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+    alpha, sigma = denoiser.schedule.alpha_sigma(t, point)
+    variance, gain = float(denoiser.variance(point, t)), float(denoiser.jacobian(point, t))
+    kept = 1 / (1 + 2 * weight * variance)
+    x0_hat = MEAN + gain * alpha * (INPUT - MEAN)
+    mean = kept * x0_hat + (1 - kept) * INPUT
+    return mean, (kept * variance + (kept * gain * sigma) ** 2) ** 0.5
+
+
+@pytest.mark.parametrize("weight", [0.0, 2.0])
+@pytest.mark.parametrize("noise_level", [0.3, 0.7])
+@pytest.mark.parametrize("timesteps", [None, 200])
+@pytest.mark.parametrize("kind", [Algorithm1, Ddim])
+def test_from_an_intermediate_level(kind, timesteps, noise_level, weight):
+    settings = {"eta": 1.0} if kind is Ddim else {}
+    sampler = kind(Exact(), noise_level=noise_level, timesteps=timesteps or 1000, **settings)
+    x = sample(sampler, weight, timesteps=1000)
+    mean, std = from_noised_input(weight, noise_level)
+    assert float(x.mean()) == pytest.approx(mean, abs=0.012)
+    assert float(x.std()) == pytest.approx(std, rel=0.03)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0, 20.0])
+def test_guided_ddim_maps_noise_to_the_product(weight):
+    """The probability flow of Gaussians is monotone: x_0 is the product's mean + std * x_T."""
+    noise = normal_like(torch.empty(SHAPE), torch.Generator().manual_seed(0))
+    mean, std = product(weight)
+    worst = [
+        float((sample(Ddim(Exact(), timesteps=n), weight, 1000) - (mean + std * noise)).abs().max())
+        for n in (100, 200, 998)
+    ]
+    assert worst == sorted(worst, reverse=True)
+    assert worst[-1] < 0.02
+
+
+def test_ddim_with_all_of_its_noise_is_algorithm1():
+    settings = {"noise_level": 0.8, "timesteps": 50}
+    ancestral = sample(Algorithm1(**settings), 0.0, 1000)
+    ddim = sample(Ddim(eta=1.0, **settings), 0.0, 1000)
+    torch.testing.assert_close(ddim, ancestral, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("guidance", [Reverse(), Mismatched(), Forward()])
+@pytest.mark.parametrize("kind", [Algorithm1, Ddim])
+def test_guided_numbers_are_pinned(kind, guidance):
+    """Three steps by hand from an intermediate level."""
+    denoiser = GaussianDenoiser(Schedule.named("cosine", 1000), MEAN, STD)
+    ramp = torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(1, 1, 2, 3)
+    start = torch.tensor([1.0, -1, 0.5, -0.5, 2, 0], dtype=torch.float64).reshape(1, 1, 2, 3)
+    sampler = kind(guidance, GaussianSimilarity(6.0), noise_level=0.6, timesteps=3)  # lambda = 1
+    x = sampler(denoiser, ramp, initial_noise=start, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    fresh = [normal_like(ramp, generator).flatten().tolist() for _ in range(2)]
+    abar = [1.0, *denoiser.schedule.alphas_cumprod.tolist()]  # from the clean image on
+    assert sampler.starts(denoiser.schedule) == [596, 397, 198]
+
+    def denoised(value: float, t: int) -> float:
+        gain = STD**2 * abar[t + 1] ** 0.5 / (abar[t + 1] * STD**2 + 1 - abar[t + 1])
+        return MEAN + gain * (value - abar[t + 1] ** 0.5 * MEAN)
+
+    def gradient(value: float, t: int, y: float) -> float:
+        if guidance == Reverse():
+            value = denoised(value, t) if t >= 0 else value
+        return -2 * (value - (abar[t + 1] ** 0.5 * y if guidance == Forward() else y))
+
+    expected = []
+    for i, (y, z) in enumerate(zip(ramp.flatten().tolist(), start.flatten().tolist(), strict=True)):
+        x_t = abar[597] ** 0.5 * y + (1 - abar[597]) ** 0.5 * z
+        for step, (t, t_next) in enumerate([(596, 397), (397, 198), (198, -1)]):
+            a, b = abar[t + 1], abar[t_next + 1]
+            x0 = denoised(x_t, t)
+            if kind is Ddim:
+                eps = (x_t - a**0.5 * x0) / (1 - a) ** 0.5
+                eps = eps - (1 - a) ** 0.5 * gradient(x_t, t, y)
+                x0 = (x_t - (1 - a) ** 0.5 * eps) / a**0.5
+                x0 = min(1, max(-1, x0))
+                x_t = b**0.5 * x0 + (1 - b) ** 0.5 * (x_t - a**0.5 * x0) / (1 - a) ** 0.5
+                continue
+            x0, beta = min(1, max(-1, x0)), 1 - a / b
+            mu = (b**0.5 * beta * x0 + (1 - beta) ** 0.5 * (1 - b) * x_t) / (1 - a)
+            variance = beta * (1 - b) / (1 - a)
+            x_t = mu + variance * gradient(mu, t_next, y)
+            x_t += variance**0.5 * fresh[step][i] if t_next >= 0 else 0
+        expected.append(x_t)
+    torch.testing.assert_close(x.flatten().tolist(), expected, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("weight", [0.1, 0.3, 1.0])
 def test_reverse_matching_is_nearer_the_product_than_the_others(weight):
     mean, _ = product(weight)
@@ -141,7 +255,7 @@ GUIDANCES = {
 }
 SAMPLERS = {
     f"{kind.__name__}-{name}": kind(guidance)
-    for kind in (Algorithm1, FewStep)
+    for kind in (Algorithm1, Ddim, FewStep)
     for name, guidance in GUIDANCES.items()
 }
 # Scales that Algorithm 1, whose steps are explicit, follows without overshooting.
@@ -225,6 +339,8 @@ def test_callback_sees_every_step():
     steps = []
     x = sample(FewStep(noise_level=0.6, steps=4), 1.0, callback=steps.append)
     assert [step.index for step in steps] == [0, 1, 2, 3]
+    assert {step.count for step in steps} == {4}
+    assert all(torch.equal(b.before, a.x) for a, b in pairwise(steps))
     assert [step.timestep for step in steps] == sorted((s.timestep for s in steps), reverse=True)
     assert torch.equal(steps[-1].x, x)
 

@@ -15,6 +15,7 @@ from anomaly_detector_ros.evaluation.datasets.base import (
     pairs_below,
     read_ids,
 )
+from anomaly_detector_ros.imaging.images import find_images, read_rgb
 from anomaly_detector_ros.runtime.progress import Progress
 
 NOMINAL, ANOMALY, VOID = 0, 1, 255
@@ -24,14 +25,21 @@ CLASSES = Classes.named({NOMINAL: "nominal", ANOMALY: "anomaly", VOID: "void"}, 
 @DATASETS.register("folder")
 @dataclass(frozen=True)
 class Folder(Layout):
-    """``images/*`` and ``masks/<stem>.png``: 0 nominal, 255 void, anything else anomalous."""
+    """``images/*`` and ``masks/<stem>.png``: 0 nominal, 255 void, anything else anomalous.
+
+    Without ``masks/`` all images are nominal.
+    """
 
     name = "folder"
 
     def open(self, progress: Progress | None = None) -> Dataset:
         """See `Layout`; no mask needs to be read."""
-        pairs = pairs_below(self.root / "images", self.root / "masks")
-        return Dataset(self.name, self.root, CLASSES, pairs, _read, index=self.index())
+        images, masks = self.root / "images", self.root / "masks"
+        if masks.exists():
+            pairs, read = pairs_below(images, masks), _read
+        else:
+            pairs, read = [(image, image) for image in find_images(images)], _all_nominal
+        return Dataset(self.name, self.root, CLASSES, pairs, read, index=self.index())
 
 
 def _read(file: Path) -> np.ndarray:
@@ -39,3 +47,8 @@ def _read(file: Path) -> np.ndarray:
     mask = read_ids(file)
     mask[(mask != NOMINAL) & (mask != VOID)] = ANOMALY
     return mask
+
+
+def _all_nominal(image: Path) -> np.ndarray:
+    """Ids for an image without a mask."""
+    return np.full(read_rgb(image).shape[:2], NOMINAL, np.uint8)

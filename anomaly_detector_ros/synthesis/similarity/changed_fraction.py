@@ -57,17 +57,6 @@ class ChangedFractionSimilarity(Similarity):
         scale = self.guidance_scale * self.steepness[1] / x[0, 0].numel()
         return scale * unchanged * (fall - rise)
 
-    def product_mode(self, mean: Tensor, variance: float, y: Tensor) -> Tensor:
-        """No closed form: a gradient step from ``mean``, damped so that it never passes ``y``.
-
-        With d = |y - mean| and the step v g it goes v g d / (d + |v g|): the exact mode of the
-        quadratic kernel about ``y`` that has the gradient g at ``mean``.
-        """
-        step = variance * self.grad(mean, y)
-        distance = (y - mean).abs()
-        total = (distance + step.abs()).clamp_min(torch.finfo(mean.dtype).tiny)
-        return mean + step * (distance / total)
-
     def _edges(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The rising and the falling edge of the soft rectangle, each (B, C, H, W) in (0, 1)."""
         half, steepness = self.width[1] / 2, self.steepness[1]
