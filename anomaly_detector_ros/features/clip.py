@@ -27,7 +27,16 @@ _TINY_TEXT = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "lay
 @FEATURES.register("maskclip")
 @dataclass(frozen=True, kw_only=True)
 class MaskClip(NetworkSettings):
-    """Settings of MaskCLIP; see `ClipFeatures`."""
+    """Settings of MaskCLIP; see `ClipFeatures`.
+
+    Attributes:
+        dense: what becomes of the last block.
+        model: open_clip's name of the architecture, a plain vision transformer.
+        pretrained: open_clip's tag of the weights, which says how the network was trained
+            (activation, mean and deviation of the pixels); None for one without a tag.
+        imagenet_pixels: normalise by ImageNet's mean and deviation, as FeatUp does with every
+            network, rather than by those that the model was trained with.
+    """
 
     dense: ClassVar[Literal["maskclip", "clip"]] = "maskclip"
 
@@ -43,14 +52,7 @@ class MaskClip(NetworkSettings):
 
     def network(self, weights: Path | None, **options: Any) -> ClipFeatures:
         """See `NetworkSettings`."""
-        return ClipFeatures(
-            self.model,
-            weights,
-            pretrained=self.pretrained,
-            dense=self.dense,
-            imagenet_pixels=self.imagenet_pixels,
-            **options,
-        )
+        return ClipFeatures(self, weights, **options)
 
 
 @FEATURES.register("clip")
@@ -74,17 +76,10 @@ class ClipFeatures(NetworkFeatures):
     block take timm's model of the same network, ``vit_base_patch16_clip_224.openai``.
 
     Args:
-        model: open_clip's name of the architecture, a plain vision transformer.
+        settings: which model, and how its last block runs.
         weights: a .safetensors or .pt file of the whole CLIP model with open_clip's names, or
             None for random weights.
-        pretrained: open_clip's tag of the weights, which says how the network was trained
-            (activation, mean and deviation of the pixels); None for one without a tag.
-        dense: ``maskclip`` or ``clip``.
-        input_size: see `NetworkFeatures`.
-        imagenet_pixels: normalise by ImageNet's mean and deviation, as FeatUp does with every
-            network, rather than by those that the model was trained with.
-        device: where the network runs.
-        dtype: see `NetworkFeatures`.
+        input_size, device, dtype: see `NetworkFeatures`.
 
     Raises:
         UserError: unknown model or tag, setting out of range, or weights that don't fit.
@@ -92,31 +87,27 @@ class ClipFeatures(NetworkFeatures):
 
     def __init__(
         self,
-        model: str = "ViT-B-16",
-        weights: Path | None = None,
+        settings: MaskClip,
+        weights: Path | None,
         *,
-        pretrained: str | None = "openai",
-        dense: Literal["maskclip", "clip"] = "maskclip",
         input_size: int | tuple[int, int] = 224,
-        imagenet_pixels: bool = False,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        if dense not in ("maskclip", "clip"):
-            raise UserError(f"dense {dense!r}: take maskclip or clip")
-        tag = _tag(model, pretrained)
-        network = _build(model, weights, quick_gelu=bool(tag.get("quick_gelu")))
+        tag = _tag(settings.model, settings.pretrained)
+        network = _build(settings.model, weights, quick_gelu=bool(tag.get("quick_gelu")))
+        own = not settings.imagenet_pixels
         super().__init__(
             network,
             channels=network.proj.shape[1],
             stride=network.patch_size[0],
             input_size=input_size,
-            mean=IMAGENET_MEAN if imagenet_pixels else tag.get("mean", CLIP_MEAN),
-            std=IMAGENET_STD if imagenet_pixels else tag.get("std", CLIP_STD),
+            mean=tag.get("mean", CLIP_MEAN) if own else IMAGENET_MEAN,
+            std=tag.get("std", CLIP_STD) if own else IMAGENET_STD,
             device=device,
             dtype=dtype,
         )
-        self.dense = dense
+        self._dense = settings.dense
 
     def _maps(self, pixels: Tensor) -> Tensor:
         network = self._network
@@ -129,7 +120,7 @@ class ClipFeatures(NetworkFeatures):
         *blocks, last = network.transformer.resblocks
         for block in blocks:
             x = block(x)
-        x = _value_path(last, x) if self.dense == "maskclip" else last(x)
+        x = _value_path(last, x) if self._dense == "maskclip" else last(x)
         x = network.ln_post(x[:, 1:]) @ network.proj
         maps: Tensor = x.transpose(1, 2).unflatten(2, grid)
         return maps

@@ -27,7 +27,13 @@ BLOCKS = 12
 @FEATURES.register("dinov2_vits14")
 @dataclass(frozen=True, kw_only=True)
 class DinoV2(NetworkSettings):
-    """Settings of DINOv2 ViT-S/14, with its official weights; see `DinoV2Features`."""
+    """Settings of DINOv2 ViT-S/14, with its official weights; see `DinoV2Features`.
+
+    Attributes:
+        block: how many of the 12 blocks run. The last blocks mix the whole image, so that a small
+            change shows everywhere; an intermediate one localises it.
+        norm: apply the backbone's final norm to the tokens.
+    """
 
     own_weights: ClassVar[str] = "dinov2_vits14"
 
@@ -40,7 +46,7 @@ class DinoV2(NetworkSettings):
 
     def network(self, weights: Path | None, **options: Any) -> DinoV2Features:
         """See `NetworkSettings`."""
-        return DinoV2Features(weights, block=self.block, norm=self.norm, **options)
+        return DinoV2Features(self, weights, **options)
 
 
 @FEATURES.register("dinov2_vits14_focus")
@@ -57,15 +63,12 @@ class DinoV2Features(NetworkFeatures):
     Only the blocks that are needed are built, read from the file and run.
 
     Args:
+        settings: how much of it.
         weights: an ``.onnx`` or ``.safetensors`` file (see ``dinov2_weights``), or None for
             random weights.
-        block: how many of the 12 blocks run, 1 to 12. The last blocks mix the whole image, so
-            that a small change shows everywhere; an intermediate one localises it.
         input_size: (height, width) in pixels at which the network sees the images; both are
             multiples of 14.
-        device: where the network runs.
-        dtype: see `NetworkFeatures`.
-        norm: apply the backbone's final norm to the tokens.
+        device, dtype: see `NetworkFeatures`.
 
     Raises:
         UserError: a setting out of range, or weights that don't fit.
@@ -73,21 +76,18 @@ class DinoV2Features(NetworkFeatures):
 
     def __init__(
         self,
+        settings: DinoV2,
         weights: Path | None,
         *,
-        block: int = 9,
         input_size: tuple[int, int] = (266, 504),
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        norm: bool = False,
     ) -> None:
-        if not 1 <= block <= BLOCKS:
-            raise UserError(f"block {block}: DINOv2 ViT-S/14 has blocks 1 to {BLOCKS}")
         if isinstance(input_size, int):
             raise UserError(f"input_size {input_size}: give [height, width]")
         check_input_size(input_size, PATCH)
         super().__init__(
-            _build(weights, block, input_size, norm),
+            _build(weights, settings.block, input_size, settings.norm),
             channels=384,
             stride=PATCH,
             input_size=input_size,

@@ -21,7 +21,16 @@ from anomaly_detector_ros.weights.published import hub_file, read_state
 @FEATURES.register("timm")
 @dataclass(frozen=True, kw_only=True)
 class Timm(NetworkSettings):
-    """Settings of a model of timm; see `TimmFeatures`."""
+    """Settings of a model of timm; see `TimmFeatures`.
+
+    Attributes:
+        model: timm's name, with the tag of its weights: ``vit_small_patch16_224.dino``.
+        block: how many blocks (of a transformer) or stages (of a convolutional network, its
+            stem counting as one) run; all by default.
+        norm: apply the network's final norm, where it has one.
+        imagenet_pixels: normalise by ImageNet's mean and deviation, as FeatUp does with every
+            network, rather than by those that the model was trained with.
+    """
 
     model: str
     block: Annotated[int, Ge(1)] | None = None
@@ -34,14 +43,7 @@ class Timm(NetworkSettings):
 
     def network(self, weights: Path | None, **options: Any) -> TimmFeatures:
         """See `NetworkSettings`."""
-        return TimmFeatures(
-            self.model,
-            weights,
-            block=self.block,
-            norm=self.norm,
-            imagenet_pixels=self.imagenet_pixels,
-            **options,
-        )
+        return TimmFeatures(self, weights, **options)
 
 
 @FEATURES.register("dino")
@@ -84,16 +86,9 @@ class TimmFeatures(NetworkFeatures):
     output of a stage. What is not needed for the block is dropped.
 
     Args:
-        model: timm's name, with the tag of its weights: ``vit_small_patch16_224.dino``.
+        settings: which model, and how much of it.
         weights: a .safetensors or .pth file, or None for random weights.
-        block: how many blocks (of a transformer) or stages (of a convolutional network, its
-            stem counting as one) run; all by default.
-        norm: apply the network's final norm, where it has one.
-        input_size: see `NetworkFeatures`.
-        imagenet_pixels: normalise by ImageNet's mean and deviation, as FeatUp does with every
-            network, rather than by those that the model was trained with.
-        device: where the network runs.
-        dtype: see `NetworkFeatures`.
+        input_size, device, dtype: see `NetworkFeatures`.
 
     Raises:
         UserError: unknown model, setting out of range, or weights that don't fit.
@@ -101,43 +96,40 @@ class TimmFeatures(NetworkFeatures):
 
     def __init__(
         self,
-        model: str,
+        settings: Timm,
         weights: Path | None,
         *,
-        block: int | None = None,
-        norm: bool = True,
         input_size: int | tuple[int, int] = 224,
-        imagenet_pixels: bool = False,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        network = _build(model, weights)
+        network = _build(settings.model, weights)
         levels = network.feature_info
-        if block is None:
-            block = len(levels)
-        if not 1 <= block <= len(levels):
-            raise UserError(f"block {block}: {model} has blocks 1 to {len(levels)}")
-        self.block, self.norm = block, norm
-        network.prune_intermediate_layers([block - 1], prune_norm=not norm, prune_head=True)
+        block = settings.block or len(levels)
+        if block > len(levels):
+            raise UserError(f"block {block}: {settings.model} has blocks 1 to {len(levels)}")
+        self._settings, self._index = settings, block - 1
+        network.prune_intermediate_layers(
+            [self._index], prune_norm=not settings.norm, prune_head=True
+        )
         config = network.pretrained_cfg
         super().__init__(
             network,
-            channels=levels[block - 1]["num_chs"],
-            stride=levels[block - 1]["reduction"],
+            channels=levels[self._index]["num_chs"],
+            stride=levels[self._index]["reduction"],
             input_size=input_size,
-            mean=IMAGENET_MEAN if imagenet_pixels else tuple(config["mean"]),
-            std=IMAGENET_STD if imagenet_pixels else tuple(config["std"]),
+            mean=IMAGENET_MEAN if settings.imagenet_pixels else tuple(config["mean"]),
+            std=IMAGENET_STD if settings.imagenet_pixels else tuple(config["std"]),
             device=device,
             dtype=dtype,
         )
-        self.model = model
 
     def _maps(self, pixels: Tensor) -> Tensor:
         try:
             (maps,) = self._network.forward_intermediates(
                 pixels,
-                indices=[self.block - 1],
-                norm=self.norm,
+                indices=[self._index],
+                norm=self._settings.norm,
                 stop_early=True,
                 output_fmt="NCHW",
                 intermediates_only=True,
@@ -145,7 +137,7 @@ class TimmFeatures(NetworkFeatures):
         except AssertionError as error:
             side = self._network.pretrained_cfg["input_size"][-1]
             raise UserError(
-                f"features {self.model}: {one_line(error, 120)}: set input_size, or mode tiles "
+                f"features {self._settings.model}: {one_line(error, 120)}: set input_size, or mode tiles "
                 f"with tile_size {side}"
             ) from None
         return torch.as_tensor(maps)

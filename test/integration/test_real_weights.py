@@ -12,7 +12,7 @@ import torch
 from anomaly_detector_ros.distances.cosine import cosine_distance
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.features.base import FEATURES
-from anomaly_detector_ros.features.dinov2 import PATCH, DinoV2Features
+from anomaly_detector_ros.features.dinov2 import PATCH, DinoV2Features, DinoV2Focus
 from anomaly_detector_ros.features.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from anomaly_detector_ros.features.upsampling import upsample_bilinear
 from anomaly_detector_ros.segmentation.anything import PromptedSegmenter
@@ -94,7 +94,7 @@ def test_features_equal_the_graphs_own_tensors(focus_onnx: Path, size: tuple[int
         [f"/backbone/encoder/layer.{block - 1}/Add_1_output_0" for block in blocks],
     )
     for block, tokens in zip(blocks, expected, strict=True):
-        extractor = DinoV2Features(focus_onnx, block=block, input_size=size)
+        extractor = DinoV2Features(DinoV2Focus(block=block), focus_onnx, input_size=size)
         got = extractor.extract(images * 2 - 1)
         grid = (size[0] // PATCH, size[1] // PATCH)
         want = torch.from_numpy(tokens)[:, 1:].transpose(1, 2).unflatten(2, grid)
@@ -110,12 +110,12 @@ def test_make_features_reads_the_registrys_file(focus_onnx: Path) -> None:
     settings = {"name": "dinov2_vits14_focus", "block": 3, "input_size": [70, 112]}
     made = FEATURES.read(settings).build(Loader(Registry.default(), torch.device("cpu")))
     images = torch.rand(2, 3, 60, 80, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    want = DinoV2Features(focus_onnx, block=3, input_size=(70, 112)).extract(images)
+    want = DinoV2Features(DinoV2Focus(block=3), focus_onnx, input_size=(70, 112)).extract(images)
     assert torch.equal(made.extract(images), want)
 
 
 def test_a_local_change_shows_where_it_is(focus_onnx: Path) -> None:
-    extractor = DinoV2Features(focus_onnx, block=9)
+    extractor = DinoV2Features(DinoV2Focus(block=9), focus_onnx)
     rng = np.random.default_rng(0)
     image = cv2.GaussianBlur(rng.random((272, 512, 3), dtype=np.float32), (0, 0), 9)
     image = (image - image.min()) / (image.max() - image.min())

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.features.base import FEATURES
-from anomaly_detector_ros.features.dinov2 import DinoV2Features
+from anomaly_detector_ros.features.dinov2 import DinoV2, DinoV2Features
 from anomaly_detector_ros.features.dinov2_weights import load_dinov2_weights
 from anomaly_detector_ros.features.networks import FeatureExtractor, resample_position_embedding
 from anomaly_detector_ros.features.preprocessing import (
@@ -23,6 +23,7 @@ from anomaly_detector_ros.features.preprocessing import (
 )
 from anomaly_detector_ros.features.rgb import RgbFeatures
 from anomaly_detector_ros.features.upsampling import upsample_bilinear
+from anomaly_detector_ros.runtime.parts import read_settings
 from anomaly_detector_ros.weights.loading import Loader
 from anomaly_detector_ros.weights.registry import Registry
 
@@ -116,7 +117,7 @@ def test_official_safetensors_give_the_tokens_of_the_chosen_block(
     file = tmp_path / "dinov2.safetensors"
     save_file({**state, "mask_token": torch.zeros(1, 384)}, file)
     size = (SIDE * 14, SIDE * 14)
-    extractor = DinoV2Features(file, block=2, input_size=size)
+    extractor = DinoV2Features(DinoV2(block=2), file, input_size=size)
     seen = []
     handle = network.blocks[1].register_forward_hook(lambda m, i, out: seen.append(out))
     images = torch.rand(2, 3, *size) * 2 - 1
@@ -131,8 +132,8 @@ def test_norm_is_the_backbones_final_norm(state: dict[str, torch.Tensor], tmp_pa
     file = tmp_path / "dinov2.safetensors"
     save_file(state, file)
     images = torch.rand(1, 3, 50, 60) * 2 - 1
-    plain = DinoV2Features(file, block=1, input_size=SIZE).extract(images)
-    normed = DinoV2Features(file, block=1, input_size=SIZE, norm=True).extract(images)
+    plain = DinoV2Features(DinoV2(block=1), file, input_size=SIZE).extract(images)
+    normed = DinoV2Features(DinoV2(block=1, norm=True), file, input_size=SIZE).extract(images)
     want = torch.nn.functional.layer_norm(
         plain.movedim(1, -1), (384,), state["norm.weight"], state["norm.bias"], eps=1e-6
     ).movedim(-1, 1)
@@ -195,14 +196,14 @@ def test_weights_of_another_width_are_refused(tmp_path: Path) -> None:
     )
     save_file(base.state_dict(), tmp_path / "base.safetensors")
     with pytest.raises(UserError, match="not DINOv2 ViT-S/14 weights"):
-        DinoV2Features(tmp_path / "base.safetensors", block=1, input_size=SIZE)
+        DinoV2Features(DinoV2(block=1), tmp_path / "base.safetensors", input_size=SIZE)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 60, 80), (2, 3, 480, 33), (3, 3, *SIZE)])
 def test_features_have_the_grid_of_the_input_size_whatever_the_images(
     shape: tuple[int, ...],
 ) -> None:
-    extractor = DinoV2Features(None, block=1, input_size=SIZE)
+    extractor = DinoV2Features(DinoV2(block=1), None, input_size=SIZE)
     maps = extractor.extract(torch.rand(shape) * 2 - 1)
     assert maps.shape == (shape[0], extractor.channels, 3, 5)
     assert maps.dtype == torch.float32
@@ -212,9 +213,9 @@ def test_bfloat16_is_close_to_float32(state: dict[str, torch.Tensor], tmp_path: 
     save_file(state, tmp_path / "w.safetensors")
     images = torch.rand(1, 3, *SIZE) * 2 - 1
     exact, rough = (
-        DinoV2Features(tmp_path / "w.safetensors", block=3, input_size=SIZE, dtype=dtype).extract(
-            images
-        )
+        DinoV2Features(
+            DinoV2(block=3), tmp_path / "w.safetensors", input_size=SIZE, dtype=dtype
+        ).extract(images)
         for dtype in (torch.float32, torch.bfloat16)
     )
     assert rough.dtype == torch.float32
@@ -225,8 +226,8 @@ def test_bfloat16_is_close_to_float32(state: dict[str, torch.Tensor], tmp_path: 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"block": 0}, "block 0"),
-        ({"block": 13}, "block 13"),
+        ({"block": 0}, "block is 0"),
+        ({"block": 13}, "block is 13: it must be less than or equal to 12"),
         ({"input_size": (100, 140)}, "multiples of 14"),
         ({"input_size": (0, 14)}, "multiples of 14"),
         ({"input_size": 224}, "height, width"),
@@ -235,7 +236,8 @@ def test_bfloat16_is_close_to_float32(state: dict[str, torch.Tensor], tmp_path: 
 )
 def test_settings_out_of_range_are_refused(options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        DinoV2Features(None, **options)
+        block = {key: options.pop(key) for key in ("block",) if key in options}
+        DinoV2Features(read_settings(DinoV2, block, "features dinov2"), None, **options)
 
 
 def test_position_embedding_resamples_the_grid_and_keeps_the_class_token() -> None:

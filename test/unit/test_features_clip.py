@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import open_clip
@@ -9,10 +10,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.features.clip import ClipFeatures, clip_hub_file
+from anomaly_detector_ros.features.clip import Clip, ClipFeatures, MaskClip, clip_hub_file
 from anomaly_detector_ros.features.preprocessing import IMAGENET_MEAN, normalise
 
 MODEL = "ViT-S-16-alt"  # no published weights: 256 channels, 10 blocks
+UNTAGGED = MaskClip(model=MODEL, pretrained=None)
+KINDS = {"maskclip": UNTAGGED, "clip": Clip(model=MODEL, pretrained=None)}
 State = dict[str, Tensor]
 
 
@@ -95,7 +98,7 @@ def _values(x: Tensor, state: State, index: int) -> Tensor:
 def test_features_are_the_plain_matrix_products(
     dense: str, clip: open_clip.CLIP, file: Path, images: Tensor
 ) -> None:
-    extractor = ClipFeatures(MODEL, file, pretrained=None, dense=dense, input_size=(224, 224))
+    extractor = ClipFeatures(KINDS[dense], file, input_size=(224, 224))
     state = {name: value.detach() for name, value in clip.visual.state_dict().items()}
     blocks = len(clip.visual.transformer.resblocks)
     heads = clip.visual.transformer.resblocks[0].attn.num_heads
@@ -114,7 +117,7 @@ def test_features_are_the_plain_matrix_products(
 def test_clip_tokens_are_open_clips_own(
     clip: open_clip.CLIP, file: Path, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    extractor = ClipFeatures(MODEL, file, pretrained=None, dense="clip", input_size=(224, 224))
+    extractor = ClipFeatures(KINDS["clip"], file, input_size=(224, 224))
     monkeypatch.setattr(clip.visual, "output_tokens", True)
     with torch.no_grad():
         pixels = normalise(images, (224, 224), extractor.mean, extractor.std)
@@ -125,10 +128,7 @@ def test_clip_tokens_are_open_clips_own(
 
 def test_maskclip_keeps_a_patch_to_itself_in_the_last_block(file: Path) -> None:
     """With one block left, the value path has no way from one patch to another."""
-    made = [
-        ClipFeatures(MODEL, file, pretrained=None, dense=dense, input_size=(64, 64))
-        for dense in ("maskclip", "clip")
-    ]
+    made = [ClipFeatures(KINDS[dense], file, input_size=(64, 64)) for dense in ("maskclip", "clip")]
     image = torch.rand(1, 3, 64, 64) * 2 - 1
     other = image.clone()
     other[..., :16, :16] *= -1
@@ -144,14 +144,14 @@ def test_maskclip_keeps_a_patch_to_itself_in_the_last_block(file: Path) -> None:
 
 
 def test_positions_are_resampled_for_other_sizes(file: Path, images: Tensor) -> None:
-    extractor = ClipFeatures(MODEL, file, pretrained=None, input_size=64)
+    extractor = ClipFeatures(UNTAGGED, file, input_size=64)
     assert extractor.extract(images).shape == (2, 256, 4, 5)
     assert extractor.extract(images.transpose(2, 3)).shape == (2, 256, 5, 4)
 
 
 def test_bfloat16_is_close_to_float32(file: Path, images: Tensor) -> None:
     exact, rough = (
-        ClipFeatures(MODEL, file, pretrained=None, input_size=64, dtype=dtype).extract(images)
+        ClipFeatures(UNTAGGED, file, input_size=64, dtype=dtype).extract(images)
         for dtype in (torch.float32, torch.bfloat16)
     )
     assert rough.dtype == torch.float32
@@ -160,13 +160,14 @@ def test_bfloat16_is_close_to_float32(file: Path, images: Tensor) -> None:
 
 
 def test_openais_network_has_its_activation_pixels_and_channels() -> None:
-    extractor = ClipFeatures("ViT-B-16", None, input_size=(32, 48))
+    extractor = ClipFeatures(MaskClip(), None, input_size=(32, 48))
     assert extractor.extract(torch.zeros(1, 3, 20, 30)).shape == (1, 512, 2, 3)
     activation = extractor._network.transformer.resblocks[0].mlp.gelu
     assert type(activation).__name__ == "QuickGELU"
     assert extractor.mean == open_clip.OPENAI_DATASET_MEAN
     assert extractor.std == open_clip.OPENAI_DATASET_STD
-    assert ClipFeatures(MODEL, None, pretrained=None, imagenet_pixels=True).mean == IMAGENET_MEAN
+    imagenet = ClipFeatures(replace(UNTAGGED, imagenet_pixels=True), None)
+    assert imagenet.mean == IMAGENET_MEAN
 
 
 def test_plain_tensor_files_do_and_pickled_code_does_not(
@@ -175,19 +176,19 @@ def test_plain_tensor_files_do_and_pickled_code_does_not(
     state = {f"module.{name}": value for name, value in clip.state_dict().items()}
     torch.save({"epoch": 3, "state_dict": state}, tmp_path / "trained.pt")
     made = [
-        ClipFeatures(MODEL, path, pretrained=None, input_size=32).extract(images)
+        ClipFeatures(UNTAGGED, path, input_size=32).extract(images)
         for path in (file, tmp_path / "trained.pt")
     ]
     assert torch.equal(*made)
     torch.save({"state_dict": torch.nn.Linear(1, 1)}, tmp_path / "module.pt")
     with pytest.raises(UserError, match="not a file of plain tensors: convert it"):
-        ClipFeatures(MODEL, tmp_path / "module.pt", pretrained=None)
+        ClipFeatures(UNTAGGED, tmp_path / "module.pt")
     (tmp_path / "noise.safetensors").write_bytes(b"x" * 40)
     with pytest.raises(UserError, match="not a safetensors file"):
-        ClipFeatures(MODEL, tmp_path / "noise.safetensors", pretrained=None)
+        ClipFeatures(UNTAGGED, tmp_path / "noise.safetensors")
     (tmp_path / "clip.onnx").write_bytes(b"")
     with pytest.raises(UserError, match="unknown kind of weights file"):
-        ClipFeatures(MODEL, tmp_path / "clip.onnx", pretrained=None)
+        ClipFeatures(UNTAGGED, tmp_path / "clip.onnx")
 
 
 @pytest.mark.parametrize(
@@ -197,18 +198,21 @@ def test_plain_tensor_files_do_and_pickled_code_does_not(
         ("ViT-B-16", {"pretrained": "closedai"}, "unknown weights 'closedai': take one of openai"),
         ("RN50", {}, "not a plain vision transformer"),
         (MODEL, {"pretrained": "openai"}, "pretrained: null"),
-        (MODEL, {"pretrained": None, "dense": "sparse"}, "take maskclip or clip"),
-        (MODEL, {"pretrained": None, "input_size": 100}, "multiples of 16"),
     ],
 )
 def test_settings_out_of_range_are_refused(model: str, options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        ClipFeatures(model, None, **options)
+        ClipFeatures(MaskClip(model=model, **options), None)
+
+
+def test_sizes_out_of_range_are_refused() -> None:
+    with pytest.raises(UserError, match="multiples of 16"):
+        ClipFeatures(UNTAGGED, None, input_size=100)
 
 
 def test_weights_of_another_model_are_refused(file: Path) -> None:
     with pytest.raises(UserError, match="not weights of ViT-S-32-alt"):
-        ClipFeatures("ViT-S-32-alt", file, pretrained=None)
+        ClipFeatures(MaskClip(model="ViT-S-32-alt", pretrained=None), file)
 
 
 def test_the_hubs_cache_serves_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

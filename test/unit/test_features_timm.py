@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.features.preprocessing import IMAGENET_MEAN, IMAGENET_STD, normalise
-from anomaly_detector_ros.features.timm import TimmFeatures, timm_hub_file
+from anomaly_detector_ros.features.timm import ResNet, Timm, TimmFeatures, timm_hub_file
+from anomaly_detector_ros.runtime.parts import read_settings
 
 VIT = "test_vit.r160_in1k"  # 6 blocks of 64 channels, 160 x 160, trained with mean and std 0.5
 RESNET = "test_resnet.r160_in1k"
@@ -33,8 +34,13 @@ def images() -> torch.Tensor:
 def test_vit_blocks_are_what_a_hook_sees(block: int, images: torch.Tensor, tmp_path: Path) -> None:
     network = _network(VIT)
     save_file(network.state_dict(), tmp_path / "vit.safetensors")
-    extractor = TimmFeatures(
-        VIT, tmp_path / "vit.safetensors", block=block, norm=False, input_size=(160, 160)
+    extractor, with_norm = (
+        TimmFeatures(
+            Timm(model=VIT, block=block, norm=norm),
+            tmp_path / "vit.safetensors",
+            input_size=(160, 160),
+        )
+        for norm in (False, True)
     )
     seen = []
     network.blocks[block - 1].register_forward_hook(lambda m, i, out: seen.append(out))
@@ -43,9 +49,7 @@ def test_vit_blocks_are_what_a_hook_sees(block: int, images: torch.Tensor, tmp_p
         want = seen[0][:, 1:].transpose(1, 2).unflatten(2, (10, 10))
         got = extractor.extract(images)
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
-        normed = TimmFeatures(
-            VIT, tmp_path / "vit.safetensors", block=block, input_size=(160, 160)
-        ).extract(images)
+        normed = with_norm.extract(images)
         want = network.norm(seen[0])[:, 1:].transpose(1, 2).unflatten(2, (10, 10))
     torch.testing.assert_close(normed, want, rtol=1e-4, atol=1e-4)
     assert (extractor.channels, extractor.stride) == (64, 16)
@@ -53,10 +57,11 @@ def test_vit_blocks_are_what_a_hook_sees(block: int, images: torch.Tensor, tmp_p
 
 def test_vit_sees_any_size_by_resampled_positions(images: torch.Tensor) -> None:
     torch.manual_seed(0)
-    extractor = TimmFeatures(VIT, None, input_size=96)
+    extractor = TimmFeatures(Timm(model=VIT), None, input_size=96)
     assert extractor.extract(images).shape == (2, 64, 6, 9)  # 96 x 139, in whole patches
     assert extractor.extract(images.transpose(2, 3)).shape == (2, 64, 9, 6)
-    assert TimmFeatures(VIT, None, input_size=(32, 64)).extract(images).shape == (2, 64, 2, 4)
+    wide = TimmFeatures(Timm(model=VIT), None, input_size=(32, 64))
+    assert wide.extract(images).shape == (2, 64, 2, 4)
 
 
 @pytest.mark.parametrize(("block", "channels", "stride"), [(None, 96, 32), (5, 96, 32), (3, 48, 8)])
@@ -65,7 +70,9 @@ def test_resnet_stages(
 ) -> None:
     network = _network(RESNET)
     torch.save({"state_dict": network.state_dict()}, tmp_path / "resnet.pth")
-    extractor = TimmFeatures(RESNET, tmp_path / "resnet.pth", block=block, input_size=(64, 96))
+    extractor = TimmFeatures(
+        Timm(model=RESNET, block=block), tmp_path / "resnet.pth", input_size=(64, 96)
+    )
     assert (extractor.channels, extractor.stride) == (channels, stride)
     seen = {}
     for stage in (2, 4):
@@ -80,19 +87,21 @@ def test_resnet_stages(
 
 
 def test_resnet50_has_the_papers_shape() -> None:
-    extractor = TimmFeatures("resnet50.tv_in1k", None, input_size=64)
+    extractor = TimmFeatures(ResNet(), None, input_size=64)
     assert extractor.extract(torch.zeros(1, 3, 30, 40)).shape == (1, 2048, 2, 3)
 
 
 def test_pixels_are_normalised_as_the_model_or_as_imagenet_wants() -> None:
-    own, imagenet = (TimmFeatures(VIT, None, imagenet_pixels=flag) for flag in (False, True))
+    own, imagenet = (
+        TimmFeatures(Timm(model=VIT, imagenet_pixels=flag), None) for flag in (False, True)
+    )
     assert (own.mean, own.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     assert (imagenet.mean, imagenet.std) == (IMAGENET_MEAN, IMAGENET_STD)
 
 
 def test_unneeded_blocks_are_dropped_and_weights_held_once(tmp_path: Path) -> None:
     save_file(_network(VIT).state_dict(), tmp_path / "vit.safetensors")
-    extractor = TimmFeatures(VIT, tmp_path / "vit.safetensors", block=2)
+    extractor = TimmFeatures(Timm(model=VIT, block=2), tmp_path / "vit.safetensors")
     network = extractor._network
     assert len(network.blocks) == 2
     assert network.pretrained_cfg.get("state_dict") is None
@@ -105,7 +114,7 @@ def test_unneeded_blocks_are_dropped_and_weights_held_once(tmp_path: Path) -> No
         ("test_vit.r161_in1k", {}, "unknown model 'test_vit.r161_in1k': .*test_vit.r160_in1k"),
         ("hf-hub:timm/test_vit.r160_in1k", {}, "unknown model"),
         (VIT, {"block": 7}, "has blocks 1 to 6"),
-        (VIT, {"block": 0}, "has blocks 1 to 6"),
+        (VIT, {"block": 0}, "block is 0: it must be greater than or equal to 1"),
         (VIT, {"input_size": 100}, "multiples of 16"),
         (RESNET, {"input_size": (64, 80)}, "multiples of 32"),
         (VIT, {"dtype": torch.float64}, "float64"),
@@ -113,26 +122,29 @@ def test_unneeded_blocks_are_dropped_and_weights_held_once(tmp_path: Path) -> No
 )
 def test_settings_out_of_range_are_refused(model: str, options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        TimmFeatures(model, None, **options)
+        sizes = {key: options.pop(key) for key in ("input_size", "dtype") if key in options}
+        settings = read_settings(Timm, {"model": model, **options}, "features timm")
+        TimmFeatures(settings, None, **sizes)
 
 
 def test_a_network_of_one_size_says_so(images: torch.Tensor) -> None:
-    model = "test_vit_relpos"
+    settings = Timm(model="test_vit_relpos")
     with pytest.raises(UserError, match="set input_size, or mode tiles with tile_size 160"):
-        TimmFeatures(model, None, input_size=96).extract(images)
-    assert TimmFeatures(model, None, input_size=(160, 160)).extract(images).shape[2:] == (10, 10)
+        TimmFeatures(settings, None, input_size=96).extract(images)
+    own = TimmFeatures(settings, None, input_size=(160, 160))
+    assert own.extract(images).shape[2:] == (10, 10)
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     save_file(_network(RESNET).state_dict(), tmp_path / "resnet.safetensors")
     with pytest.raises(UserError, match="not weights of test_vit") as error:
-        TimmFeatures(VIT, tmp_path / "resnet.safetensors")
+        TimmFeatures(Timm(model=VIT), tmp_path / "resnet.safetensors")
     assert "\n" not in str(error.value)
     state = _network(VIT).state_dict()
     del state["blocks.0.attn.qkv.weight"]
     save_file(state, tmp_path / "incomplete.safetensors")
     with pytest.raises(UserError, match="not weights of test_vit"):
-        TimmFeatures(VIT, tmp_path / "incomplete.safetensors")
+        TimmFeatures(Timm(model=VIT), tmp_path / "incomplete.safetensors")
 
 
 def test_the_hubs_cache_serves_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +159,7 @@ def test_the_hubs_cache_serves_offline(tmp_path: Path, monkeypatch: pytest.Monke
     save_file(_network(VIT).state_dict(), snapshot / "model.safetensors")
     file = timm_hub_file(VIT, offline=True)
     assert file.samefile(snapshot / "model.safetensors")
-    assert TimmFeatures(VIT, file, block=1).channels == 64
+    assert TimmFeatures(Timm(model=VIT, block=1), file).channels == 64
 
 
 def test_models_without_published_safetensors_are_refused() -> None:
