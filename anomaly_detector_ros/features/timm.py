@@ -137,8 +137,8 @@ class TimmFeatures(NetworkFeatures):
         except AssertionError as error:
             side = self._network.pretrained_cfg["input_size"][-1]
             raise UserError(
-                f"features {self._settings.model}: {one_line(error, 120)}: set input_size, or mode tiles "
-                f"with tile_size {side}"
+                f"features {self._settings.model}: {one_line(error, 120)}: set input_size, or "
+                f"mode tiles with tile_size {side}"
             ) from None
         return torch.as_tensor(maps)
 

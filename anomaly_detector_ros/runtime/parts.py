@@ -25,7 +25,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from anomaly_detector_ros.errors import UserError, one_line
+from anomaly_detector_ros.errors import UserError, as_user_error, one_line
 
 Part = TypeVar("Part")
 PartClass = TypeVar("PartClass", bound=type)
@@ -195,7 +195,7 @@ def _hint(name: str, known: Iterable[str]) -> str:
 
 
 def _import(module: str, kind: str) -> ModuleType:
-    try:
+    with as_user_error(f"cannot import '{module}' for a {kind}", "correct its path or mend it"):
         if not module.endswith(".py"):
             return importlib.import_module(module)
         file = Path(module).expanduser().resolve()
@@ -212,9 +212,4 @@ def _import(module: str, kind: str) -> ModuleType:
         except BaseException:
             del sys.modules[name]
             raise
-        return loaded
-    except Exception as error:  # a part's file may fail in any way
-        raise UserError(
-            f"cannot import '{module}' for a {kind} ({one_line(error, 200)}): correct its path or "
-            "mend it"
-        ) from error
+    return loaded

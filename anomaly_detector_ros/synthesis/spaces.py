@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from anomaly_detector_ros.errors import UserError, one_line
+from anomaly_detector_ros.errors import UserError, as_user_error
 from anomaly_detector_ros.synthesis.autoencoder import FACTOR, Autoencoder
 from anomaly_detector_ros.synthesis.inference import ready
 
@@ -79,15 +79,13 @@ class LatentSpace:
         Raises:
             UserError: there is none, or it is no autoencoder of this kind.
         """
-        try:
+        with as_user_error(
+            f"cannot load the autoencoder of '{directory}'",
+            "give a model directory with vae/, or fetch the model again",
+        ):
             autoencoder = Autoencoder.from_pretrained(
                 directory, subfolder="vae", use_safetensors=True, local_files_only=True
             )
-        except Exception as error:  # diffusers raises many kinds, all meaning the same to a user
-            raise UserError(
-                f"cannot load the autoencoder of '{directory}' ({one_line(error, 200)}): "
-                "give a model directory with vae/, or fetch the model again"
-            ) from error
         return cls(ready(autoencoder, device, dtype), dtype)
 
     def encode(self, images: Tensor) -> Tensor:

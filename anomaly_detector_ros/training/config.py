@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 from diffusers import UNet2DModel
 from pydantic import AfterValidator
 
-from anomaly_detector_ros.errors import UserError, one_line
+from anomaly_detector_ros.errors import as_user_error
 from anomaly_detector_ros.synthesis.schedule import BETA_SCHEDULES
 
 SIZE_PRESETS = {
@@ -90,13 +90,11 @@ def build_unet(config: TrainingConfig) -> UNet2DModel:
 
 
 def _load_weights(unet: UNet2DModel, directory: str) -> None:
-    try:
+    with as_user_error(
+        f"cannot start from the weights of '{directory}'",
+        "give a model directory of the same preset",
+    ):
         given = UNet2DModel.from_pretrained(
             directory, subfolder="unet", use_safetensors=True, local_files_only=True
         )
         unet.load_state_dict(given.state_dict())
-    except Exception as error:  # diffusers raises many kinds; torch RuntimeError on other shapes
-        raise UserError(
-            f"cannot start from the weights of '{directory}' ({one_line(error, 200)}): "
-            "give a model directory of the same preset"
-        ) from error

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -235,9 +236,12 @@ def test_bfloat16_is_close_to_float32(state: dict[str, torch.Tensor], tmp_path: 
     ],
 )
 def test_settings_out_of_range_are_refused(options: dict, message: str) -> None:
+    def build(block: int = 9, **sizes: Any) -> None:
+        settings = read_settings(DinoV2, {"block": block}, "features dinov2")
+        DinoV2Features(settings, None, **sizes)
+
     with pytest.raises(UserError, match=message):
-        block = {key: options.pop(key) for key in ("block",) if key in options}
-        DinoV2Features(read_settings(DinoV2, block, "features dinov2"), None, **options)
+        build(**options)
 
 
 def test_position_embedding_resamples_the_grid_and_keeps_the_class_token() -> None:

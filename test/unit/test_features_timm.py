@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -121,10 +122,12 @@ def test_unneeded_blocks_are_dropped_and_weights_held_once(tmp_path: Path) -> No
     ],
 )
 def test_settings_out_of_range_are_refused(model: str, options: dict, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        sizes = {key: options.pop(key) for key in ("input_size", "dtype") if key in options}
-        settings = read_settings(Timm, {"model": model, **options}, "features timm")
+    def build(block: int | None = None, **sizes: Any) -> None:
+        settings = read_settings(Timm, {"model": model, "block": block}, "features timm")
         TimmFeatures(settings, None, **sizes)
+
+    with pytest.raises(UserError, match=message):
+        build(**options)
 
 
 def test_a_network_of_one_size_says_so(images: torch.Tensor) -> None:

@@ -1,11 +1,8 @@
-"""Camera messages to RGB against arrays built by hand."""
+"""Camera messages to RGB, and results to messages, against arrays built by hand."""
 
 from __future__ import annotations
 
 import array
-import io
-import struct
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,12 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image as PilImage
+from support.image_data import grey_rgb, message
 
-from anomaly_detector_ros.imaging.images import ImageError, decode_image, read_rgb, to_8_bit
+from anomaly_detector_ros.imaging.images import ImageError, to_8_bit
 from anomaly_detector_ros.imaging.messages import (
     ENCODINGS,
-    compressed_to_rgb,
     image_fields,
     image_to_rgb,
 )
@@ -28,24 +24,6 @@ RNG = np.random.default_rng(7)
 RGB = RNG.integers(0, 256, (4, 6, 3), np.uint8)
 GREY = RNG.integers(0, 256, (4, 6), np.uint8)
 ALPHA = np.full((4, 6, 1), 9, np.uint8)
-
-
-def message(pixels: np.ndarray, encoding: str, padding: int = 0, big: bool = False) -> Any:
-    """An Image message of the pixels, with as many bytes of rubbish behind each row."""
-    height, width = pixels.shape[:2]
-    rows = pixels.reshape(height, -1)
-    if pixels.dtype.itemsize > 1:
-        rows = np.ascontiguousarray(rows.astype(pixels.dtype.newbyteorder(">" if big else "<")))
-    rows = np.ascontiguousarray(rows).view(np.uint8)
-    data = np.hstack([rows, np.full((height, padding), 0xAB, np.uint8)])
-    return SimpleNamespace(
-        height=height, width=width, encoding=encoding, is_bigendian=int(big),
-        step=data.shape[1], data=data.tobytes(),
-    )  # fmt: skip
-
-
-def grey_rgb(grey: np.ndarray) -> np.ndarray:
-    return np.repeat(grey[..., None], 3, axis=2)
 
 
 PLAIN = {
@@ -313,151 +291,6 @@ def test_odd_width_in_yuv_is_refused() -> None:
         image_to_rgb(message(np.zeros((2, 5, 2), np.uint8), "yuv422"))
 
 
-# -- compressed ------------------------------------------------------------------------------------
-
-SMOOTH = np.dstack(np.meshgrid(np.arange(64) * 3, np.arange(48) * 4)).astype(np.uint8)
-SMOOTH = np.dstack([SMOOTH, np.full((48, 64), 90, np.uint8)])
-
-
-def encoded(pixels: np.ndarray, kind: str) -> bytes:
-    bgr = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
-    return cv2.imencode(f".{kind}", bgr)[1].tobytes()
-
-
-def compressed(data: bytes, text: str) -> Any:
-    return SimpleNamespace(format=text, data=array.array("B", data))
-
-
-@pytest.mark.parametrize("text", ["png", "rgb8; png compressed bgr8", "", "bgr8; png compressed "])
-def test_png(text: str) -> None:
-    found = compressed_to_rgb(compressed(encoded(SMOOTH, "png"), text))
-    np.testing.assert_array_equal(found, SMOOTH)
-
-
-@pytest.mark.parametrize("text", ["jpeg", "jpg", "rgb8; jpeg compressed bgr8"])
-def test_jpeg_is_decoded_as_opencv_does(text: str) -> None:
-    data = encoded(SMOOTH, "jpg")
-    expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
-    found = compressed_to_rgb(compressed(data, text))
-    np.testing.assert_array_equal(found, expected)
-    assert np.abs(found.astype(int) - SMOOTH).max() < 40
-
-
-def test_swapped_colours_are_swapped_back() -> None:
-    data = encoded(SMOOTH[..., ::-1], "png")
-    found = compressed_to_rgb(compressed(data, "rgb8; png compressed rgb8"))
-    np.testing.assert_array_equal(found, SMOOTH)
-
-
-def test_grey_and_16_bit_grey_png() -> None:
-    found = compressed_to_rgb(compressed(encoded(GREY, "png"), "mono8; png compressed "))
-    np.testing.assert_array_equal(found, grey_rgb(GREY))
-    deep = (GREY.astype(np.uint16) * 257) + 100
-    msg = compressed(encoded(deep, "png"), "mono16; png compressed ")
-    found = compressed_to_rgb(msg, grey_range=(0, 65535))
-    np.testing.assert_array_equal(found, grey_rgb(GREY))
-
-
-def test_transparency_is_dropped() -> None:
-    rgba = np.concatenate([RGB, np.zeros((4, 6, 1), np.uint8)], 2)
-    out = io.BytesIO()
-    PilImage.fromarray(rgba).save(out, "PNG")
-    np.testing.assert_array_equal(compressed_to_rgb(compressed(out.getvalue(), "png")), RGB)
-
-
-def test_compressed_bayer_mosaic() -> None:
-    mosaic = np.tile(np.array([[200, 100], [100, 30]], np.uint8), (4, 5))
-    msg = compressed(encoded(mosaic, "png"), "bayer_rggb8; png compressed ")
-    expected = np.full((8, 10, 3), (200, 100, 30), np.uint8)
-    np.testing.assert_array_equal(compressed_to_rgb(msg), expected)
-
-
-@pytest.mark.parametrize("kind", ["jpg", "png"])
-@pytest.mark.parametrize("share", [0.02, 0.3, 0.9, 0.999])
-def test_truncated_files_are_refused(kind: str, share: float) -> None:
-    noisy = np.random.default_rng(0).integers(0, 256, (100, 120, 3), np.uint8)
-    data = encoded(noisy, kind)
-    data = data[: min(int(len(data) * share), len(data) - 2)]
-    with pytest.raises(ImageError) as caught:
-        compressed_to_rgb(compressed(data, kind))
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("lost", [1, 2])
-@pytest.mark.parametrize("progressive", [0, 1])
-@pytest.mark.parametrize("grey", [False, True])
-def test_jpeg_without_its_end_marker_is_decoded_and_noted(
-    lost: int, progressive: int, grey: bool
-) -> None:
-    pixels = SMOOTH[..., 0] if grey else SMOOTH
-    options = [cv2.IMWRITE_JPEG_PROGRESSIVE, progressive]
-    data = cv2.imencode(".jpg", pixels, options)[1].tobytes()
-    notes: list[str] = []
-    found = compressed_to_rgb(compressed(data[:-lost], "jpeg"), note=notes.append)
-    np.testing.assert_array_equal(found, compressed_to_rgb(compressed(data, "jpeg")))
-    assert len(notes) == 1
-    assert "end marker" in notes[0]
-
-
-def test_truncated_jpeg_with_a_thumbnail_is_refused() -> None:
-    # The thumbnail in the header has an end marker of its own.
-    data = encoded(SMOOTH, "jpg")
-    thumbnail = encoded(SMOOTH[:8, :8], "jpg")
-    segment = b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
-    whole = data[:2] + segment + data[2:]
-    assert compressed_to_rgb(compressed(whole, "jpeg")).shape == SMOOTH.shape
-    with pytest.raises(ImageError, match="truncated"):
-        compressed_to_rgb(compressed(whole[:-30], "jpeg"))
-
-
-def test_altered_png_is_refused() -> None:
-    data = bytearray(encoded(SMOOTH, "png"))
-    data[len(data) // 2] ^= 0xFF
-    with pytest.raises(ImageError, match="corrupt"):
-        compressed_to_rgb(compressed(bytes(data), "png"))
-
-
-@pytest.mark.parametrize(
-    ("data", "text", "reason"),
-    [
-        (b"", "jpeg", "no data"),
-        (b"hello, world" * 9, "jpeg", "no JPEG"),
-        (encoded(SMOOTH, "png"), "16UC1; compressedDepth png", "depth image"),
-        (b"\xff\xd8\xff", "jpeg", "no JPEG|corrupt"),
-        (b"\x89PNG\r\n\x1a\n", "png", "no JPEG|corrupt"),
-    ],
-)
-def test_bad_compressed_images(data: bytes, text: str, reason: str) -> None:
-    with pytest.raises(ImageError, match=reason):
-        compressed_to_rgb(compressed(data, text))
-
-
-def test_whatever_the_decoder_raises_is_an_image_error() -> None:
-    buffer = io.BytesIO()
-    PilImage.fromarray(np.zeros((23, 31), np.uint16)).save(buffer, "TIFF")
-    tiff = bytearray(buffer.getvalue())
-    entry = tiff.index((273).to_bytes(2, "little") + (4).to_bytes(2, "little"))
-    tiff[entry + 2] = 5  # StripOffsets as a fraction: Pillow raises TypeError
-    with pytest.raises(ImageError, match="truncated or corrupt"):
-        decode_image(bytes(tiff))
-
-
-def test_too_many_pixels_are_refused_before_decoding() -> None:
-    with pytest.raises(ImageError, match=r"64x48, over the limit of 3000 pixels"):
-        compressed_to_rgb(compressed(encoded(SMOOTH, "png"), "png"), max_pixels=3000)
-    # A header that promises 60000 x 60000 pixels, with nothing behind it.
-    png = bytearray(encoded(SMOOTH, "png"))
-    png[16:24] = (60000).to_bytes(4, "big") * 2
-    import zlib
-
-    png[29:33] = zlib.crc32(bytes(png[12:29])).to_bytes(4, "big")
-    with pytest.raises(ImageError, match="over the limit"):
-        decode_image(bytes(png))
-
-
-# -- to messages -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("array_", "encoding", "step"),
     [
@@ -492,115 +325,3 @@ def test_cv_bridge_gives_the_same() -> None:
         np.testing.assert_array_equal(
             boost.cvtColor2(mosaic, name, "rgb8"), cv2.cvtColor(mosaic, code)
         )
-
-
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_picture_files_are_set_upright_mirrored_ones_too(
-    tmp_path: Path, suffix: str, orientation: int
-) -> None:
-    shown = np.zeros((32, 48, 3), np.uint8)
-    shown[:16, :24], shown[:16, 24:], shown[16:, :24] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
-    # What the sensor recorded, by the Exif standard's table: where row 0 and column 0 are.
-    recorded = {
-        1: shown,
-        2: shown[:, ::-1],
-        3: shown[::-1, ::-1],
-        4: shown[::-1],
-        5: shown.transpose(1, 0, 2),
-        6: shown.transpose(1, 0, 2)[::-1],
-        7: shown.transpose(1, 0, 2)[::-1, ::-1],
-        8: shown.transpose(1, 0, 2)[:, ::-1],
-    }[orientation]
-    exif = PilImage.Exif()
-    exif[0x0112] = orientation
-    file = tmp_path / f"picture{suffix}"
-    PilImage.fromarray(np.ascontiguousarray(recorded)).save(file, exif=exif, quality=95)
-    found = read_rgb(file)
-    assert found.shape == shown.shape
-    assert np.abs(found.astype(int) - shown).mean() < 6
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["L", "RGB", "I;16", "F", "RGB;16", "RGB;F"])
-@pytest.mark.parametrize("order", ["<", ">"])
-def test_tiffs_are_set_upright_once(
-    tmp_path: Path, orientation: int, kind: str, order: str
-) -> None:
-    recorded = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 9
-    if not kind.startswith("RGB"):
-        recorded = recorded[..., 0]
-    ceiling = {"L": 255, "RGB": 255, "I;16": 65535, "F": 1.0, "RGB;16": 65535, "RGB;F": 1.0}[kind]
-    dtype = {255: "u1", 65535: "u2", 1.0: "f4"}[ceiling]
-    samples = recorded.astype(dtype) * np.dtype(dtype).type(257 if ceiling == 65535 else 1)
-    if ceiling == 1.0:
-        samples /= 255
-    file = tmp_path / "picture.tif"
-    file.write_bytes(_tiff(samples, orientation, order))
-    found = read_rgb(file, grey_range=(0.0, ceiling))
-    # Where row 0 and column 0 of what was recorded are, by the TIFF standard's table.
-    upright = {
-        1: lambda a: a,
-        2: lambda a: a[:, ::-1],
-        3: lambda a: a[::-1, ::-1],
-        4: lambda a: a[::-1],
-        5: lambda a: a.swapaxes(0, 1),
-        6: lambda a: np.rot90(a, -1),
-        7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
-        8: lambda a: np.rot90(a),
-    }[orientation](recorded)
-    np.testing.assert_array_equal(found, upright if upright.ndim == 3 else grey_rgb(upright))
-
-
-def _tiff(samples: np.ndarray, orientation: int, order: str) -> bytes:
-    """An uncompressed TIFF, written by hand, as Pillow cannot write deep colours."""
-    channels = 1 if samples.ndim == 2 else 3
-    size = samples.dtype.itemsize
-    data = samples.astype(samples.dtype.newbyteorder(order)).tobytes()
-    tags = [
-        (256, samples.shape[1]), (257, samples.shape[0]), (258, *[8 * size] * channels), (259, 1),
-        (262, 1 if channels == 1 else 2), (273, 0), (274, orientation), (277, channels),
-        (278, samples.shape[0]), (279, len(data)),
-        (339, *[3 if samples.dtype.kind == "f" else 1] * channels),
-    ]  # fmt: skip
-    after = 8 + 2 + 12 * len(tags) + 4
-    long_values, entries = b"", b""
-    strip = after + 6 * sum(len(tag) > 3 for tag in tags)
-    for number, *values in tags:
-        values = [strip] if number == 273 else values
-        entries += struct.pack(f"{order}HHI", number, 3, len(values))
-        if len(values) > 2:
-            entries += struct.pack(f"{order}I", after + len(long_values))
-            long_values += struct.pack(f"{order}{len(values)}H", *values)
-        else:
-            entries += struct.pack(f"{order}{len(values)}H", *values).ljust(4, b"\0")
-    head = struct.pack(f"{order}2sHI", b"II" if order == "<" else b"MM", 42, 8)
-    return head + struct.pack(f"{order}H", len(tags)) + entries + bytes(4) + long_values + data
-
-
-def test_16_bit_colours_are_stretched_alike_in_files_and_messages(tmp_path: Path) -> None:
-    colours = np.random.default_rng(5).integers(300, 4000, (20, 30, 3)).astype(np.uint16)
-    file = tmp_path / "deep.png"
-    cv2.imwrite(str(file), colours[..., ::-1])
-    np.testing.assert_array_equal(read_rgb(file), image_to_rgb(message(colours, "rgb16")))
-    for suffix in (".ppm", ".tif"):
-        cv2.imwrite(str(file.with_suffix(suffix)), colours[..., ::-1])
-        np.testing.assert_array_equal(read_rgb(file.with_suffix(suffix)), read_rgb(file))
-    grey = colours[..., 0]
-    floats = file.with_suffix(".tiff")
-    cv2.imwrite(str(floats), grey.astype(np.float64) / 4000)
-    assert np.abs(read_rgb(floats).astype(int) - grey_rgb(to_8_bit(grey))).max() <= 1
-    cv2.imwrite(str(file), grey)
-    expected = image_to_rgb(message(np.ascontiguousarray(grey), "16UC1"))
-    np.testing.assert_array_equal(read_rgb(file), expected)
-    png = compressed(file.read_bytes(), "16UC1; png compressed ")
-    np.testing.assert_array_equal(compressed_to_rgb(png), expected)
-
-
-def test_altered_png_files_are_refused(tmp_path: Path) -> None:
-    data = bytearray(encoded(SMOOTH, "png"))
-    data[len(data) // 2] ^= 0xFF
-    file = tmp_path / "altered.png"
-    file.write_bytes(data)
-    with pytest.raises(ImageError, match="corrupt"):
-        read_rgb(file)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image as PilImage
 
-from anomaly_detector_ros.errors import UserError, one_line
+from anomaly_detector_ros.errors import UserError, as_user_error
 from anomaly_detector_ros.evaluation.cache import Cache
 from anomaly_detector_ros.evaluation.datasets.index import LabelIndex
 from anomaly_detector_ros.imaging.images import find_images, read_rgb
@@ -107,14 +107,13 @@ def _read_png(file: Path, colour_type: int) -> np.ndarray:
             f"label '{file}' is a {kind} PNG of {data[_DEPTH]} bits: "
             f"save it as {_COLOUR_TYPES[colour_type]} of 8 bits"
         )
-    try:
-        with PilImage.open(io.BytesIO(data), formats=("PNG",)) as picture:
-            picture.load()
-            return np.array(picture)
-    except Exception as error:  # Pillow raises nearly anything on corrupt data
-        raise UserError(
-            f"label '{file}' is truncated or corrupt ({one_line(error, 100)}): copy it anew"
-        ) from error
+    with (
+        as_user_error(f"label '{file}' is truncated or corrupt", "copy it anew"),
+        PilImage.open(io.BytesIO(data), formats=("PNG",)) as picture,
+    ):
+        picture.load()
+        labels = np.array(picture)
+    return labels
 
 
 class Dataset:

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from anomaly_detector_ros.errors import UserError, one_line
+from anomaly_detector_ros.errors import UserError, as_user_error, one_line
 from anomaly_detector_ros.runtime.files import hash_file, replace_directory
 from anomaly_detector_ros.runtime.parts import read_settings
 from anomaly_detector_ros.synthesis.denoisers.lucidrains import LucidrainsConfig, LucidrainsUnet
@@ -273,15 +273,14 @@ def load_converted(directory: Path) -> LucidrainsModel:
     Raises:
         UserError: it is not such a directory.
     """
-    try:
+    with as_user_error(
+        f"cannot load denoiser '{directory}'",
+        "convert its checkpoint again with `anomaly-detector models convert`",
+    ):
         config = json.loads((directory / CONFIG).read_text("utf-8"))
         shape = read_settings(LucidrainsConfig, config["unet"], "network")
         tensors = load_file(directory / WEIGHTS)
         schedule = Schedule(tensors.pop("betas"), config["prediction_type"])
         unet = _filled(shape, {k: v.float() for k, v in tensors.items()})
-        return LucidrainsModel(unet, schedule, config["weights"])
-    except Exception as error:  # json, safetensors and torch raise many kinds
-        raise UserError(
-            f"cannot load denoiser '{directory}' ({one_line(error, 200)}): "
-            "convert its checkpoint again with `anomaly-detector models convert`"
-        ) from error
+        model = LucidrainsModel(unet, schedule, config["weights"])
+    return model

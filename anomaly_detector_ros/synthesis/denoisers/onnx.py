@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from anomaly_detector_ros.errors import UserError, one_line
+from anomaly_detector_ros.errors import UserError, as_user_error
 from anomaly_detector_ros.runtime.files import hash_file
 from anomaly_detector_ros.synthesis.schedule import Schedule
 from anomaly_detector_ros.weights.registry import cache_directory
@@ -47,17 +47,15 @@ class OnnxDenoiser:
         Raises:
             UserError: it is not such a directory.
         """
-        try:
+        with as_user_error(
+            f"cannot load denoiser '{directory}'",
+            "export it again with `anomaly-detector models export`",
+        ):
             config = json.loads((directory / CONFIG).read_text("utf-8"))
             betas = torch.tensor(config["betas"], dtype=torch.float64)
             schedule = Schedule(betas, config["prediction_type"])
             height, width = config["image_size"]
             session = open_network(directory / NETWORK, device=device, half=config["half"])
-        except Exception as error:  # json and ONNX Runtime raise many kinds
-            raise UserError(
-                f"cannot load denoiser '{directory}' ({one_line(error, 200)}): "
-                "export it again with `anomaly-detector models export`"
-            ) from error
         return cls(session, schedule, (height, width))
 
     def __call__(self, x: Tensor, t: int) -> Tensor:

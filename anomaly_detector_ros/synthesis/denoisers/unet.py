@@ -8,7 +8,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from torch import Tensor, nn
 
-from anomaly_detector_ros.errors import UserError, one_line
+from anomaly_detector_ros.errors import as_user_error
 from anomaly_detector_ros.synthesis.denoisers.compiled import accelerate
 from anomaly_detector_ros.synthesis.denoisers.inpainting import InpaintingUnet
 from anomaly_detector_ros.synthesis.inference import ready
@@ -90,7 +90,10 @@ class DiffusersDenoiser(UnetDenoiser):
         Raises:
             UserError: the directory is missing or is not a model of that kind.
         """
-        try:
+        with as_user_error(
+            f"cannot load denoiser '{directory}'",
+            "give a diffusers model directory with unet/ and scheduler/",
+        ):
             unet = UNet2DModel.from_pretrained(
                 directory, subfolder="unet", use_safetensors=True, local_files_only=True
             )
@@ -98,11 +101,6 @@ class DiffusersDenoiser(UnetDenoiser):
                 directory, subfolder="scheduler", local_files_only=True
             )
             schedule = Schedule.from_diffusers(scheduler)
-        except Exception as error:  # diffusers raises many kinds, all meaning the same to a user
-            raise UserError(
-                f"cannot load denoiser '{directory}' ({one_line(error, 200)}): "
-                "give a diffusers model directory with unet/ and scheduler/"
-            ) from error
         space: Space = PIXELS
         if (directory / "vae").is_dir():
             space = LatentSpace.from_pretrained(directory, device=device, dtype=dtype)
