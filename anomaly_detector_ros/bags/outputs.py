@@ -14,11 +14,11 @@ from rosbags.interfaces import (
     QosTime,
 )
 
-from anomaly_detector_ros.bags.frames import COMPRESSED, IMAGE, NODE_NAME, typestore
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.imaging.messages import image_fields
 from anomaly_detector_ros.imaging.rendering import IMAGE_OUTPUTS, JPEG_FORMAT, encode_jpeg, render
 from anomaly_detector_ros.mapping.camera_model import fitted
+from anomaly_detector_ros.sources.recordings import COMPRESSED, IMAGE, NODE_NAME, typestore
 
 if TYPE_CHECKING:
     from anomaly_detector_ros.detection import Detection

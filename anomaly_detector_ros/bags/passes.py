@@ -10,16 +10,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rosbags.interfaces import Connection, ConnectionExtRosbag2
+from rosbags.interfaces import Connection
 from rosbags.rosbag2 import Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
-from anomaly_detector_ros.bags.frames import (
-    camera_name,
-    deserialize,
-    message_to_rgb,
-    typestore,
-)
 from anomaly_detector_ros.bags.journal import BagJournal, FrameResult
 from anomaly_detector_ros.bags.outputs import (
     CAMERA_INFO,
@@ -28,10 +22,17 @@ from anomaly_detector_ros.bags.outputs import (
     output_qos,
     output_topic,
 )
-from anomaly_detector_ros.bags.reader import BagReader
 from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.imaging.images import ImageError
 from anomaly_detector_ros.runtime.progress import Progress
+from anomaly_detector_ros.sources.recordings import (
+    BagReader,
+    camera_name,
+    deserialize,
+    message_to_rgb,
+    offered_qos,
+    typestore,
+)
 
 if TYPE_CHECKING:
     from anomaly_detector_ros.detection import Detection
@@ -286,26 +287,16 @@ def _add_copies(
         leave_out: topics that are not copied.
     """
     copies: dict[int, Connection] = {}
-    added: list[tuple[str, str, Any, Connection]] = []
     for connection in reader.connections:
-        topic, msgtype, ext = connection.topic, connection.msgtype, connection.ext
-        assert isinstance(ext, ConnectionExtRosbag2)
-        if topic in leave_out:
-            continue
-        # rosbags refuses a second connection that differs in nothing.
-        twin = next((c for t, m, e, c in added if (t, m, e) == (topic, msgtype, ext)), None)
-        if twin is None:
+        if connection.topic not in leave_out:
             msgdef, digest = _definition(connection)
-            twin = writer.add_connection(
-                topic,
-                msgtype,
+            copies[connection.id] = writer.add_connection(
+                connection.topic,
+                connection.msgtype,
                 msgdef=msgdef,
                 rihs01=digest,
-                serialization_format=ext.serialization_format,
-                offered_qos_profiles=ext.offered_qos_profiles,
+                offered_qos_profiles=offered_qos(connection),
             )
-            added.append((topic, msgtype, ext, twin))
-        copies[connection.id] = twin
     return copies
 
 

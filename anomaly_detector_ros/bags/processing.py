@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from rosbags.rosbag2 import StoragePlugin, Writer
 
 from anomaly_detector_ros import __version__
-from anomaly_detector_ros.bags.frames import camera_name, choose_topic
 from anomaly_detector_ros.bags.journal import BagJournal
 from anomaly_detector_ros.bags.outputs import OUTPUTS
 from anomaly_detector_ros.bags.passes import BagPass, BagReport
-from anomaly_detector_ros.bags.reader import BagReader
 from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.runtime.progress import Progress, silent
+from anomaly_detector_ros.sources.recordings import BagReader, camera_name, choose_topic
 
 if TYPE_CHECKING:
     from anomaly_detector_ros.detector import Detector
@@ -131,7 +130,7 @@ def _describe(
         "version of this package": __version__,
         "input": [
             [[file.name, file.stat().st_size] for file in files],
-            [reader.message_count, reader.start_time, reader.end_time],
+            [[c.topic, c.msgtype, c.msgcount] for c in reader.connections],
         ],
         "topic": list(topics),
         "choice of outputs": list(outputs),
@@ -142,7 +141,7 @@ def _describe(
 
 def _storage(bag: Path, output: Path) -> StoragePlugin:
     names = [bag.name] if bag.is_file() else [file.name for file in bag.iterdir()]
-    if any(".mcap" in name for name in names):
+    if not any(".db3" in name for name in names):
         return StoragePlugin.MCAP
     # rosbags gives the name to SQLite as an address, in which these have a meaning.
     if any(mark in str(output) for mark in "?#%"):

@@ -67,7 +67,7 @@ def bag(
     """
     from anomaly_detector_ros.bags.outputs import OUTPUTS
     from anomaly_detector_ros.bags.processing import choose_topics, process_bag
-    from anomaly_detector_ros.bags.reader import BagReader
+    from anomaly_detector_ros.sources.recordings import BagReader
 
     named = [name.strip() for name in outputs.split(",") if name.strip()]
     names = list(OUTPUTS) if outputs == "all" else named

@@ -167,9 +167,9 @@ def _prepare(output: Path) -> None:
 
 def _write_overlays(output: Path) -> int:
     """Take the overlays out of the bag, as pictures numbered in order; returns how many."""
-    from anomaly_detector_ros.bags.frames import read_images
     from anomaly_detector_ros.demo.graph import CAMERA
     from anomaly_detector_ros.imaging.rendering import encode_png
+    from anomaly_detector_ros.sources.recordings import read_images
 
     directory = output / "overlays"
     make_directory(directory)

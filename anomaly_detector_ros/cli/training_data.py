@@ -125,7 +125,7 @@ def _frames(recording: Path, options: DataOptions) -> Iterator[np.ndarray | None
         frames = frames_of(Source(recording, recording.stem, video=True))
         yield from (frame for _, _, frame in islice(frames, 0, None, options.stride))
         return
-    from anomaly_detector_ros.bags.frames import read_frames
+    from anomaly_detector_ros.sources.recordings import read_frames
 
     for _, frame in read_frames(recording, options.topic, options.stride):
         yield None if isinstance(frame, ImageError) else frame

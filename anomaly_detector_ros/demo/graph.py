@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from anomaly_detector_ros.bags.frames import COMPRESSED, choose_topic
-from anomaly_detector_ros.bags.reader import BagReader
 from anomaly_detector_ros.demo.processes import ProcessGroup, graph_environment, wait_until
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.sources.recordings import COMPRESSED, BagReader, choose_topic
 
 CAMERA = "camera"
 DETECTOR = "/anomaly_detector"

@@ -24,12 +24,11 @@ from rclpy.serialization import deserialize_message
 from rclpy.utilities import ok, try_shutdown
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from anomaly_detector_ros.bags.frames import COMPRESSED, IMAGE, choose_topic
-from anomaly_detector_ros.bags.reader import BagReader
 from anomaly_detector_ros.demo.graph import FRAME_TIMEOUT, Counts
 from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.imaging.images import ImageError, decode_image, find_images, read_rgb
 from anomaly_detector_ros.imaging.messages import image_fields
+from anomaly_detector_ros.sources.recordings import COMPRESSED, IMAGE, BagReader, choose_topic
 
 RATE = 5.0
 _TYPES = {IMAGE: Image, COMPRESSED: CompressedImage}

@@ -27,10 +27,10 @@ from rclpy.utilities import try_shutdown
 from rosbags.rosbag2 import StoragePlugin, Writer
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from anomaly_detector_ros.bags.frames import COMPRESSED, IMAGE, typestore
 from anomaly_detector_ros.bags.outputs import CAMERA_INFO, OUTPUTS
 from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.runtime.files import replace_file
+from anomaly_detector_ros.sources.recordings import COMPRESSED, IMAGE, typestore
 
 DIAGNOSTICS = "diagnostic_msgs/msg/DiagnosticArray"
 _TYPES = {

@@ -63,7 +63,7 @@ def bag_killed(bench: Bench) -> str:
 
 def bag_resumed(bench: Bench) -> None:
     """Recovery: resumed, or begun anew, the bag is the same as one made in one go."""
-    from anomaly_detector_ros.bags.frames import BagReader
+    from anomaly_detector_ros.sources.recordings import BagReader
 
     bag, output = bench.folder / "drive", bench.folder / "drive_anomalies"
     resume = "--resume" in command(bench, "bag", "--help").communicate()[0]

@@ -21,10 +21,10 @@ sys.path.extend(str(Path(__file__).parents[up]) for up in (0, 1))
 from harness import Case, main
 from mutations import mutate
 
-from anomaly_detector_ros.bags.frames import COMPRESSED, IMAGE, deserialize, typestore
 from anomaly_detector_ros.imaging.images import MAX_PIXELS
 from anomaly_detector_ros.imaging.messages import ENCODINGS, compressed_to_rgb, image_to_rgb
 from anomaly_detector_ros.mapping.camera_model import CameraModel, fitted
+from anomaly_detector_ros.sources.recordings import COMPRESSED, IMAGE, deserialize, typestore
 
 CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
 HEIGHT, WIDTH = 24, 32

@@ -16,7 +16,6 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, W
 from safetensors.torch import save_file
 from support.tiny import save_tiny_unet
 
-from anomaly_detector_ros.bags.frames import IMAGE, typestore
 from anomaly_detector_ros.bags.processing import process_bag
 from anomaly_detector_ros.baselines.base import FittedBaseline
 from anomaly_detector_ros.baselines.gmm import Gmm
@@ -34,6 +33,7 @@ from anomaly_detector_ros.imaging.messages import image_fields
 from anomaly_detector_ros.profiles import Profile, load_profile, profile_names
 from anomaly_detector_ros.runtime.files import hash_file
 from anomaly_detector_ros.runtime.onnx_session import open_session
+from anomaly_detector_ros.sources.recordings import IMAGE, typestore
 from anomaly_detector_ros.synthesis.denoisers.loading import load_denoiser
 from anomaly_detector_ros.synthesis.denoisers.onnx_export import export_denoiser
 from anomaly_detector_ros.weights.landing import Landing

@@ -15,9 +15,9 @@ import pytest
 from rosbags.rosbag2 import Reader
 from support.processes import start_python
 
-from anomaly_detector_ros.bags.frames import deserialize
 from anomaly_detector_ros.bags.processing import process_bag
 from anomaly_detector_ros.detector import Detector
+from anomaly_detector_ros.sources.recordings import deserialize
 
 pytest.importorskip("rclpy", reason="no ROS 2 here")
 pytestmark = pytest.mark.slow  # whole graphs of processes

@@ -30,13 +30,13 @@ from support.processes import start_python
 from support.ros_graph import DOMAIN, Graph, child_environment
 from support.waiting import wait_until
 
-from anomaly_detector_ros.bags import reader as bag_reader
-from anomaly_detector_ros.bags.frames import IMAGE, typestore
 from anomaly_detector_ros.demo.player import bag_messages
 from anomaly_detector_ros.demo.recorder import BagWriter, camera_topics
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.imaging.rendering import IMAGE_OUTPUTS
 from anomaly_detector_ros.runtime.resources import share_dir
+from anomaly_detector_ros.sources import unpacking
+from anomaly_detector_ros.sources.recordings import IMAGE, typestore
 
 PLAYER = [sys.executable, "-m", "anomaly_detector_ros.demo.player"]
 RECORDER = [sys.executable, "-m", "anomaly_detector_ros.demo.recorder"]
@@ -184,7 +184,7 @@ def test_a_recording_that_fails_keeps_what_came_apart(tmp_path: Path):
 
 
 def test_player_keeps_within_the_readers_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(bag_reader, "MAX_MESSAGE_BYTES", 5000)
+    monkeypatch.setattr(unpacking, "MAX_MESSAGE_BYTES", 5000)
     store = typestore()
     writer = Writer(tmp_path / "in", version=8, storage_plugin=StoragePlugin.MCAP)
     writer.set_compression(CompressionMode.MESSAGE, CompressionFormat.ZSTD)

@@ -24,13 +24,13 @@ from support.bag_files import (
     write_bag,
 )
 
-from anomaly_detector_ros.bags.frames import camera_name, read_images
 from anomaly_detector_ros.bags.outputs import OUTPUTS, output_topic
 from anomaly_detector_ros.bags.processing import process_bag
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.imaging.messages import compressed_to_rgb
 from anomaly_detector_ros.imaging.rendering import encode_jpeg, render
+from anomaly_detector_ros.sources.recordings import camera_name, read_images
 
 
 @pytest.fixture(scope="session")

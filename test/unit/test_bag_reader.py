@@ -29,14 +29,20 @@ from support.bag_files import (
     write_bag,
 )
 
-from anomaly_detector_ros.bags import reader as bag_reader
-from anomaly_detector_ros.bags.frames import choose_topic, read_frames, read_images
 from anomaly_detector_ros.bags.outputs import output_topic
 from anomaly_detector_ros.bags.processing import process_bag
-from anomaly_detector_ros.bags.reader import BagReader, unpack_zstd, zstd
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.imaging.images import ImageError
+from anomaly_detector_ros.sources import recordings as bag_reader
+from anomaly_detector_ros.sources import unpacking
+from anomaly_detector_ros.sources.recordings import (
+    BagReader,
+    choose_topic,
+    read_frames,
+    read_images,
+)
+from anomaly_detector_ros.sources.unpacking import unpack, zstd
 
 METADATA = "rosbag2_bagfile_information"
 
@@ -228,7 +234,7 @@ def test_file_that_unpacks_to_an_unreasonable_size(
 def test_messages_and_chunks_that_unpack_to_an_unreasonable_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bag_reader, "MAX_MESSAGE_BYTES", 5000)
+    monkeypatch.setattr(unpacking, "MAX_MESSAGE_BYTES", 5000)
     frame = [image_bytes(pictures()[0], 0)]  # 5246 bytes
     for mode in (CompressionMode.MESSAGE, CompressionMode.STORAGE):
         source = write_bag(
@@ -244,7 +250,7 @@ def test_other_users_of_rosbags_in_the_process_see_no_change(tmp_path: Path) -> 
             sys.executable,
             "-c",
             "from rosbags.rosbag2 import storage_mcap as s; before = dict(s.DECOMPRESSORS)\n"
-            "import anomaly_detector_ros.bags.reader\n"
+            "import anomaly_detector_ros.sources.recordings\n"
             "assert s.DECOMPRESSORS == before",
         ],
         capture_output=True,
@@ -262,13 +268,13 @@ def test_the_detectors_outputs_of_any_namespace_are_no_cameras(tmp_path: Path) -
 
 def test_zstd_is_bounded_and_whole() -> None:
     packed = zstd.compress(b"x" * 1000)
-    assert unpack_zstd(packed, 1000) == b"x" * 1000
+    assert unpack(packed, "zstd", 1000) == b"x" * 1000
     with pytest.raises(ValueError, match="more than 999 bytes"):
-        unpack_zstd(packed, 999)
+        unpack(packed, "zstd", 999)
     with pytest.raises(ValueError, match="cut off"):
-        unpack_zstd(packed[:-3], 1000)
+        unpack(packed[:-3], "zstd", 1000)
     with pytest.raises(zstd.ZstdError):
-        unpack_zstd(b"no frame at all", 1000)
+        unpack(b"no frame at all", "zstd", 1000)
 
 
 @pytest.mark.parametrize("text", ["[" * 5000, "&a [*a, *a]", "", "!!python/name:os.system", "a: b"])
