@@ -27,6 +27,7 @@ from anomaly_detector_ros.segmentation.base import Segmenter, segment_average
 from anomaly_detector_ros.synthesis.denoisers.base import Denoiser
 from anomaly_detector_ros.synthesis.denoisers.loading import compiled
 from anomaly_detector_ros.synthesis.editor import Editor
+from anomaly_detector_ros.synthesis.samplers import Callback
 
 # Images in one call of the feature extractor, unless one frame's edits are more: as many keep a
 # GPU busy, and a CPU's memory small.
@@ -135,19 +136,30 @@ class Detector:
         self.profile = replace(self.profile, calibration={"file": str(file)})
         self.calibration = calibration
 
-    def detect(self, image: np.ndarray, camera: str = DEFAULT_CAMERA) -> Detection:
+    def detect(
+        self,
+        image: np.ndarray,
+        camera: str = DEFAULT_CAMERA,
+        *,
+        callback: Callback | None = None,
+    ) -> Detection:
         """Finds the anomalies of one image, uint8 RGB (H, W, 3).
 
         Args:
             camera: whose calibrated scores count.
+            callback: called after every step of the sampler; see `Editor.edit`.
 
         Raises:
             UserError: the image has another shape or dtype, or no pixels.
         """
-        return self.detect_batch([image], [camera])[0]
+        return self.detect_batch([image], [camera], callback=callback)[0]
 
     def detect_batch(
-        self, images: Sequence[np.ndarray], cameras: Sequence[str] | None = None
+        self,
+        images: Sequence[np.ndarray],
+        cameras: Sequence[str] | None = None,
+        *,
+        callback: Callback | None = None,
     ) -> list[Detection]:
         """Finds the anomalies of several images, of any sizes.
 
@@ -155,6 +167,7 @@ class Detector:
 
         Args:
             cameras: of each image, the camera whose calibrated scores count; the default one's.
+            callback: see `detect`.
         """
         for image in images:
             check_image(image)
@@ -163,7 +176,7 @@ class Detector:
         clock = StageClock(self.device)
         with clock.measure("synthesis"):
             looked_at = self.upsampler.guided or not self.distance.full_resolution
-            inputs, edits = self.synthesize(images, originals=looked_at)
+            inputs, edits = self.synthesize(images, originals=looked_at, callback=callback)
         with clock.measure("features"):
             maps = self._extract(images, inputs, edits)
         shares = {stage: seconds / len(images) for stage, seconds in clock.seconds.items()}
@@ -181,11 +194,15 @@ class Detector:
         ]
 
     def synthesize(
-        self, images: Sequence[np.ndarray], *, originals: bool = True
+        self,
+        images: Sequence[np.ndarray],
+        *,
+        originals: bool = True,
+        callback: Callback | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Originals (B, 3, h, w), edits (B, K, 3, h, w), at the model's size; see `Editor.edit`."""
         inputs = torch.cat([self._model_input(image) for image in images])
-        return self._editor.edit(self.denoiser, inputs, originals=originals)
+        return self._editor.edit(self.denoiser, inputs, originals=originals, callback=callback)
 
     def _model_input(self, image: np.ndarray) -> Tensor:
         return resize(self._to_tensor(image), self._editor.size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,9 +32,17 @@ if TYPE_CHECKING:
     import numpy as np
 
     from anomaly_detector_ros.detection import Detection
+    from anomaly_detector_ros.detector import Detector
 
 RESULTS = "results.jsonl"
 SUFFIXES = ("heatmap.npy", "mask.png", "segments.png", "edited.png", "overlay.png")
+
+
+class Recording(str, Enum):
+    """Kinds of files that show the reverse diffusion."""
+
+    GIF = "gif"
+    MP4 = "mp4"
 
 
 def detect(
@@ -45,6 +54,10 @@ def detect(
         OnError,
         typer.Option(help="With an unreadable input: skip it and fail at the end, or stop."),
     ] = OnError.SKIP,
+    record_diffusion: Annotated[
+        Recording | None,
+        typer.Option(help="Write NAME_diffusion.gif or .mp4 too: the edit on its way from noise."),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace earlier results.")
     ] = False,
@@ -60,11 +73,15 @@ def detect(
     NAME_segments.png (16 bit), NAME_edited.png and NAME_overlay.png, and a line in results.jsonl.
     NAME is the file's stem, with its extension or folder added where stems are alike.
 
+    --record-diffusion shows the picture beside the sample that becomes its (first) edit, at the
+    size of the edit, and at last the anomalies.
+
     Example: anomaly-detector detect photos/ drive.mp4 --output results
     """
     sources = find_sources(inputs, output)
     make_directory(output)
-    _refuse_or_forget(output, sources, overwrite)
+    diffusion = [f"diffusion.{record_diffusion.value}"] if record_diffusion else []
+    _refuse_or_forget(output, sources, [*SUFFIXES, *diffusion], overwrite)
     detector = load_detector(profile, device, threshold=threshold, offline=offline)
     results: list[dict[str, Any]] = []
     failures: list[str] = []
@@ -73,7 +90,7 @@ def detect(
         for source in sources:
             try:
                 for name, index, image in frames_of(source):
-                    found = detector.detect(image)
+                    found = _detect(detector, image, output / name, record_diffusion)
                     _write_files(output, name, image, found)
                     line = _result(source, name, index, found)
                     append_line(output / RESULTS, json.dumps(line))
@@ -93,6 +110,28 @@ def detect(
             f"{len(failures)} of {len(sources)} inputs could not be read, the others' results "
             f"are in '{output}'; the first: {failures[0]}"
         )
+
+
+def _detect(
+    detector: Detector, image: np.ndarray, stem: Path, recording: Recording | None
+) -> Detection:
+    """What is found in an image; its edit's way from noise goes to a file beside the others."""
+    if recording is None:
+        return detector.detect(image)
+    from anomaly_detector_ros.imaging.animation import encode_animation, side_by_side
+    from anomaly_detector_ros.imaging.rendering import render
+    from anomaly_detector_ros.synthesis.recording import Recorder
+    from anomaly_detector_ros.synthesis.spaces import space_of
+
+    recorder = Recorder(space_of(detector.denoiser))
+    found = detector.detect(image, callback=recorder)
+    if not recorder.pictures:
+        raise UserError("the profile's sampler tells nothing of its steps: leave out the recording")
+    pictures = [side_by_side(image, each) for each in recorder.pictures]
+    pictures.append(side_by_side(render("overlay", image, found), recorder.pictures[-1]))
+    data = encode_animation(pictures, recording.value)
+    write_atomically(stem.with_name(f"{stem.name}_diffusion.{recording.value}"), data)
+    return found
 
 
 def _write_files(output: Path, name: str, image: np.ndarray, found: Detection) -> None:
@@ -123,11 +162,13 @@ def _summarise(results: list[dict[str, Any]], output: Path, as_json: bool) -> No
     typer.echo(f"{len(results)} pictures, results in {output}")
 
 
-def _refuse_or_forget(output: Path, sources: list[Source], overwrite: bool) -> None:
+def _refuse_or_forget(
+    output: Path, sources: list[Source], suffixes: list[str], overwrite: bool
+) -> None:
     """Refuse to replace earlier results, or forget their lines in the list of results."""
     for source in sources:
         for name in source.names_to_expect():
-            for suffix in SUFFIXES:
+            for suffix in suffixes:
                 file = output / f"{name}_{suffix}"
                 if file.exists() and not overwrite:
                     raise UserError(

@@ -15,7 +15,7 @@ from anomaly_detector_ros.runtime.parts import PartRegistry, check_names, read_s
 from anomaly_detector_ros.runtime.tensors import to_device
 from anomaly_detector_ros.synthesis.denoisers.base import Denoiser
 from anomaly_detector_ros.synthesis.guidance import GUIDANCES
-from anomaly_detector_ros.synthesis.samplers import SAMPLERS, Sampler
+from anomaly_detector_ros.synthesis.samplers import SAMPLERS, Callback, Sampler
 from anomaly_detector_ros.synthesis.similarity import SIMILARITIES
 from anomaly_detector_ros.synthesis.spaces import space_of
 
@@ -93,7 +93,12 @@ class Editor:
 
     @torch.no_grad()  # not inference_mode: the exact Jacobian differentiates inside
     def edit(
-        self, denoiser: Denoiser, inputs: Tensor, *, originals: bool = True
+        self,
+        denoiser: Denoiser,
+        inputs: Tensor,
+        *,
+        originals: bool = True,
+        callback: Callback | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Originals (B, 3, H, W) and their edits (B, K, 3, H, W) of inputs (B, 3, H, W).
 
@@ -103,6 +108,7 @@ class Editor:
 
         Args:
             originals: False where nobody looks at them, which saves decoding: they are the inputs.
+            callback: the sampler's; what it sees is in the denoiser's space.
 
         Raises:
             RuntimeError: the denoiser returned values that are not finite.
@@ -119,6 +125,7 @@ class Editor:
             points.repeat_interleave(len(noise), 0),
             initial_noise=noise.repeat(len(inputs), 1, 1, 1),
             generator=generator,
+            callback=callback,
         )
         if not (watched.finite & torch.isfinite(edits).all()):
             raise RuntimeError("the denoiser returned values that are not finite")
