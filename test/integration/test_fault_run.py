@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ pytest.importorskip("rclpy", reason="rclpy is not installed")
 sys.path.extend(str(Path(__file__).resolve().parents[1] / each) for each in ("faults", "load"))
 
 from fault import Fault, SkipError, UnexpectedError, markdown, run
-from process_usage import growth, used_between
+from process_usage import leak, used_between
 
 TESTS = Path(__file__).resolve().parents[1]
 FEW = ("wrong_encoding", "short_data", "future_stamps", "out_of_range", "bad_transitions")
@@ -80,4 +81,18 @@ def test_load_sums():
     assert used_between(before, after) == (4.0, 0.75)
     named = {**after, 3: ("detector", 0.25)}
     assert used_between(before, named) == (0.25, 4.5)
-    assert growth([100] * 20 + [101] * 60 + [102] * 20) == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize(
+    ("memory", "expected"),
+    [
+        (lambda t: 100.0, 0.0),
+        (lambda t: 100.0 + 15.0 * (t > 60), 0.0),  # the heap took another piece
+        (lambda t: 100.0 - 50.0 * 0.9**t, 0.0),  # settles
+        (lambda t: 100.0 + 0.01 * t + 15.0 * (t > 60), 0.01),
+        (lambda t: 100.0 - 0.5 * t, 0.0),
+    ],
+)
+def test_only_what_grows_all_the_time_is_a_leak(memory: Callable[[int], float], expected: float):
+    samples = [memory(t) for t in range(121)]
+    assert leak(samples, 120.0) == pytest.approx(expected, abs=5e-3)

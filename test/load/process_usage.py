@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -34,16 +36,26 @@ def used_between(
     return detector, sum(used.values()) - detector
 
 
-def resident_bytes(pid: int) -> int:
-    """Resident memory, shared memory of the transport included."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
-    raise ProcessLookupError(pid)
+def resident_bytes(pid: int) -> tuple[int, int]:
+    """Resident memory of the process's own, and that shared with others (the transport's)."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    sizes = dict(line.split(":", 1) for line in lines)
+    own, shared = (int(sizes[key].split()[0]) * 1024 for key in ("RssAnon", "RssShmem"))
+    return own, shared
 
 
-def growth(samples: list[int]) -> float:
-    """Relative growth from the first fifth of the samples to the last, by their medians."""
-    fifth = max(1, len(samples) // 5)
-    first, last = median(samples[:fifth]), median(samples[-fifth:])
-    return last / first - 1.0
+def leak(samples: Sequence[float], seconds: float) -> float:
+    """Growth that never ends, in the samples' unit a second; at least 0.
+
+    The samples are parted into quarters, and what counts is the smallest growth from the median of
+    one to that of the next. What leaks grows in each of them. A heap that takes another piece from
+    the system once, or that settles, does not.
+
+    Args:
+        samples: evenly spaced.
+        seconds: from the first to the last.
+    """
+    parts = 4
+    length = max(1, len(samples) // parts)
+    medians = [median(samples[i * length : (i + 1) * length]) for i in range(parts)]
+    return max(0.0, min(b - a for a, b in pairwise(medians)) / (seconds / parts))
