@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["Detection", "Detector", "UserError", "__version__", "load_profile"]
 
 __version__ = "0.1.0"
+
+# ONNX Runtime reads it when it is imported, and disable_telemetry_events() comes too late. Unset,
+# recent versions keep an identifier of the device and a data base of reports in the user's cache.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _MODULES = {"Detection": "detection", "Detector": "detector", "load_profile": "profiles"}
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
+from support.tiny import write_profile
 from typer.testing import CliRunner
 
 from anomaly_detector_ros.cli.models import app
@@ -69,6 +75,41 @@ def test_converted_network(tmp_path: Path, num_mem_kv: int, block_norm: str) -> 
     denoiser, exported = load_denoiser(model), load_denoiser(tmp_path / "export")
     for batch, t in ((1, 0), (2, 10), (3, 19)):
         same(denoiser, exported, batch, t)
+
+
+def test_detect_leaves_nothing_but_its_results(
+    tiny_model: Path, exported: Path, tmp_path: Path
+) -> None:
+    """ONNX Runtime would keep a data base of what it reports home in the user's cache."""
+    denoiser = {"model": str(exported), "size": list(SIZE)}
+    profile = write_profile(tmp_path / "exported.yaml", tiny_model, denoiser=denoiser)
+    picture, home = tmp_path / "picture.png", tmp_path / "home"
+    cv2.imwrite(str(picture), np.zeros((20, 30, 3), np.uint8))
+    names = (
+        "HOME",
+        "TMPDIR",
+        "XDG_CACHE_HOME",
+        "XDG_CONFIG_HOME",
+        "XDG_DATA_HOME",
+        "XDG_STATE_HOME",
+    )
+    places = {name: home / name.lower() for name in names}
+    for place in places.values():
+        place.mkdir(parents=True)
+    arguments = ["detect", str(picture), "--output", str(tmp_path / "out"), "--offline"]
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    done = subprocess.run(
+        [sys.executable, "-m", "anomaly_detector_ros", *arguments, "--profile", str(profile)],
+        cwd=Path(__file__).parents[2],
+        env=environment | {name: str(place) for name, place in places.items()},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "out").iterdir())) == 6
+    assert [file for file in home.rglob("*") if not file.is_dir()] == []
 
 
 def test_config_tells_schedule_size_and_source(tiny_model: Path, exported: Path) -> None:
