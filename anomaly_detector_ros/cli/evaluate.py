@@ -25,6 +25,7 @@ from anomaly_detector_ros.cli.common import (
     progress_bar,
     write_atomically,
 )
+from anomaly_detector_ros.cli.inputs import nominal_files
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.evaluation.datasets.base import DATASETS
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile
@@ -32,6 +33,7 @@ from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile
 if TYPE_CHECKING:
     import torch
 
+    from anomaly_detector_ros.evaluation.edits import EditReport
     from anomaly_detector_ros.evaluation.metrics.measures import Metrics
     from anomaly_detector_ros.evaluation.sweep.run import SweepReport
     from anomaly_detector_ros.evaluation.table.report import Report
@@ -75,6 +77,16 @@ def evaluate(
         Path | None,
         typer.Option(help="YAML file of grids of settings: every variant of the profile."),
     ] = None,
+    edits: Annotated[
+        bool, typer.Option("--edits", help="Measure the profile's edits by themselves.")
+    ] = False,
+    held_out: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="With --edits: nominal images that neither the denoiser nor --train-root holds; "
+            "repeatable."
+        ),
+    ] = None,
     count: Annotated[
         int | None,
         typer.Option(min=1, help="Use only so many of the images, evenly spread."),
@@ -82,8 +94,8 @@ def evaluate(
     train_root: Annotated[
         Path | None,
         typer.Option(
-            help="Nominal images, for the baselines, the paper's weighted metrics and, in a sweep, "
-            "whitened distances."
+            help="Nominal images, for the baselines, the paper's weighted metrics, in a sweep "
+            "whitened distances, and with --edits what looks nominal."
         ),
     ] = None,
     train_dataset: Annotated[
@@ -129,6 +141,12 @@ def evaluate(
     training run (train --snapshot-every) as denoiser.model give a curve over training as well
     (_training.png).
 
+    --edits measures how sharp and how nominal the profile's edits are, what they change, and
+    whether the anomalies are gone from them; --output adds a sheet of them (_edits.jpg).
+
+    Example: anomaly-detector evaluate --edits --dataset ycor --root ycor/test --train-root
+    ycor/train --held-out ycor/val --output edits.json
+
     Example: anomaly-detector evaluate --table1 --dataset rugd --root RUGD --train-root RUGD
     --profile paper_rugd --output rugd.json
 
@@ -138,9 +156,14 @@ def evaluate(
     if table1 and (method or sweep):
         other = "--method" if method else "--sweep"
         raise UserError(f"--table1 and {other} exclude each other: --table1 holds every row")
+    if edits and (table1 or method or sweep):
+        raise UserError("--edits measures the profile's edits alone: leave other methods out")
+    if edits != bool(held_out):
+        raise UserError("--edits and --held-out go together: give both, or neither")
     from anomaly_detector_ros.evaluation.cache import Cache
     from anomaly_detector_ros.evaluation.cached import CachedParts
     from anomaly_detector_ros.evaluation.datasets.base import open_dataset, open_nominal
+    from anomaly_detector_ros.evaluation.edits import EditEvaluation
     from anomaly_detector_ros.evaluation.run import Evaluation
     from anomaly_detector_ros.evaluation.sweep.plots import plot_pareto, plot_training
     from anomaly_detector_ros.evaluation.sweep.run import run_sweep
@@ -175,7 +198,11 @@ def evaluate(
         )
         # None on all but the first of several processes.
         swept = run_sweep(evaluation, variants, names) if variants else None
-        report = None if variants else evaluation.run(names, strict=not table1)
+        edited = EditEvaluation(evaluation, nominal_files(held_out)) if held_out else None
+        measured = edited.run() if edited else None
+        report = None if variants or edited else evaluation.run(names, strict=not table1)
+        if output is not None and edited is not None and measured is not None:
+            _write(output, measured, {"_edits.jpg": edited.gallery})
         if output is not None and swept is not None:
             plots = {"_pareto.png": plot_pareto, "_training.png": plot_training}
             _write(output, swept, {name: partial(plot, swept) for name, plot in plots.items()})
@@ -184,11 +211,13 @@ def evaluate(
             if "ours" in report.metrics:
                 pictures["_gallery.jpg"] = evaluation.gallery
             _write(output, report, pictures)
-    found = swept or report
+    found = swept or measured or report
     if as_json and found is not None:
         typer.echo(json.dumps(found.to_dict(), indent=2))
     elif swept is not None:
         _print_sweep(swept)
+    elif measured is not None:
+        _print_edits(measured)
     elif report is not None:
         _print_rows(report)
 
@@ -205,7 +234,9 @@ def _device_of_this_process(name: str) -> torch.device:
 
 
 def _write(
-    output: Path, report: Report | SweepReport, pictures: dict[str, Callable[[Path], object]]
+    output: Path,
+    report: Report | SweepReport | EditReport,
+    pictures: dict[str, Callable[[Path], object]],
 ) -> None:
     """Pictures and a Markdown table, and JSON last: whoever finds it finds the others too.
 
@@ -254,6 +285,19 @@ def _print_sweep(report: SweepReport) -> None:
         table.add_row(str(index), each.variant.name, *_quality(each.metrics), *cost, each.best_in())
     for name, found in report.references.items():
         table.add_row("", row_of(name).title, *_quality(found))
+    _print(table)
+
+
+def _print_edits(report: EditReport) -> None:
+    """One line for each metric."""
+    found = report.quality
+    title = (
+        f"{report.dataset}, {found.labelled_frames} frames, {found.anomalies} anomalies, "
+        f"{found.nominal_frames} nominal frames, profile {report.profile}"
+    )
+    table = Table("", "", "95% interval", title=title, box=None)
+    for row in report.rows():
+        table.add_row(*row)
     _print(table)
 
 

@@ -56,19 +56,14 @@ class Fits:
         if not self.images:
             raise UserError(f"{name} is fitted on nominal images: give --train-root")
         method = BASELINES.read({"name": name})
-        space = [
-            self.parts.part_key(features),
-            self._images_digest,
-            VECTORS,
-            self.seed,
-        ]
+        space = self._space(features)
         # Its code too: a baseline of one's own is edited between runs.
         code = files_digest([Path(inspect.getfile(type(method)))])
         key = [method.name, asdict(method), code, space]
         file = self.cache.path("baselines", key, ".safetensors")
         with PartialState().main_process_first():
             if not file.is_file():
-                vectors = self._vectors(features, space)
+                vectors = self.vectors(features)
                 fitted = method.fit(vectors, self.seed, self.progress)
                 self.cache.keep(file, fitted.save)
         return FittedBaseline.load(file), key
@@ -112,8 +107,16 @@ class Fits:
     def _images_digest(self) -> str:
         return files_digest(self.images)
 
-    def _vectors(self, features: FeatureSettings, space: Any) -> Tensor:
-        """Feature vectors (N, C) of the training images, the same ones for every baseline."""
+    def _space(self, features: FeatureSettings) -> Any:
+        """A key for `vectors`."""
+        return [self.parts.part_key(features), self._images_digest, VECTORS, self.seed]
+
+    def vectors(self, features: FeatureSettings) -> Tensor:
+        """At most `VECTORS` feature vectors (N, C) of the nominal images, always the same ones.
+
+        Raises:
+            UserError: there are no nominal images.
+        """
 
         def compute() -> Any:
             extractor = self.parts.plain_features(features)
@@ -125,7 +128,7 @@ class Fits:
                 lambda done: self.progress(done, len(self.images), "training features"),
             ).numpy()
 
-        return torch.from_numpy(self.cache.array("vectors", space, compute))
+        return torch.from_numpy(self.cache.array("vectors", self._space(features), compute))
 
 
 class _CachedEdits(NominalFiles):

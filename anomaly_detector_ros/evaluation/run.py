@@ -56,7 +56,7 @@ class Evaluation:
     ) -> None:
         self.profile, self.parts, self.cache = profile, parts, parts.cache
         self.data, self.nominal, self.seed = data, nominal, seed
-        self.indices = _spread(len(data), len(data) if count is None else count)
+        self.indices = spread(len(data), len(data) if count is None else count)
         self.progress = progress
         self.methods: list[Method] = []
         self.not_run: dict[str, str] = {}
@@ -173,7 +173,7 @@ class Evaluation:
         ours = next((m for m in self.methods if m.name == "ours"), None)
         if not isinstance(ours, Synthesis):
             raise UserError("the gallery shows the profile: add --method ours")
-        shown = [self.indices[i] for i in _spread(len(self.indices), GALLERY_ROWS)]
+        shown = [self.indices[i] for i in spread(len(self.indices), GALLERY_ROWS)]
         threshold = self.measurements["ours"].result().threshold
         rows = [self._panels(ours, self.data[index], threshold) for index in shown]
         top = max(float(row.raw.max()) for row in rows)
@@ -198,6 +198,6 @@ class Evaluation:
         )
 
 
-def _spread(total: int, count: int) -> list[int]:
+def spread(total: int, count: int) -> list[int]:
     """At most ``count`` of ``total`` indices, evenly spread."""
     return [int(i) for i in np.linspace(0, total - 1, min(count, total)).round()]
