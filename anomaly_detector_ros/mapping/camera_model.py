@@ -36,7 +36,7 @@ _undistort = getattr(cv2, "undistortPointsIter", cv2.undistortPoints)
 
 @dataclass(frozen=True)
 class CameraModel:
-    """A calibrated camera, as its images come: binned and cut out, not rectified.
+    """A calibrated camera, as its images come: binned and cut out, rectified or not.
 
     Attributes:
         width, height: size of the image in pixels.
@@ -52,7 +52,9 @@ class CameraModel:
     fisheye: bool = False
 
     @classmethod
-    def from_info(cls, info: Any, size: tuple[int, ...] | None = None) -> CameraModel:
+    def from_info(
+        cls, info: Any, size: tuple[int, ...] | None = None, *, rectified: bool = False
+    ) -> CameraModel:
         """The model of a `sensor_msgs/CameraInfo`; only its fields are read.
 
         K is of the whole sensor: a region of interest moves the principal point, binning then
@@ -65,14 +67,17 @@ class CameraModel:
         Args:
             info: the message.
             size: height and width of the image; None: those the message states.
+            rectified: the image is, so that P counts and no distortion; K, where P is 0.
 
         Raises:
             UserError: not calibrated, numbers that are not finite, an unknown distortion model or
                 the wrong number of coefficients, an impossible region of interest, a size that
                 scaling does not explain.
         """
-        distortion, fisheye = _distortion(info)
+        distortion, fisheye = ((), False) if rectified else _distortion(info)
         k = [float(value) for value in info.k]
+        if rectified and any(info.p):
+            k = [float(info.p[index]) for index in (0, 1, 2, 4, 5, 6, 8, 9, 10)]
         if len(k) != 9 or not all(map(math.isfinite, k)) or k[0] <= 0 or k[4] <= 0:
             raise UserError(
                 "camera_info holds no calibration (focal length in K is not positive): calibrate "

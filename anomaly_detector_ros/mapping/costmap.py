@@ -12,30 +12,36 @@ FORGOTTEN = 0.05
 """Below this, up or down, nothing is left of a cell's evidence."""
 UNKNOWN = -1
 CLOCK_RESET = 2_000_000_000
-"""A stamp further than so many nanoseconds before the newest one is another run's: a bag that
-starts again or a simulation that was reset. Less is a camera whose image took longer."""
+"""A clock that goes back by more than so many nanoseconds was set, or a simulation begins anew."""
 
 
 class RollingGrid:
     """Evidence of obstacles in a square around the robot, in a frame that does not move with it.
 
     A cell holds log-odds: each frame adds `HIT` where it saw an anomaly, `MISS` where it saw
-    nominal ground and no anomaly, within `LOWEST` and `HIGHEST`; time halves what is known. Cells
-    are those of a lattice fixed in the frame, so when the robot moves evidence is carried over
-    whole, never interpolated.
+    nominal ground and no anomaly, within `LOWEST` and `HIGHEST`. Evidence halves with age, and a
+    cell that no frame has seen for longer than the half-life is unknown again. Cells are those of
+    a lattice fixed in the frame, so when the robot moves evidence is carried over whole, never
+    interpolated.
+
+    All times are nanoseconds of one clock, whatever the stamps of the frames.
 
     Args:
         size: edge of the square, metres.
         resolution: edge of a cell, metres.
-        half_life: seconds in which evidence loses half of its weight; 0: it is kept.
+        half_life: seconds in which evidence loses half of its weight, and after which a cell that
+            is not seen any more is unknown; 0: evidence is kept.
     """
 
     def __init__(self, size: float, resolution: float, half_life: float) -> None:
         self.cells = max(1, round(size / resolution))
         self.resolution, self.half_life = resolution, half_life
+        self._lifetime = round(half_life * 1e9)
         self._evidence = np.zeros((self.cells, self.cells), np.float32)
+        self._seen_at = np.zeros(self._evidence.shape, np.int64)
         self._corner: tuple[int, int] | None = None
-        self._stamp: int | None = None
+        self._now: int | None = None
+        self._newest: int | None = None
 
     @property
     def origin(self) -> tuple[float, float]:
@@ -44,33 +50,57 @@ class RollingGrid:
         return x * self.resolution, y * self.resolution
 
     def update(
-        self, stamp: int, robot: tuple[float, float], hits: np.ndarray, misses: np.ndarray
+        self,
+        now: int,
+        robot: tuple[float, float],
+        hits: np.ndarray,
+        misses: np.ndarray,
+        seen_at: int | None = None,
     ) -> None:
         """Adds what one frame saw.
 
         Args:
-            stamp: the frame's, nanoseconds. Only differences count; see `CLOCK_RESET` for stamps
-                that go back.
-            robot: x and y of the robot at that time.
+            now: the time.
+            robot: x and y of the robot when the frame was taken.
             hits: (N, 2), x and y of points on anomalies.
             misses: (M, 2), x and y of points on nominal ground.
+            seen_at: when the frame was taken; None: now. Of several cameras one may come late: its
+                frame counts by its age, and does not move the square back.
         """
-        if self._stamp is not None and stamp < self._stamp - CLOCK_RESET:
-            self.clear()
-        if self._stamp is None or stamp >= self._stamp:
-            self._decay(0 if self._stamp is None else stamp - self._stamp)
-            self._stamp = stamp
+        self.age(now)
+        seen_at = now if seen_at is None else min(seen_at, now)
+        age = now - seen_at
+        if self._newest is None or seen_at >= self._newest:
+            self._newest = seen_at
             self._centre(*robot)
+        if self._lifetime and age > self._lifetime:
+            return
+        weight = self._weight(age)
         hit, missed = self._seen(hits), self._seen(misses)
         missed &= ~hit
-        self._evidence[hit] += HIT
-        self._evidence[missed] += MISS
+        self._evidence[hit] += HIT * weight
+        self._evidence[missed] += MISS * weight
         np.clip(self._evidence, LOWEST, HIGHEST, out=self._evidence)
+        seen = hit | missed
+        self._seen_at[seen] = np.maximum(self._seen_at[seen], seen_at)
+
+    def age(self, now: int) -> None:
+        """Lets evidence fade until now; everything goes where the clock was set back."""
+        if self._now is not None and now < self._now - CLOCK_RESET:
+            self.clear()
+        elapsed = 0 if self._now is None else now - self._now
+        if elapsed > 0:
+            self._evidence *= np.float32(self._weight(elapsed))
+        if self._lifetime:
+            self._evidence[self._seen_at < now - self._lifetime] = 0.0
+        if elapsed >= 0:
+            self._now = now
 
     def clear(self) -> None:
         """Forgets everything."""
         self._evidence[:] = 0.0
-        self._corner, self._stamp = None, None
+        self._seen_at[:] = 0
+        self._corner = self._now = self._newest = None
 
     def occupancy(self) -> np.ndarray:
         """The probability of an obstacle: int8 (rows of y, columns of x), 0 to 100, -1 unknown."""
@@ -78,9 +108,8 @@ class RollingGrid:
         percent[np.abs(self._evidence) < FORGOTTEN] = UNKNOWN
         return percent
 
-    def _decay(self, elapsed: int) -> None:
-        if self.half_life > 0.0 and elapsed > 0:
-            self._evidence *= np.float32(0.5 ** (elapsed * 1e-9 / self.half_life))
+    def _weight(self, age: int) -> float:
+        return 0.5 ** (age * 1e-9 / self.half_life) if self._lifetime else 1.0
 
     def _centre(self, x: float, y: float) -> None:
         """Moves the window by whole cells so that the robot is in its middle cell."""
@@ -91,11 +120,8 @@ class RollingGrid:
         )
         if self._corner is not None and corner != self._corner:
             across, up = corner[0] - self._corner[0], corner[1] - self._corner[1]
-            moved = np.zeros_like(self._evidence)
-            rows, old_rows = _overlap(up, self.cells)
-            columns, old_columns = _overlap(across, self.cells)
-            moved[rows, columns] = self._evidence[old_rows, old_columns]
-            self._evidence = moved
+            self._evidence = _shifted(self._evidence, across, up)
+            self._seen_at = _shifted(self._seen_at, across, up)
         self._corner = corner
 
     def _seen(self, points: np.ndarray) -> np.ndarray:
@@ -107,6 +133,15 @@ class RollingGrid:
         cells = cells[((cells >= 0) & (cells < self.cells)).all(axis=1)].astype(np.intp)
         seen[cells[:, 1], cells[:, 0]] = True
         return seen
+
+
+def _shifted(cells: np.ndarray, across: int, up: int) -> np.ndarray:
+    """A square array (N, N) after its window has moved by so many columns and rows; 0 elsewhere."""
+    moved = np.zeros_like(cells)
+    rows, old_rows = _overlap(up, len(cells))
+    columns, old_columns = _overlap(across, len(cells))
+    moved[rows, columns] = cells[old_rows, old_columns]
+    return moved
 
 
 def _overlap(shift: int, cells: int) -> tuple[slice, slice]:

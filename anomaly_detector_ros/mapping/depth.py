@@ -17,16 +17,17 @@ _SEC_NANOSEC = {0: ">iI", 1: "<iI"}
 _HISTORY = 8
 
 
-def depth_metres(msg: Any, size: tuple[int, int]) -> np.ndarray:
+def depth_metres(msg: Any, size: tuple[int, int], unit: float = 0.0) -> np.ndarray:
     """Depth along the optical axis: float32 (H, W) in metres, NaN where there is no measurement.
 
     A depth image of another size than the camera image is refused rather than resized: its pixels
     then need not look where the image's do, and nothing in the message tells.
 
     Args:
-        msg: a `sensor_msgs/Image`, 16UC1 (or mono16) in millimetres or 32FC1 in metres; only its
-            fields are read. 0, negative, NaN and infinite values are no measurement.
+        msg: a `sensor_msgs/Image`, 16UC1 (or mono16) or 32FC1; only its fields are read. 0,
+            negative, NaN and infinite values are no measurement.
         size: height and width of the camera image.
+        unit: metres that 1 stands for; 0: 16UC1 is in millimetres and 32FC1 in metres (REP 118).
 
     Raises:
         UserError: another encoding or size, or truncated data.
@@ -36,7 +37,7 @@ def depth_metres(msg: Any, size: tuple[int, int]) -> np.ndarray:
             f"depth image has the encoding {str(msg.encoding)[:40]!r}: publish 16UC1 (millimetres) "
             "or 32FC1 (metres)"
         )
-    dtype, unit = _FORMATS[msg.encoding]
+    dtype, usual = _FORMATS[msg.encoding]
     height, width, step = int(msg.height), int(msg.width), int(msg.step)
     if (height, width) != size:
         raise UserError(
@@ -46,7 +47,7 @@ def depth_metres(msg: Any, size: tuple[int, int]) -> np.ndarray:
     raw = _rows(msg.data, height, step, width * int(dtype[1]))
     stored = raw.view(f"{'>' if msg.is_bigendian else '<'}{dtype}")
     with np.errstate(invalid="ignore", over="ignore"):
-        metres = stored.astype(np.float32) * np.float32(unit)
+        metres = stored.astype(np.float32) * np.float32(unit or usual)
         metres[~((metres > 0.0) & (metres < math.inf))] = np.nan
     return metres
 

@@ -17,7 +17,7 @@ from anomaly_detector_ros.mapping.obstacles import (
     obstacles_from_ground,
     organised,
 )
-from anomaly_detector_ros.mapping.poses import Extrinsics
+from anomaly_detector_ros.mapping.poses import Extrinsics, Taken
 
 SOURCES: tuple[str, ...] = ("auto", "depth", "ground")
 """Values of `ObstacleSettings.source`."""
@@ -56,7 +56,7 @@ class ObstacleFinder:
         depth: Any | None,
         mask: np.ndarray,
         heatmap: np.ndarray,
-        header: Any,
+        taken: Taken,
         extrinsics: Extrinsics,
         settings: ObstacleSettings,
         *,
@@ -71,16 +71,16 @@ class ObstacleFinder:
             depth: `sensor_msgs/Image`, registered, or None where none matches the image's stamp.
             mask: bool (H, W).
             heatmap: float32 (H, W).
-            header: the image's.
+            taken: where and when the image was.
             extrinsics: where the camera is.
             points, free, cloud: which of the fields of `Obstacles` are asked for.
         """
         try:
-            model = self._calibrated(info, mask.shape)
-            metres = _metres(depth, mask.shape, settings.source)
+            model = self._calibrated(info, mask.shape, settings.rectified)
+            metres = _metres(depth, mask.shape, settings)
             pose = None
             if metres is None or free:  # with depth the pose is only a wish
-                pose = _pose(extrinsics, header, needed=metres is None)
+                pose = _pose(extrinsics, taken, needed=metres is None)
             found = Obstacles(pose=pose, source="ground" if metres is None else "depth")
             if points and metres is not None:
                 on_it = obstacles_from_depth(model, metres, mask, heatmap, settings)
@@ -99,17 +99,20 @@ class ObstacleFinder:
             line = one_line(error if known else f"{type(error).__name__}: {error}", 400)
             return Obstacles(problem=line)
 
-    def _calibrated(self, info: Any | None, size: tuple[int, ...]) -> CameraModel:
+    def _calibrated(self, info: Any | None, size: tuple[int, ...], rectified: bool) -> CameraModel:
         if info is None:
             raise UserError("no camera_info: publish the camera's calibration")
-        model = CameraModel.from_info(info, size)
+        model = CameraModel.from_info(info, size, rectified=rectified)
         if self._model != model:
             self._model = model
         return self._model
 
 
-def _metres(depth: Any | None, size: tuple[int, ...], source: str) -> np.ndarray | None:
+def _metres(
+    depth: Any | None, size: tuple[int, ...], settings: ObstacleSettings
+) -> np.ndarray | None:
     """Depth in metres (H, W); None: the ground is to tell."""
+    source = settings.source
     if source not in SOURCES:
         raise UserError(f"obstacles.source must be one of {', '.join(SOURCES)}, not {source!r}")
     if source == "depth" and depth is None:
@@ -119,12 +122,12 @@ def _metres(depth: Any | None, size: tuple[int, ...], source: str) -> np.ndarray
         )
     if depth is None or source == "ground":
         return None
-    return depth_metres(depth, (size[0], size[1]))
+    return depth_metres(depth, (size[0], size[1]), settings.depth_unit)
 
 
-def _pose(extrinsics: Extrinsics, header: Any, *, needed: bool) -> np.ndarray | None:
+def _pose(extrinsics: Extrinsics, taken: Taken, *, needed: bool) -> np.ndarray | None:
     try:
-        return extrinsics.pose(header)
+        return extrinsics.pose(taken)
     except UserError as error:
         if not needed:
             return None

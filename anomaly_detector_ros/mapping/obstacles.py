@@ -38,6 +38,9 @@ class ObstacleSettings:
         standing: what an anomaly is taken for without depth: a thing that stands on the ground, or
             (False) a patch of the ground.
         ground_z: height of the ground in the base frame, metres.
+        rectified: whether the image is rectified, whatever distortion its camera_info has.
+        depth_unit: metres that one of a depth image's numbers stands for; 0: as REP 118 has it,
+            millimetres where they are integers and metres where they are floats.
     """
 
     source: str = "auto"
@@ -46,6 +49,8 @@ class ObstacleSettings:
     min_pixels: int = 25
     standing: bool = True
     ground_z: float = 0.0
+    rectified: bool = False
+    depth_unit: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
 from anomaly_detector_ros.errors import UserError
 
-# REP 103: a body looks along x with y to its left, an optical frame along z with x to its right.
-_BODY_FROM_OPTICAL = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
+# A body looks along x with y to its left, an optical frame along z with x to its right.
+BODY_FROM_OPTICAL = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
+"""Turns points of a camera's optical frame into those of its body frame (REP 103)."""
 _TOLERANCE = 1e-3
 
 
@@ -24,7 +26,7 @@ def mounted(height: float, roll: float = 0.0, pitch: float = 0.0) -> np.ndarray:
             camera that looks down has a positive pitch.
     """
     tilted = Rotation.from_euler("xy", [roll, pitch])  # lower case: about axes that stay
-    return _matrix(tilted.as_matrix() @ _BODY_FROM_OPTICAL, [0.0, 0.0, height])
+    return _matrix(tilted.as_matrix() @ BODY_FROM_OPTICAL, [0.0, 0.0, height])
 
 
 def from_numbers(numbers: Sequence[float]) -> np.ndarray:
@@ -77,17 +79,36 @@ def _matrix(rotation: np.ndarray, translation: Sequence[float] | np.ndarray) -> 
     return matrix
 
 
+@dataclass(frozen=True)
+class Taken:
+    """Where and when an image was taken, as TF is asked for it.
+
+    Attributes:
+        frame: the frame of its header.
+        moments: nanoseconds at which TF may know where the camera was, the most likely first; the
+            last one is by the clock of whoever took the image in.
+    """
+
+    frame: str
+    moments: tuple[int, ...]
+
+    @property
+    def seen_at(self) -> int:
+        """When that was by the clock of whoever took the image in, nanoseconds."""
+        return self.moments[-1]
+
+
 class Transforms(Protocol):
     """Looks up transforms, as TF does."""
 
-    def lookup(self, target: str, source: str, stamp: Any) -> np.ndarray:
+    def lookup(self, target: str, source: str, moments: Sequence[int]) -> np.ndarray:
         """The pose of frame ``source`` in frame ``target``: float64 (4, 4), target <- source.
 
         Args:
-            stamp: `builtin_interfaces/Time`, the moment that counts.
+            moments: nanoseconds; the first that is known counts.
 
         Raises:
-            UserError: it is not known.
+            UserError: it is not known at any of them.
         """
         ...
 
@@ -108,6 +129,7 @@ class Extrinsics:
         height: of the camera above the base frame's origin, metres; 0: not given.
         roll, pitch: radians; see `mounted`.
         matrix: 16 numbers, base <- optical frame row by row; empty or all zero: not given.
+        body: whether the images' frame, as TF has it, is the camera's body: x forward, z up.
 
     Raises:
         UserError: ``matrix`` is no rigid transform.
@@ -122,23 +144,24 @@ class Extrinsics:
         roll: float = 0.0,
         pitch: float = 0.0,
         matrix: Sequence[float] = (),
+        body: bool = False,
     ) -> None:
-        self._transforms, self._base_frame = transforms, base_frame
+        self._transforms, self._base_frame, self._body = transforms, base_frame, body
         self._given: np.ndarray | None = None
         if any(matrix):
             self._given = from_numbers(matrix)
         elif height > 0.0:
             self._given = mounted(height, roll, pitch)
 
-    def pose(self, header: Any) -> np.ndarray:
+    def pose(self, taken: Taken) -> np.ndarray:
         """The camera's pose when an image was taken: float64 (4, 4), base <- optical frame.
-
-        Args:
-            header: `std_msgs/Header` of the image; its frame is the camera's optical frame.
 
         Raises:
             UserError: not given by parameters, and TF does not know it.
         """
         if self._given is not None:
             return self._given
-        return self._transforms.lookup(self._base_frame, header.frame_id, header.stamp)
+        pose = self._transforms.lookup(self._base_frame, taken.frame, taken.moments)
+        if self._body:
+            pose = _matrix(pose[:3, :3] @ BODY_FROM_OPTICAL, pose[:3, 3])
+        return pose

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,11 +17,13 @@ from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.imaging.messages import compressed_to_rgb, image_to_rgb
 from anomaly_detector_ros.imaging.skipping import FrameSkipper
 from anomaly_detector_ros.imaging.temporal import TemporalFilter
+from anomaly_detector_ros.mapping.poses import Taken
 from anomaly_detector_ros.ros.counters import CameraCounters, Dropped, Processed
 from anomaly_detector_ros.ros.obstacles import ObstacleOutputs
+from anomaly_detector_ros.ros.output import Output, OutputState
 from anomaly_detector_ros.ros.publishers import Outputs
 from anomaly_detector_ros.ros.qos import Topics
-from anomaly_detector_ros.ros.worker import Frame, Turn, input_age
+from anomaly_detector_ros.ros.worker import Frame, Turn, input_age, moments
 
 if TYPE_CHECKING:
     from rclpy.impl.rcutils_logger import RcutilsLogger
@@ -40,17 +42,27 @@ class Picture(NamedTuple):
         header: of the message.
         pixels: uint8 RGB (H, W, 3).
         age: seconds from stamp (or arrival) to the start of processing.
+        taken: where and when it was.
         seconds: what decoding took.
     """
 
     header: Header
     pixels: np.ndarray
     age: float
+    taken: Taken
     seconds: float
+
+
+def input_topic(camera: str, transport: str) -> str:
+    """Where the images of a camera are read; ``transport`` is ``raw`` or ``compressed``."""
+    return f"{camera}/image_raw" + ("/compressed" if transport == "compressed" else "")
 
 
 class Camera:
     """One camera.
+
+    Attributes:
+        outputs: what is made of its images, by name; the costmap is its share in it.
 
     Args:
         name: the camera's name, a relative topic name.
@@ -78,8 +90,9 @@ class Camera:
         compressed = transport == "compressed"
         self._type = CompressedImage if compressed else Image
         self._to_rgb = compressed_to_rgb if compressed else image_to_rgb
-        self.input_topic = f"{name}/image_raw/compressed" if compressed else f"{name}/image_raw"
-        self.outputs, self._obstacles = Outputs(topics, name), obstacles
+        self.input_topic = input_topic(name, transport)
+        self._outputs, self._obstacles = Outputs(topics, name), obstacles
+        self.outputs: Mapping[str, Output] = {**self._outputs.outputs, **obstacles.outputs}
         self._enabled, self._clock, self._logger = enabled, clock, logger
         self._info: CameraInfo | None = None
         self._filter = TemporalFilter()
@@ -128,6 +141,22 @@ class Camera:
         self.skipper.reset()
         self._obstacles.depth.clear()
 
+    def publish_labels(self, threshold: float) -> None:
+        """Publishes what the mask's values stand for."""
+        self._outputs.publish_labels(self._clock.now().to_msg(), threshold)
+
+    def states(self, obstacle: str, active: bool) -> dict[str, OutputState]:
+        """How it stands with each output, by name.
+
+        Args:
+            obstacle: why nothing can be made of images now; empty: something can.
+            active: whether the node is.
+        """
+        found = {name: output.state(obstacle) for name, output in self.outputs.items()}
+        # These are made of no image.
+        found["label_info"] = self._outputs.labels.state("" if active else obstacle)
+        return found
+
     # -- images, in the worker's thread ------------------------------------------------------------
 
     def decode(
@@ -168,7 +197,13 @@ class Camera:
             pixels = self._to_rgb(message, grey_range=fixed, note=self._note)
         except UserError as error:
             return Dropped("bad", str(error))
-        return Picture(message.header, pixels, age, time.monotonic() - started)
+        return Picture(
+            message.header,
+            pixels,
+            age,
+            Taken(message.header.frame_id, moments(stamp, frame.arrived_ros, by_stamp)),
+            time.monotonic() - started,
+        )
 
     def finish(
         self,
@@ -186,12 +221,20 @@ class Camera:
             return False
         header = picture.header
         detection = self._filtered(header, detection, threshold, temporal_filter)
-        trouble = self.outputs.publish(header, picture.pixels, detection, self._info, jpeg_quality)
-        if trouble:
-            self._log("info", trouble)
-        trouble = self._obstacles.publish(header, detection.mask, detection.heatmap, self._info)
-        if trouble:
-            self._log("obstacles", trouble)
+        self._outputs.publish(header, picture.pixels, detection, self._info, jpeg_quality)
+        self._obstacles.publish(
+            header,
+            self._clock.now().nanoseconds,
+            picture.taken,
+            detection.mask,
+            detection.heatmap,
+            self._info,
+        )
+        told: set[str] = set()
+        for name, output in self.outputs.items():
+            if output.problem and output.problem not in told:
+                told.add(output.problem)
+                self._log(f"output {name}", f"{name}: {output.problem}")
         done = time.monotonic()
         stages = {
             "decoding": picture.seconds,
@@ -234,7 +277,7 @@ class Camera:
         self._logged[kind] = now
         line = f"{self.name}: {text}"
         # Each call from a line of its own: rclpy refuses another severity from the same one.
-        if kind in ("too_old", "info", "obstacles"):
+        if kind in ("too_old", "info") or kind.startswith("output"):
             self._logger.warning(line)
         else:
             self._logger.error(line)

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import array
 import threading
-from typing import TYPE_CHECKING
+import time
 
 import numpy as np
+from builtin_interfaces.msg import Time
 from nav_msgs.msg import OccupancyGrid
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.mapping.costmap import RollingGrid
+from anomaly_detector_ros.mapping.costmap import UNKNOWN, RollingGrid
 from anomaly_detector_ros.mapping.obstacle_finder import Obstacles
-from anomaly_detector_ros.mapping.poses import Transforms, transform
+from anomaly_detector_ros.mapping.poses import Taken, Transforms, transform
+from anomaly_detector_ros.ros.output import Output
 from anomaly_detector_ros.ros.parameters import CostmapParameters
-from anomaly_detector_ros.ros.qos import Output
-
-if TYPE_CHECKING:
-    from std_msgs.msg import Header
 
 TOPIC = "~/costmap"
 MOST_CELLS = 2000
 """Along each edge of the grid: 4 MB a message."""
+REFRESH = 0.9
+"""Seconds without an image after which `Costmap.refresh` publishes."""
 
 
 class Costmap:
@@ -54,56 +54,84 @@ class Costmap:
         self._ground_z, self._settings = ground_z, settings
         self._grid = RollingGrid(settings.size, settings.resolution, settings.decay)
         self._lock = threading.Lock()
+        self._shown, self._sent = 0.0, 0.0  # share of the cells known as last published, and when
 
-    @property
-    def wanted(self) -> bool:
-        """Whether somebody listens."""
-        return self._output.wanted
+    def share(self) -> Output:
+        """The topic, with a state of one camera's own: whether that adds what it sees."""
+        return self._output.twin()
 
-    def add(self, header: Header, obstacles: Obstacles) -> str:
-        """Adds what one image showed and publishes the grid.
+    def add(self, now: int, taken: Taken, obstacles: Obstacles) -> OccupancyGrid:
+        """Adds what one image showed.
 
         Args:
-            header: the image's.
+            now: the node's clock, nanoseconds.
+            taken: where and when the image was.
             obstacles: what `ObstacleFinder.find` made of it, with free ground.
 
         Returns:
-            Why it cannot be added, in one line; else empty.
+            The grid, to be published.
+
+        Raises:
+            UserError: it cannot be added.
         """
-        if obstacles.problem:
-            return obstacles.problem
         if obstacles.pose is None:
-            return "the costmap needs the camera's pose: publish it on TF or set its height"
-        stamp = header.stamp
+            raise UserError(
+                "the costmap needs the camera's pose: publish it on TF or set its height"
+            )
         try:
-            fixed = self._transforms.lookup(self._settings.frame, self._base_frame, stamp)
+            fixed = self._transforms.lookup(self._settings.frame, self._base_frame, taken.moments)
         except UserError as error:
-            return f"{error}; publish it or set costmap.frame to '{self._base_frame}'"
+            raise UserError(
+                f"{error}; publish it or set costmap.frame to '{self._base_frame}'"
+            ) from error
         # In double precision: the fixed frame's origin may be a continent's.
         hits = transform(obstacles.pose, obstacles.points.astype(np.float64))
         hits = hits[hits[:, 2] - self._ground_z <= self._settings.max_height]
         misses = transform(obstacles.pose, obstacles.free.astype(np.float64))
         with self._lock:
             self._grid.update(
-                stamp.sec * 1_000_000_000 + stamp.nanosec,
+                now,
                 (fixed[0, 3], fixed[1, 3]),
                 transform(fixed, hits)[:, :2],
                 transform(fixed, misses)[:, :2],
+                taken.seen_at,
             )
-        self._output.send(self.message(header))
-        return ""
+        return self._message(taken.seen_at)
 
-    def clear(self) -> None:
-        """Forgets everything."""
+    def refresh(self, now: int) -> None:
+        """Tells, where no image does, that what is not seen any more is not known any more.
+
+        To be called once a second with the node's clock, nanoseconds. Silence is then no free
+        space: not for those who listen, nor for those who will get the latched grid.
+        """
+        if not self._shown or time.monotonic() - self._sent < REFRESH:
+            return
+        with self._lock:
+            self._grid.age(now)
+        self._output.send(self._message(now))
+
+    def clear(self, now: int) -> None:
+        """Forgets everything and says so."""
         with self._lock:
             self._grid.clear()
+        if self._shown:
+            self._output.send(self._message(now))
 
-    def message(self, header: Header) -> OccupancyGrid:
-        """The grid as it is, stamped as the image that changed it last."""
+    def values(self) -> dict[str, str]:
+        """For the diagnostics."""
+        values = {"frame": self._settings.frame, "known (%)": f"{100 * self._shown:.1f}"}
+        if self._shown:
+            values["last published (s ago)"] = f"{time.monotonic() - self._sent:.1f}"
+        return values
+
+    def _message(self, stamp: int) -> OccupancyGrid:
+        """The grid as it is."""
         with self._lock:
             cells, (x, y) = self._grid.occupancy(), self._grid.origin
+        self._shown, self._sent = float((cells != UNKNOWN).mean()), time.monotonic()
         made = OccupancyGrid()
-        made.header.stamp = made.info.map_load_time = header.stamp
+        sec, nanosec = divmod(stamp, 1_000_000_000)
+        made.header.stamp = made.info.map_load_time = Time(sec=sec, nanosec=nanosec)
         made.header.frame_id = self._settings.frame
         made.info.resolution = float(self._settings.resolution)
         made.info.height, made.info.width = cells.shape

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from anomaly_detector_ros.ros.counters import WINDOW, Snapshot
+from anomaly_detector_ros.ros.output import OutputState
 
 if TYPE_CHECKING:
     from diagnostic_msgs.msg import DiagnosticArray
@@ -82,31 +83,77 @@ def node_status(
     return Status(OK, message if detector.calibrated else f"{message}, {UNCALIBRATED}", values)
 
 
-def camera_status(
-    snapshot: Snapshot,
-    *,
-    active: bool,
-    enabled: bool,
-    topic: str,
-    publishers: int,
-    qos: str,
-    calibrating: tuple[str, Mapping[str, str]] = ("", {}),
-) -> Status:
-    """One camera.
+@dataclass(frozen=True)
+class Intake:
+    """How the images of a camera come in.
 
-    Args:
-        snapshot: its counters.
+    Attributes:
+        snapshot: the camera's counters.
         active: whether the node is active.
         enabled: False while paused by ~/enable.
         topic: the input topic.
         publishers: publishers on that topic.
         qos: what was last found incompatible; empty if nothing was.
+    """
+
+    snapshot: Snapshot
+    active: bool
+    enabled: bool
+    topic: str
+    publishers: int
+    qos: str
+
+    def judge(self) -> tuple[int, str, bool]:
+        """Level and message, and whether it stops every output that is made of images."""
+        snapshot = self.snapshot
+        if not self.active:
+            return OK, "not active", True
+        if not self.enabled:
+            return OK, "paused", True
+        recent = snapshot.recent
+        troubles = {r: recent[r] for r in ("bad", "failed", "hung", "too_old") if recent.get(r)}
+        if troubles:
+            words = ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in troubles.items())
+            message = f"{words} within {WINDOW:g} s: {snapshot.problem}"
+            some = bool(recent.get("processed"))
+            return WARN if some else ERROR, message, not some
+        if snapshot.silence > SILENCE:
+            if self.qos:
+                return ERROR, self.qos, True
+            others = self.publishers
+            why = "nobody publishes there" if others == 0 else f"{others} publish there"
+            message = f"no image on '{self.topic}' for {snapshot.silence:.0f} s, {why}"
+            return WARN, message, True
+        if self.qos:
+            return WARN, self.qos, False
+        done = f"{snapshot.rate:.1f} of {snapshot.input_rate:.1f} images/s processed"
+        return OK, done, False
+
+    @property
+    def obstacle(self) -> str:
+        """Why no output can be made of images now; empty if some can."""
+        _, message, stops = self.judge()
+        return message if stops else ""
+
+
+def camera_status(
+    intake: Intake,
+    outputs: Mapping[str, OutputState] = {},
+    *,
+    calibrating: tuple[str, Mapping[str, str]] = ("", {}),
+) -> Status:
+    """One camera.
+
+    Args:
+        intake: how its images come in.
+        outputs: how it stands with what is made of them, by name.
         calibrating: a warning, empty if there is none, and details; see
             `CalibrationService.report`.
     """
-    level, message = _judge(snapshot, active, enabled, topic, publishers, qos)
+    level, message, _ = intake.judge()
+    snapshot = intake.snapshot
     values = {
-        "input topic": topic,
+        "input topic": intake.topic,
         "input rate (Hz)": f"{snapshot.input_rate:.2f}",
         "rate (Hz)": f"{snapshot.rate:.2f}",
         "received": str(snapshot.received),
@@ -122,36 +169,43 @@ def camera_status(
     values |= {f"latency: {stage} (s)": _seconds(s) for stage, s in snapshot.stages.items()}
     if snapshot.problem:
         values["last problem"] = snapshot.problem
-    if qos:
-        values["incompatible QoS"] = qos
+    if intake.qos:
+        values["incompatible QoS"] = intake.qos
     warning, details = calibrating
     values |= details
-    if warning and active and enabled and level == OK:
+    if warning and intake.active and intake.enabled and level == OK:
         level, message = WARN, warning
-    return Status(level, message, values)
+    level, message = _with_outputs(level, message, outputs)
+    return Status(level, message, values | _listed(outputs))
 
 
-def _judge(
-    snapshot: Snapshot, active: bool, enabled: bool, topic: str, publishers: int, qos: str
-) -> tuple[int, str]:
-    if not active:
-        return OK, "not active"
-    if not enabled:
-        return OK, "paused"
-    recent = snapshot.recent
-    troubles = {r: recent[r] for r in ("bad", "failed", "hung", "too_old") if recent.get(r)}
-    if troubles:
-        words = ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in troubles.items())
-        message = f"{words} within {WINDOW:g} s: {snapshot.problem}"
-        return (WARN if recent.get("processed") else ERROR), message
-    if snapshot.silence > SILENCE:
-        if qos:
-            return ERROR, qos
-        why = "nobody publishes there" if publishers == 0 else f"{publishers} publish there"
-        return WARN, f"no image on '{topic}' for {snapshot.silence:.0f} s, {why}"
-    if qos:
-        return WARN, qos
-    return OK, f"{snapshot.rate:.1f} of {snapshot.input_rate:.1f} images/s processed"
+def costmap_status(shares: Mapping[str, OutputState], values: Mapping[str, str]) -> Status:
+    """The costmap that all cameras share.
+
+    Args:
+        shares: whether each camera adds to it, by name.
+        values: details.
+    """
+    listened = any(share.listened for share in shares.values())
+    level, message = _with_outputs(OK, "fine" if listened else "nobody listens", shares)
+    return Status(level, message, {**values, **_listed(shares)})
+
+
+def _with_outputs(level: int, message: str, outputs: Mapping[str, OutputState]) -> tuple[int, str]:
+    """A level and message, raised where somebody listens to an output that cannot be made."""
+    broken = {name: state for name, state in outputs.items() if state.problem}
+    if not broken:
+        return level, message
+    if all(state.problem != message for state in broken.values()):
+        name, worst = max(broken.items(), key=lambda item: item[1].seconds)
+        others = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        words = f"{name}{others} {worst}"
+        message = words if level == OK else f"{message}; {words}"
+    return max(level, ERROR if any(s.late for s in broken.values()) else WARN), message
+
+
+def _listed(outputs: Mapping[str, OutputState]) -> dict[str, str]:
+    return {f"output: {name}": str(state) for name, state in outputs.items()}
 
 
 def _seconds(value: float | None) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rclpy.serialization import deserialize_message
@@ -12,8 +13,9 @@ from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.mapping.depth import DepthBuffer
 from anomaly_detector_ros.mapping.obstacle_finder import ObstacleFinder
 from anomaly_detector_ros.mapping.obstacles import ObstacleSettings
-from anomaly_detector_ros.mapping.poses import Extrinsics, Transforms
+from anomaly_detector_ros.mapping.poses import BODY_FROM_OPTICAL, Extrinsics, Taken, Transforms
 from anomaly_detector_ros.ros.costmap import Costmap
+from anomaly_detector_ros.ros.output import Output
 from anomaly_detector_ros.ros.parameters import POSES, Parameters
 from anomaly_detector_ros.ros.publishers import cloud_message
 from anomaly_detector_ros.ros.qos import Topics
@@ -29,6 +31,7 @@ class ObstacleOutputs:
     """What one camera tells of the space ahead; computed for nobody who does not listen.
 
     Attributes:
+        outputs: its topics, and its share in the costmap, by name.
         depth: takes the camera's depth images, serialised. message_filters would synchronise them,
             but is not among the Python wheels of ROS, deserialises every image and knows nothing
             of one that is still in work.
@@ -37,6 +40,7 @@ class ObstacleOutputs:
         topics: makes the publishers.
         parameters: the node's, in force at any time.
         camera: the camera's name.
+        rectified: whether the topic's name says that its images are.
         transforms: where TF is looked up.
         costmap: what all cameras add to.
     """
@@ -46,56 +50,88 @@ class ObstacleOutputs:
         topics: Topics,
         parameters: Parameters,
         camera: str,
+        rectified: bool,
         transforms: Transforms,
         costmap: Costmap,
     ) -> None:
-        self._parameters, self._camera = parameters, camera
+        self._parameters, self._camera, self._rectified = parameters, camera, rectified
         self._transforms, self._costmap = transforms, costmap
         self._finder = ObstacleFinder()
         self.depth = DepthBuffer(parameters["obstacles.depth_tolerance"])
         self._obstacles, self._points = (
             topics.advertise(PointCloud2, f"~/{camera}/{output}") for output in OUTPUTS
         )
+        self._share = costmap.share()
+        self.outputs: Mapping[str, Output] = {
+            **dict(zip(OUTPUTS, (self._obstacles, self._points), strict=True)),
+            "costmap": self._share,
+        }
 
     def publish(
-        self, header: Header, mask: np.ndarray, heatmap: np.ndarray, info: CameraInfo | None
-    ) -> str:
-        """Publishes what somebody listens to.
+        self,
+        header: Header,
+        now: int,
+        taken: Taken,
+        mask: np.ndarray,
+        heatmap: np.ndarray,
+        info: CameraInfo | None,
+    ) -> None:
+        """Publishes what somebody listens to, or tells its output why it cannot.
 
         Args:
             header: the image's.
+            now: the node's clock, nanoseconds.
+            taken: where and when the image was.
             mask: bool (H, W).
             heatmap: float32 (H, W).
             info: the last message on the camera's ``camera_info``.
-
-        Returns:
-            Why something that somebody listens to is missing, in one line; else empty.
         """
-        points, obstacles = self._points.wanted, self._obstacles.wanted
-        mapped = self._costmap.wanted
-        if not (points or obstacles or mapped):
-            return ""
-        settings = self._parameters.settings(ObstacleSettings, "obstacles")
+        wanted = [output for output in self.outputs.values() if output.wanted]
+        if not wanted:
+            return
+        mapped = self._share in wanted
+        body = self._own("image_frame") == "body"
         try:
+            settings = self._settings()
             found = self._finder.find(
                 info,
                 self._matched_depth(settings.source),
                 mask,
                 heatmap,
-                header,
-                self._extrinsics(),
+                taken,
+                self._extrinsics(body),
                 settings,
-                points=obstacles or mapped,
+                points=mapped or self._obstacles in wanted,
                 free=mapped,
-                cloud=points,
+                cloud=self._points in wanted,
             )
+            if found.problem:
+                raise UserError(found.problem)
         except UserError as error:
-            return str(error)
-        if found.cloud is not None:
-            self._points.send(cloud_message(header, found.cloud))
-        if obstacles and not found.problem:
-            self._obstacles.send(cloud_message(header, found.points))
-        return self._costmap.add(header, found) if mapped else found.problem
+            for output in wanted:
+                output.cannot(str(error))
+            return
+        for output, points in ((self._points, found.cloud), (self._obstacles, found.points)):
+            if output in wanted and points is not None:
+                output.send(cloud_message(header, _in_body(points) if body else points))
+        if mapped:
+            try:
+                self._share.send(self._costmap.add(now, taken, found))
+            except UserError as error:
+                self._share.cannot(str(error))
+
+    def _own(self, name: str) -> Any:
+        return self._parameters.of_camera(self._camera, name)
+
+    def _settings(self) -> ObstacleSettings:
+        rectification = self._own("rectification")
+        rectified = self._rectified if rectification == "auto" else rectification == "rectified"
+        return self._parameters.settings(
+            ObstacleSettings,
+            "obstacles",
+            rectified=rectified,
+            depth_unit=self._own("depth_unit"),
+        )
 
     def _matched_depth(self, source: str) -> Image | None:
         data = self.depth.matched()
@@ -108,7 +144,14 @@ class ObstacleOutputs:
                 f"depth image cannot be deserialised: {one_line(error, 200)}"
             ) from error
 
-    def _extrinsics(self) -> Extrinsics:
-        own = {spec.name: self._parameters.of_camera(self._camera, spec.name) for spec in POSES}
+    def _extrinsics(self, body: bool) -> Extrinsics:
+        own = {spec.name: self._own(spec.name) for spec in POSES}
         own["matrix"] = own.pop("extrinsics")
-        return Extrinsics(self._transforms, self._parameters["base_frame"], **own)
+        return Extrinsics(self._transforms, self._parameters["base_frame"], body=body, **own)
+
+
+def _in_body(points: np.ndarray) -> np.ndarray:
+    """Points of the optical frame, (..., 4) with x y z first, in the camera's body frame."""
+    turned = points.copy()
+    turned[..., :3] = points[..., :3] @ BODY_FROM_OPTICAL.T.astype(points.dtype)
+    return turned

@@ -218,6 +218,15 @@ class Images:
     ] = field(default_factory=lambda: [0.0, 0.0])
     """Values of images of more than 8 bits (mono16, 16UC1, rgb16, bayer_*16, 32FC1, 16-bit PNG)
     that become 0 and 255; [0, 0]: the percentiles 0.5 and 99.5 of each image."""
+    rectification: Annotated[str, Rule(choices=("auto", "raw", "rectified"), live=True)] = "auto"
+    """Whether images are rectified already, so that P of camera_info counts and not K and D. auto:
+    rectified where the topic's name, after remapping, has a part that begins with image_rect."""
+    image_frame: Annotated[str, Rule(choices=("optical", "body"), live=True)] = "optical"
+    """Axes of the images' frame. optical: x right, y down, z forward (REP 103); body: x forward,
+    y left, z up. Obstacles are published in that frame."""
+    depth_unit: Annotated[float, Rule((0.0, 1.0), live=True)] = 0.0
+    """Metres that 1 stands for in depth images; 0: as REP 118 has it, 0.001 in 16UC1 and 1 in
+    32FC1."""
     max_rate: Annotated[float, Rule((0.0, 100.0), live=True)] = 0.0
     """Most images per second and camera that are processed; 0: as many as the device manages."""
     batch_cameras: Annotated[bool, Rule(live=True)] = False
@@ -272,7 +281,8 @@ class CostmapParameters:
     resolution: Annotated[float, Rule((0.01, 10.0))] = 0.1
     """Edge of a cell of ~/costmap in metres."""
     decay: Annotated[float, Rule((0.0, 600.0))] = 10.0
-    """Seconds in which evidence in ~/costmap loses half of its weight; 0: it is kept."""
+    """Seconds in which evidence in ~/costmap loses half of its weight, and after which a cell that
+    no camera sees any more is unknown again; 0: it is kept, so that silence shows nowhere."""
     max_height: Annotated[float, Rule((0.0, 10.0))] = 2.0
     """Points higher above the ground than so many metres do not count in ~/costmap."""
 
@@ -293,6 +303,24 @@ class OfCamera:
         UNSET
     )
     """This camera's max_rate; 0: no limit; -1: the node's."""
+    rectification: Annotated[
+        str,
+        Rule(
+            choices=("auto", "raw", "rectified"),
+            constraints="empty, auto, raw or rectified",
+            live=True,
+        ),
+    ] = ""
+    """This camera's rectification; empty: the node's."""
+    image_frame: Annotated[
+        str,
+        Rule(choices=("optical", "body"), constraints="empty, optical or body", live=True),
+    ] = ""
+    """This camera's image_frame; empty: the node's."""
+    depth_unit: Annotated[
+        float, Rule((-1.0, 1.0), constraints="0 or more, or -1", live=True)
+    ] = UNSET
+    """This camera's depth_unit; 0: REP 118; -1: the node's."""
     height: Annotated[float, Rule((0.0, 10.0), live=True)] = 0.0
     """Height of the camera above base_frame's origin, metres, for obstacles without TF; 0: the
     camera's pose is that of TF."""

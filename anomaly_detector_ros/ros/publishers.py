@@ -44,6 +44,10 @@ CLOUD_FIELDS: tuple[str, ...] = ("x", "y", "z", "intensity")
 class Outputs:
     """The images of one camera, and what else is made of a detection alone.
 
+    Attributes:
+        outputs: those made of images, by name.
+        labels: what the mask's values stand for.
+
     Args:
         topics: makes the publishers.
         camera: the camera's name; topics are ``~/<camera>/<output>``.
@@ -52,19 +56,20 @@ class Outputs:
     def __init__(self, topics: Topics, camera: str) -> None:
         types: dict[str, type] = dict.fromkeys(IMAGE_OUTPUTS, Image)
         types |= {"overlay/compressed": CompressedImage, "camera_info": CameraInfo}
-        if vision_messages():
-            from vision_msgs.msg import Detection2DArray
-
-            types["detections"] = Detection2DArray
-        self._outputs = {
+        self.outputs = {
             output: topics.advertise(message_type, f"~/{camera}/{output}")
             for output, message_type in types.items()
         }
-        self._labels = None
+        detections, labels = f"~/{camera}/detections", f"~/{camera}/label_info"
         if vision_messages():
-            from vision_msgs.msg import LabelInfo
+            from vision_msgs.msg import Detection2DArray, LabelInfo
 
-            self._labels = topics.advertise(LabelInfo, f"~/{camera}/label_info", LATCHED)
+            self.outputs["detections"] = topics.advertise(Detection2DArray, detections)
+            self.labels = topics.advertise(LabelInfo, labels, LATCHED)
+        else:
+            why = "vision_msgs is not installed where the node runs"
+            self.outputs["detections"] = topics.missing(detections, why)
+            self.labels = topics.missing(labels, why)
 
     def publish(
         self,
@@ -73,8 +78,10 @@ class Outputs:
         detection: Detection,
         info: CameraInfo | None,
         jpeg_quality: int,
-    ) -> str:
-        """Publishes what somebody listens to; it is rendered for nobody else.
+    ) -> None:
+        """Publishes what somebody listens to, or tells its output why it cannot.
+
+        Nothing is rendered for nobody.
 
         Args:
             header: of the input, and of all outputs.
@@ -82,11 +89,8 @@ class Outputs:
             detection: what was found in it.
             info: the last message on the camera's ``camera_info``; stays as it is.
             jpeg_quality: of the overlay, 1 to 100.
-
-        Returns:
-            What somebody listens to and could not get, in one line; else empty.
         """
-        wanted = {name: output for name, output in self._outputs.items() if output.wanted}
+        wanted = {name: output for name, output in self.outputs.items() if output.wanted}
         for name, spec in IMAGE_OUTPUTS.items():
             plain, compressed = wanted.get(name), wanted.get(f"{name}/compressed")
             if not (plain or compressed):
@@ -99,25 +103,28 @@ class Outputs:
         if "detections" in wanted:
             found = boxes(detection.heatmap, detection.mask)
             wanted["detections"].send(detections_message(header, found))
-        if "camera_info" not in wanted:
-            return ""
-        if info is None:
-            return "no message on camera_info, so none is published"
-        try:
-            changes = fitted(info, image.shape[:2])
-        except UserError as error:
-            return str(error)
-        own = copy(info)
-        own.header = header
-        for name, value in changes.items():
-            setattr(own, name, value)
-        wanted["camera_info"].send(own)
-        return ""
+        if "camera_info" in wanted:
+            try:
+                wanted["camera_info"].send(_own_info(info, header, image.shape[:2]))
+            except UserError as error:
+                wanted["camera_info"].cannot(str(error))
 
     def publish_labels(self, stamp: Time, threshold: float) -> None:
         """Publishes what the mask's values stand for, where vision_msgs is installed."""
-        if self._labels is not None:
-            self._labels.send(label_info_message(Header(stamp=stamp), threshold))
+        if vision_messages():
+            self.labels.send(label_info_message(Header(stamp=stamp), threshold))
+
+
+def _own_info(info: CameraInfo | None, header: Header, size: tuple[int, ...]) -> CameraInfo:
+    """A camera's calibration as that of the outputs: of the image's header and size."""
+    if info is None:
+        raise UserError("no message has come on camera_info: publish the camera's calibration")
+    changes = fitted(info, size)
+    own = copy(info)
+    own.header = header
+    for name, value in changes.items():
+        setattr(own, name, value)
+    return own
 
 
 def octets(data: bytes) -> array.array[int]:

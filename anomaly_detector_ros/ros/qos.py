@@ -33,6 +33,8 @@ except ImportError:  # Humble
         UnsupportedEventTypeError,
     )
 
+from anomaly_detector_ros.ros.output import Output
+
 if TYPE_CHECKING:
     from rclpy.callback_groups import CallbackGroup
     from rclpy.lifecycle import LifecycleNode
@@ -55,34 +57,6 @@ LATCHED = newest(
     reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
 )
 """As maps are published: who comes later gets the newest message."""
-
-
-class Output:
-    """A topic that the node publishes on, for those who listen.
-
-    Args:
-        publisher: None: nobody ever listens.
-    """
-
-    def __init__(self, publisher: Any) -> None:
-        self._publisher = publisher
-
-    @property
-    def wanted(self) -> bool:
-        """Whether somebody listens."""
-        publisher = self._publisher
-        return publisher is not None and publisher.get_subscription_count() > 0
-
-    def send(self, message: Any) -> None:
-        """Publishes; does nothing once the topic is given up, as in a thread that comes late."""
-        publisher = self._publisher
-        if publisher is not None:
-            publisher.publish(message)
-
-    def give_up(self) -> Any:
-        """Returns the publisher, to be destroyed."""
-        publisher, self._publisher = self._publisher, None
-        return publisher
 
 
 class Topics:
@@ -169,9 +143,15 @@ class Topics:
                 qos_overriding_options=_overridable(),
             )
 
-        output = Output(self._make(make, PublisherEventCallbacks, topic, "subscriber", "publisher"))
+        publisher = self._make(make, PublisherEventCallbacks, topic, "subscriber", "publisher")
+        output = Output(publisher)
         self._outputs.append(output)
         return output
+
+    def missing(self, topic: str, why: str) -> Output:
+        """In place of a topic that cannot be published here, for those who wait for it."""
+        name = self.name(topic)
+        return Output(None, missing=why, count=lambda: self._listeners(name))
 
     def _make(
         self, make: Callable[[Any], Any], callbacks: type, topic: str, other: str, entity: str
@@ -187,6 +167,10 @@ class Topics:
             return make(callbacks(incompatible_qos=incompatible))
         except UnsupportedEventTypeError:  # the middleware tells nothing of it
             return make(None)
+
+    def _listeners(self, name: str) -> int:
+        count: int = self._node.count_subscribers(name)
+        return count
 
     def unsubscribe(self) -> None:
         """Gives the subscriptions up."""

@@ -13,10 +13,16 @@ from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.mapping.poses import Transforms
 from anomaly_detector_ros.ros import costmap
 from anomaly_detector_ros.ros.calibration_service import CalibrationService
-from anomaly_detector_ros.ros.camera import Camera, Picture
+from anomaly_detector_ros.ros.camera import Camera, Picture, input_topic
 from anomaly_detector_ros.ros.costmap import Costmap
 from anomaly_detector_ros.ros.counters import Dropped
-from anomaly_detector_ros.ros.diagnostics import Status, camera_status, node_status
+from anomaly_detector_ros.ros.diagnostics import (
+    Intake,
+    Status,
+    camera_status,
+    costmap_status,
+    node_status,
+)
 from anomaly_detector_ros.ros.obstacles import ObstacleOutputs
 from anomaly_detector_ros.ros.parameters import UNSET, CostmapParameters, Parameters, models_path
 from anomaly_detector_ros.ros.qos import LATCHED, Topics
@@ -110,11 +116,17 @@ class Session:
         )
 
     def _make_camera(self, name: str, topics: Topics) -> Camera:
+        transport = self._parameters.of_camera(name, "image_transport")
+        # As image_proc calls them, where the topic is remapped to one of its.
+        parts = topics.name(input_topic(name, transport)).split("/")
+        rectified = any(part.startswith("image_rect") for part in parts)
         return Camera(
             name,
-            self._parameters.of_camera(name, "image_transport"),
+            transport,
             topics,
-            ObstacleOutputs(topics, self._parameters, name, self._transforms, self._costmap),
+            ObstacleOutputs(
+                topics, self._parameters, name, rectified, self._transforms, self._costmap
+            ),
             enabled=self._enabled,
             clock=self._clock,
             logger=self._logger,
@@ -145,6 +157,7 @@ class Session:
     def listen(self) -> None:
         """Begins to listen to the cameras."""
         depth = self._parameters["obstacles.source"] != "ground"
+        self._costmap.clear(self._now())  # what an image in work has left there since
         try:
             for index, camera in enumerate(self.cameras):
 
@@ -162,6 +175,8 @@ class Session:
         for camera in self.cameras:
             camera.unlisten()
         self.discard()
+        if self._alive():
+            self._costmap.clear(self._now())
 
     def discard(self) -> None:
         """Drops the images that wait."""
@@ -170,7 +185,11 @@ class Session:
     def reset(self) -> None:
         """Forgets what was seen, as when the clock jumps."""
         self._forget_frames()
-        self._costmap.clear()
+        self._costmap.clear(self._now())
+
+    def _now(self) -> int:
+        nanoseconds: int = self._clock.now().nanoseconds
+        return nanoseconds
 
     def _forget_frames(self) -> None:
         for camera in self.cameras:
@@ -211,19 +230,19 @@ class Session:
     # -- once a second -----------------------------------------------------------------------------
 
     def supervise(self) -> None:
-        """Looks after the worker's thread and tells of the thresholds in force."""
+        """Looks after the worker's thread, and tells what no image tells of."""
         timeout = self._parameters["watchdog_timeout"]
         if timeout and self._detectors.loading:
             timeout = max(timeout, LOADING_TIMEOUT)
         done = self._watchdog.check(timeout)
         if done:
             self._logger.error(done)
-        stamp = self._clock.now().to_msg()
+        self._costmap.refresh(self._now())
         for camera in self.cameras:
-            camera.outputs.publish_labels(stamp, self.threshold(camera.name))
+            camera.publish_labels(self.threshold(camera.name))
 
     def statuses(self, state: str) -> list[tuple[str, Status]]:
-        """The diagnostics of the node and of each camera, by name.
+        """The diagnostics of the node, of each camera and of the costmap, by name.
 
         Args:
             state: label of the lifecycle state.
@@ -237,20 +256,23 @@ class Session:
             degraded=self._detectors.problem,
             restarts=self._watchdog.restarts,
         )
-        return [
-            ("node", node),
-            *((camera.name, self._of(camera, state)) for camera in self.cameras),
-        ]
+        found, shares = [("node", node)], {}
+        for camera in self.cameras:
+            intake = self._intake(camera, state == "active")
+            outputs = camera.states(intake.obstacle, intake.active)
+            calibrating = self.calibrating.report(camera.name)
+            found.append((camera.name, camera_status(intake, outputs, calibrating=calibrating)))
+            shares[camera.name] = outputs["costmap"]
+        return [*found, ("costmap", costmap_status(shares, self._costmap.values()))]
 
-    def _of(self, camera: Camera, state: str) -> Status:
-        return camera_status(
+    def _intake(self, camera: Camera, active: bool) -> Intake:
+        return Intake(
             camera.counters.snapshot(),
-            active=state == "active",
+            active=active,
             enabled=self._enabled(),
             topic=camera.topics.name(camera.input_topic),
             publishers=camera.topics.publisher_count(camera.input_topic),
             qos=camera.topics.problem(),
-            calibrating=self.calibrating.report(camera.name),
         )
 
     # -- images, in the worker's thread ------------------------------------------------------------

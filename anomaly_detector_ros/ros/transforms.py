@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,7 @@ _POLL = 0.01
 class NoTransforms:
     """Stands in where tf2_ros is not installed; see `Transforms`."""
 
-    def lookup(self, target: str, source: str, stamp: Any) -> np.ndarray:
+    def lookup(self, target: str, source: str, moments: Sequence[int]) -> np.ndarray:
         """Knows of a frame in itself only."""
         target, source = target.lstrip("/"), source.lstrip("/")  # as TF 1 had them
         if target == source:
@@ -48,14 +49,24 @@ class TfTransforms:
         self._buffer = tf2_ros.Buffer(node=node)
         self._listener = tf2_ros.TransformListener(self._buffer, node)
 
-    def lookup(self, target: str, source: str, stamp: Any) -> np.ndarray:
+    def lookup(self, target: str, source: str, moments: Sequence[int]) -> np.ndarray:
         """Waits up to `PATIENCE` seconds where the image has overtaken its moment's transform."""
-        from rclpy.time import Time
-
         target, source = target.lstrip("/"), source.lstrip("/")  # as TF 1 had them
         if target == source:
             return np.eye(4)
-        moment = Time.from_msg(stamp)
+        *others, last = moments
+        for moment in others:
+            try:
+                return self._at(target, source, moment)
+            except UserError:
+                continue
+        return self._at(target, source, last)
+
+    def _at(self, target: str, source: str, nanoseconds: int) -> np.ndarray:
+        from rclpy.clock_type import ClockType
+        from rclpy.time import Time
+
+        moment = Time(nanoseconds=nanoseconds, clock_type=ClockType.ROS_TIME)
         deadline = time.monotonic() + PATIENCE
         while True:
             # Asked before the lookup, so that what comes in between is no reason to give up.

@@ -270,6 +270,22 @@ def input_age(
     return InputAge(max(0.0, waited), False)
 
 
+def moments(stamp: int, arrived: int, by_stamp: bool) -> tuple[int, ...]:
+    """When TF may know where the camera was, nanoseconds, the most likely first.
+
+    The last one is by the node's clock.
+
+    Args:
+        stamp, arrived: as `input_age` takes them.
+        by_stamp: as it judges the stamp.
+    """
+    if by_stamp:
+        return (stamp,)
+    if 0 < stamp < arrived:  # a recording, whose TF is as old, or a camera whose clock is late
+        return stamp, arrived
+    return (arrived,)
+
+
 class Watchdog:
     """Watches one worker.
 

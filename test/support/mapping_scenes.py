@@ -28,6 +28,7 @@ def camera_info(lens: str = "pinhole", **fields: Any) -> SimpleNamespace:
         "height": HEIGHT,
         "k": list(K),
         "d": coefficients,
+        "p": [0.0] * 12,
         "distortion_model": name,
         "binning_x": 0,
         "binning_y": 0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from anomaly_detector_ros.ros.worker import OWN_CLOCK_BOUND, input_age
+from anomaly_detector_ros.ros.worker import OWN_CLOCK_BOUND, input_age, moments
 
 SECOND = 1_000_000_000
 NOW = 1_700_000_000 * SECOND
@@ -45,3 +45,16 @@ def test_a_large_limit_widens_the_bound():
 def test_a_clock_set_back_gives_no_negative_age():
     age = input_age(NOW, NOW, NOW - 100 * SECOND, waited=0.1)
     assert age == (pytest.approx(0.1), False)
+
+
+@pytest.mark.parametrize(
+    ("stamp", "by_stamp", "expected"),
+    [
+        (NOW - SECOND, True, (NOW - SECOND,)),
+        (NOW - 10_800 * SECOND, False, (NOW - 10_800 * SECOND, NOW)),  # a recording, or a clock
+        (NOW + 10_800 * SECOND, False, (NOW,)),
+        (0, False, (NOW,)),
+    ],
+)
+def test_tf_is_asked_for_what_it_may_know(stamp: int, by_stamp: bool, expected: tuple[int, ...]):
+    assert moments(stamp, NOW, by_stamp) == expected

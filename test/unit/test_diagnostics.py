@@ -8,12 +8,26 @@ import pytest
 
 from anomaly_detector_ros.profiles import load_profile
 from anomaly_detector_ros.ros.counters import DROP_REASONS, Snapshot
-from anomaly_detector_ros.ros.diagnostics import ERROR, OK, WARN, Status, camera_status, node_status
+from anomaly_detector_ros.ros.diagnostics import (
+    ERROR,
+    OK,
+    WARN,
+    Intake,
+    Status,
+    camera_status,
+    costmap_status,
+    node_status,
+)
+from anomaly_detector_ros.ros.output import OutputState
+
+
+def intake(snapshot: Snapshot, **changes: Any) -> Intake:
+    state = {"active": True, "enabled": True, "topic": "/c/image_raw", "publishers": 1, "qos": ""}
+    return Intake(snapshot, **{**state, **changes})
 
 
 def judge(snapshot: Snapshot, **changes: Any) -> Status:
-    state = {"active": True, "enabled": True, "topic": "/c/image_raw", "publishers": 1, "qos": ""}
-    return camera_status(snapshot, **{**state, **changes})
+    return camera_status(intake(snapshot, **changes))
 
 
 GOOD = Snapshot(received=9, processed=7, dropped={"replaced": 2}, recent={"processed": 7})
@@ -39,6 +53,61 @@ def test_camera_levels(snapshot: Snapshot, changes: dict, level: int, words: str
     status = judge(snapshot, **changes)
     assert status.level == level
     assert words in status.message
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "changes", "stops"),
+    [
+        (GOOD, {}, False),
+        (GOOD, {"active": False}, True),
+        (GOOD, {"enabled": False}, True),
+        (Snapshot(silence=9.0), {}, True),
+        (Snapshot(recent={"bad": 3}, problem="no pixels"), {}, True),
+        (Snapshot(recent={"bad": 3, "processed": 1}, problem="no pixels"), {}, False),
+        (GOOD, {"qos": "a subscriber differs"}, False),
+    ],
+)
+def test_what_stops_every_output_is_told(snapshot: Snapshot, changes: dict, stops: bool):
+    asked = intake(snapshot, **changes)
+    assert asked.obstacle == (judge(snapshot, **changes).message if stops else "")
+
+
+FINE = {"heatmap": OutputState(True), "mask": OutputState()}
+
+
+@pytest.mark.parametrize(
+    ("outputs", "level"),
+    [
+        (FINE, OK),
+        ({**FINE, "obstacles": OutputState(True, "no camera_info", 4.0)}, WARN),
+        ({**FINE, "obstacles": OutputState(True, "no camera_info", 6.0)}, ERROR),
+        ({**FINE, "obstacles": OutputState(False)}, OK),
+    ],
+)
+def test_an_output_that_cannot_be_made_raises_the_level(outputs: dict, level: int):
+    status = camera_status(intake(GOOD), outputs)
+    assert status.level == level
+    assert status.values["output: heatmap"] == "fine"
+    assert status.values["output: mask"] == "nobody listens"
+    if level != OK:
+        assert "obstacles cannot be made for" in status.message
+        assert "no camera_info" in status.message
+        assert "no camera_info" in status.values["output: obstacles"]
+    share = {"front": OutputState(True), "rear": outputs.get("obstacles", OutputState())}
+    grid = costmap_status(share, {})
+    assert grid.level == level
+    assert ("rear cannot be made" in grid.message) == (level != OK)
+
+
+def test_silence_is_an_error_where_somebody_listens_for_long():
+    silent = intake(Snapshot(silence=9.0))
+    assert camera_status(silent).level == WARN
+    outputs = {"heatmap": OutputState(True, silent.obstacle, 9.0)}
+    status = camera_status(silent, outputs)
+    assert status.level == ERROR
+    assert status.message == silent.obstacle
+    both = {**outputs, "detections": OutputState(True, "vision_msgs is missing", 2.0)}
+    assert "vision_msgs" in camera_status(silent, both).values["output: detections"]
 
 
 def test_camera_values_list_every_drop_reason():

@@ -11,7 +11,7 @@ import pytest
 
 from anomaly_detector_ros.imaging.rendering import IMAGE_OUTPUTS
 from anomaly_detector_ros.ros.counters import CameraCounters
-from anomaly_detector_ros.ros.diagnostics import camera_status
+from anomaly_detector_ros.ros.diagnostics import Intake, camera_status
 from anomaly_detector_ros.runtime.resources import share_dir
 
 CAMERA = "/anomaly_detector/camera/"
@@ -84,8 +84,9 @@ def test_images_have_fixed_limits_where_they_have_one_channel(layout: dict[str, 
 
 
 def test_plots_values_that_the_diagnostics_have(layout: dict[str, Any]):
+    counts = CameraCounters().snapshot()
     status = camera_status(
-        CameraCounters().snapshot(), active=True, enabled=True, topic="", publishers=1, qos=""
+        Intake(counts, active=True, enabled=True, topic="", publishers=1, qos="")
     )
     paths = [
         path["value"]

@@ -169,9 +169,11 @@ def _seen(driver: str, matrix: np.ndarray) -> np.ndarray:
     return lens[0].reshape(-1, 2)
 
 
-def _worst_of_range(info: Any, size: tuple[int, int], seen: np.ndarray) -> float:
+def _worst_of_range(
+    info: Any, size: tuple[int, int], seen: np.ndarray, rectified: bool = False
+) -> float:
     """The largest error of the positions of obstacles whose feet are seen there, by their range."""
-    camera = CameraModel.from_info(info, size)
+    camera = CameraModel.from_info(info, size, rectified=rectified)
     assert (camera.height, camera.width) == size
     heat = np.ones(size, np.float32)
     settings = ObstacleSettings(max_range=30.0, voxel_size=0.0, min_pixels=1)
@@ -224,6 +226,42 @@ def _roi(left: int, top: int, width: int, height: int) -> SimpleNamespace:
 def test_obstacles_of_binned_cut_and_scaled_images_are_within_two_percent(fields, size, matrix):
     info = camera_info(distortion_model="plumb_bob", d=RADIAL, **fields)
     assert _worst_of_range(info, size, _seen("plumb_bob of 4", matrix)) < 0.02
+
+
+@pytest.mark.parametrize(
+    "driver", ["plumb_bob of 5", "rational of 8 and zeros", "equidistant of 5"]
+)
+@pytest.mark.parametrize(
+    ("fields", "size", "matrix"),
+    [
+        ({"p": "new"}, (720, 1280), "new"),
+        ({"p": "new", "binning_x": 2, "binning_y": 2}, (360, 640), "new"),
+        ({"p": "new", "roi": _roi(160, 60, 960, 600)}, (600, 960), "new"),
+        ({"p": "new"}, (360, 640), "new"),
+        ({"p": [0.0] * 12}, (720, 1280), "k"),
+        ({"p": []}, (720, 1280), "k"),
+    ],
+)
+def test_obstacles_of_rectified_images_whose_distortion_is_not_zero(driver, fields, size, matrix):
+    """As image_proc and stereo drivers send image_rect: D is that of the lens, P of the image."""
+    name, sent, _ = DRIVERS[driver]
+    new = np.array(
+        [[700.0, 0.0, 630.0], [0.0, 700.0, 340.0], [0.0, 0.0, 1.0]]
+    )  # of no fewer pixels
+    if fields["p"] == "new":
+        projection = np.column_stack([new, [-84.0, 0.0, 0.0]])  # of the right of two cameras
+        fields = {**fields, "p": projection.ravel().tolist()}
+    info = camera_info(distortion_model=name, d=sent, **fields)
+    left, top = (160, 60) if "roi" in fields else (0, 0)
+    scale = 1280 / size[1] if "roi" not in fields else 1.0
+    seen_by = new if matrix == "new" else np.array(K).reshape(3, 3)
+    seen_by = np.diag([1 / scale, 1 / scale, 1.0]) @ (
+        seen_by - [[0, 0, left], [0, 0, top], [0] * 3]
+    )
+    seen = _seen("none", seen_by)
+    assert _worst_of_range(info, size, seen, rectified=True) < 0.02
+    if matrix == "new":
+        assert _worst_of_range(info, size, seen, rectified=False) > 0.02
 
 
 @pytest.mark.parametrize("size", [(480, 640), (720, 960), (360, 1280), (719, 1280)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from anomaly_detector_ros.mapping.costmap import CLOCK_RESET, RollingGrid
+from anomaly_detector_ros.mapping.costmap import RollingGrid
 
 SECOND = 1_000_000_000
 NOTHING = np.zeros((0, 2))
@@ -132,12 +132,39 @@ def test_a_clock_that_jumps_back_starts_anew():
     assert at(grid, 1.0, 0.0) < 70  # time goes on from there
 
 
-def test_a_late_camera_adds_without_moving_time_or_window():
-    grid = RollingGrid(10.0, 0.5, half_life=1.0)
-    grid.update(10 * SECOND, (2.0, 0.0), np.array([[3.0, 0.0]]), NOTHING)
+def test_a_late_camera_adds_by_its_age_without_moving_time_or_window():
+    grid = RollingGrid(10.0, 0.5, half_life=2.0)
+    now = 10 * SECOND
+    grid.update(now, (2.0, 0.0), np.array([[3.0, 0.0]]), NOTHING)
     origin = grid.origin
-    grid.update(10 * SECOND - CLOCK_RESET // 2, (0.0, 0.0), np.array([[1.0, 1.0]]), NOTHING)
+    grid.update(now, (0.0, 0.0), np.array([[1.0, 1.0]]), NOTHING, seen_at=8 * SECOND)
     assert grid.origin == origin
-    assert at(grid, 3.0, 0.0) == at(grid, 1.0, 1.0) == 70
-    grid.update(11 * SECOND, (2.0, 0.0), NOTHING, NOTHING)
-    assert at(grid, 3.0, 0.0) == at(grid, 1.0, 1.0) == 60
+    assert (at(grid, 3.0, 0.0), at(grid, 1.0, 1.0)) == (70, 60)
+    grid.update(now, (0.0, 0.0), np.array([[-1.0, 1.0]]), NOTHING, seen_at=7 * SECOND)
+    assert at(grid, -1.0, 1.0) == -1  # of no weight any more
+    grid.update(12 * SECOND, (2.0, 0.0), NOTHING, NOTHING)
+    assert (at(grid, 3.0, 0.0), at(grid, 1.0, 1.0)) == (60, -1)
+
+
+def test_what_is_not_seen_any_more_is_unknown_again():
+    grid = RollingGrid(10.0, 0.5, half_life=5.0)
+    seen, left = np.array([[1.0, 1.0]]), np.array([[-2.0, 1.0], [-2.0, 2.0]])
+    for second in range(10):  # as certain as can be
+        grid.update(second * SECOND, (0.0, 0.0), np.concatenate([seen, left[:1]]), left[1:])
+    for second in range(10, 15):
+        grid.update(second * SECOND, (0.0, 0.0), seen, NOTHING)
+        # Fading, but neither gone nor free.
+        assert at(grid, *left[0]) > 50
+        assert 0 <= at(grid, *left[1]) < 50
+    grid.age(15 * SECOND)  # nothing was seen
+    assert (at(grid, *left[0]), at(grid, *left[1])) == (-1, -1)
+    assert at(grid, *seen[0]) > 90
+    grid.age(20 * SECOND)
+    assert (grid.occupancy() == -1).all()
+
+
+def test_kept_evidence_is_kept():
+    grid = RollingGrid(10.0, 0.5, half_life=0.0)
+    grid.update(0, (0.0, 0.0), np.array([[1.0, 1.0]]), NOTHING)
+    grid.age(3600 * SECOND)
+    assert at(grid, 1.0, 1.0) == 70

@@ -57,3 +57,18 @@ def test_what_is_not_this_cameras_depth_is_refused(fields, reason: str):
     with pytest.raises(UserError, match="depth image") as caught:
         depth_metres(SimpleNamespace(**{**vars(good), **fields}), (2, 3))
     assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("stored", "encoding", "unit", "metres"),
+    [
+        (np.array([[400]], "<u2"), "16UC1", 0.0, 0.4),
+        (np.array([[400]], "<u2"), "16UC1", 0.00025, 0.1),
+        (np.array([[400]], "<u2"), "mono16", 0.01, 4.0),
+        (np.array([[4000.0]], "<f4"), "32FC1", 0.001, 4.0),
+        (np.array([[4.0]], "<f4"), "32FC1", 0.0, 4.0),
+    ],
+)
+def test_any_unit(stored: np.ndarray, encoding: str, unit: float, metres: float):
+    found = depth_metres(message(stored, encoding), (1, 1), unit)
+    np.testing.assert_allclose(found, metres, rtol=1e-6)

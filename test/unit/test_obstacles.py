@@ -14,7 +14,13 @@ from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.mapping.depth import DepthBuffer, serialised_stamp
 from anomaly_detector_ros.mapping.obstacle_finder import ObstacleFinder, Obstacles
 from anomaly_detector_ros.mapping.obstacles import ObstacleSettings
-from anomaly_detector_ros.mapping.poses import Extrinsics, from_quaternion, mounted, transform
+from anomaly_detector_ros.mapping.poses import (
+    Extrinsics,
+    Taken,
+    from_quaternion,
+    mounted,
+    transform,
+)
 from anomaly_detector_ros.ros.transforms import NoTransforms
 
 POSE = mounted(1.2, pitch=0.18)
@@ -22,10 +28,8 @@ BOARD = (5.0, 0.3, 0.5, 1.0)
 HEAT = np.full((HEIGHT, WIDTH), 0.9, np.float32)
 
 
-def header(stamp: float = 100.0) -> SimpleNamespace:
-    sec = int(stamp)
-    time = SimpleNamespace(sec=sec, nanosec=round((stamp - sec) * 1e9))
-    return SimpleNamespace(frame_id="optical", stamp=time)
+def taken(stamp: float = 100.0) -> Taken:
+    return Taken("optical", (round(stamp * 1e9),))
 
 
 def depth_message(metres: np.ndarray) -> SimpleNamespace:
@@ -60,7 +64,7 @@ def find(
 ) -> Obstacles:
     info = more.pop("info", camera_info())
     settings = ObstacleSettings(source=source)
-    return finder.find(info, depth, mask, HEAT, header(), extrinsics, settings, **more)
+    return finder.find(info, depth, mask, HEAT, taken(), extrinsics, settings, **more)
 
 
 def test_ground_without_depth(finder, mask):
@@ -106,6 +110,20 @@ def test_the_rays_are_kept_while_the_calibration_stays(finder, mask):
     assert finder._model.rays is not rays
 
 
+def test_settings_of_the_drivers_reach_depth_and_camera(finder, mask):
+    depth = depth_message(np.full((HEIGHT, WIDTH), 400.0))
+    settings = ObstacleSettings(depth_unit=0.01)
+    found = finder.find(camera_info(), depth, mask, HEAT, taken(), KNOWN, settings)
+    np.testing.assert_allclose(found.points[:, 2], 4.0)
+    bent = camera_info(
+        "plumb_bob", p=camera_info().k[:3] + [0.0] + camera_info().k[3:6] + [0.0] * 5
+    )
+    straight = ObstacleSettings(rectified=True)
+    found = ObstacleFinder().find(bent, None, mask, HEAT, taken(), KNOWN, straight)
+    expected = find(ObstacleFinder(), mask)
+    np.testing.assert_array_equal(found.points, expected.points)
+
+
 @pytest.mark.parametrize(
     ("info", "depth", "reason"),
     [
@@ -140,7 +158,7 @@ class Table:
     def __init__(self, **poses: np.ndarray) -> None:
         self.poses = poses
 
-    def lookup(self, target: str, source: str, stamp: Any) -> np.ndarray:
+    def lookup(self, target: str, source: str, moments: Any) -> np.ndarray:
         try:
             return self.poses[f"{target}_from_{source}"]
         except KeyError:
@@ -151,13 +169,23 @@ class Table:
 
 def test_pose_from_parameters_goes_before_tf():
     table = Table(base_from_optical=mounted(0.5))
-    assert Extrinsics(table, "base").pose(header())[2, 3] == 0.5
-    assert Extrinsics(table, "base", height=1.0).pose(header())[2, 3] == 1.0
+    assert Extrinsics(table, "base").pose(taken())[2, 3] == 0.5
+    assert Extrinsics(table, "base", height=1.0).pose(taken())[2, 3] == 1.0
     matrix = mounted(1.7, 0.1, 0.2)
     given = Extrinsics(table, "base", height=1.0, matrix=matrix.reshape(-1).tolist())
-    np.testing.assert_allclose(given.pose(header()), matrix)
+    np.testing.assert_allclose(given.pose(taken()), matrix)
     with pytest.raises(UserError, match="16 numbers"):
         Extrinsics(table, "base", matrix=[1.0, 2.0])
+
+
+def test_a_frame_that_is_the_cameras_body_has_its_axes_turned():
+    body = np.eye(4)
+    body[2, 3] = 1.2  # looks along the robot's x
+    table = Table(base_from_optical=body)
+    found = Extrinsics(table, "base", body=True).pose(taken())
+    np.testing.assert_allclose(found, mounted(1.2), atol=1e-12)
+    given = Extrinsics(table, "base", height=0.7, body=True).pose(taken())
+    np.testing.assert_allclose(given, mounted(0.7))  # parameters are of the optical frame
 
 
 # -- stamps of depth -------------------------------------------------------------------------------
@@ -260,13 +288,16 @@ def test_cloud_message_is_readable_by_others():
     assert cloud_message(stamped, np.zeros((0, 4), np.float32)).width == 0
 
 
-def costmap_of(transforms: Any, **settings: Any):
+NOW = 50_000_000_000
+
+
+def costmap_of(transforms: Any, publisher: Any = None, **settings: Any):
     pytest.importorskip("rclpy", reason="rclpy is not installed")
     from anomaly_detector_ros.ros.costmap import Costmap
+    from anomaly_detector_ros.ros.output import Output
     from anomaly_detector_ros.ros.parameters import CostmapParameters
-    from anomaly_detector_ros.ros.qos import Output
 
-    return Costmap(Output(None), transforms, "base_link", 0.0, CostmapParameters(**settings))
+    return Costmap(Output(publisher), transforms, "base_link", 0.0, CostmapParameters(**settings))
 
 
 def test_costmap_places_what_a_moving_robot_sees(finder, mask):
@@ -276,8 +307,7 @@ def test_costmap_places_what_a_moving_robot_sees(finder, mask):
     # The robot stands at (10, -4) and looks along the fixed frame's y.
     half = np.sqrt(0.5)
     table.poses["odom_from_base_link"] = from_quaternion((10, -4, 0), (0, 0, half, half))
-    assert costmap.add(ros_header(50.0), found) == ""
-    message = costmap.message(ros_header(50.0))
+    message = costmap.add(NOW, taken(50.0), found)
     assert message.header.frame_id == "odom"
     assert message.header.stamp.sec == 50
     cells = np.array(message.data, np.int8).reshape(message.info.height, message.info.width)
@@ -295,18 +325,66 @@ def test_costmap_places_what_a_moving_robot_sees(finder, mask):
 def test_costmap_says_what_is_missing(finder, mask):
     costmap = costmap_of(NoTransforms())
     found = find(finder, mask, free=True)
-    assert "set costmap.frame to 'base_link'" in costmap.add(ros_header(1.0), found)
-    assert "no camera_info" in costmap.add(ros_header(1.0), find(finder, mask, info=None))
+    with pytest.raises(UserError, match=r"set costmap\.frame to 'base_link'"):
+        costmap.add(NOW, taken(50.0), found)
     robot = costmap_of(NoTransforms(), frame="base_link")
-    assert robot.add(ros_header(1.0), found) == ""
     under = costmap_of(NoTransforms(), frame="base_link", max_height=-0.5)
-    assert under.add(ros_header(1.0), found) == ""
-    assert max(robot.message(ros_header(1.0)).data) == 70
-    assert max(under.message(ros_header(1.0)).data) == 40
-    robot.clear()
-    assert set(robot.message(ros_header(1.0)).data) == {-1}
+    assert max(robot.add(NOW, taken(50.0), found).data) == 70
+    assert max(under.add(NOW, taken(50.0), found).data) == 40
     with pytest.raises(UserError, match=r"raise costmap\.resolution"):
         costmap_of(NoTransforms(), size=200.0, resolution=0.05)
+
+
+class Grids:
+    """A publisher that keeps what it sends."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+
+    def get_subscription_count(self) -> int:
+        return 1
+
+    def publish(self, message: Any) -> None:
+        self.sent.append(message)
+
+
+def test_where_no_image_comes_the_costmap_says_that_it_knows_no_more(finder, mask, monkeypatch):
+    grids = Grids()
+    costmap = costmap_of(NoTransforms(), grids, frame="base_link", decay=4.0)
+    monkeypatch.setattr("anomaly_detector_ros.ros.costmap.REFRESH", 0.0)
+    share = costmap.share()
+    share.send(costmap.add(NOW, taken(50.0), find(finder, mask, free=True)))
+    known = [sum(cell >= 0 for cell in grids.sent[-1].data)]
+    for seconds in (1, 3, 5, 7):
+        costmap.refresh(NOW + seconds * 1_000_000_000)
+        known.append(sum(cell >= 0 for cell in grids.sent[-1].data))
+    # It fades, is gone after 4 s, and then nothing more is sent.
+    assert known[0] == known[1] == known[2] > 100
+    assert known[3:] == [0, 0]
+    assert len(grids.sent) == 4
+    assert grids.sent[-1].header.stamp.sec == 55
+
+
+def test_a_costmap_given_up_says_so(finder, mask):
+    grids = Grids()
+    costmap = costmap_of(NoTransforms(), grids, frame="base_link")
+    costmap.clear(NOW)
+    assert grids.sent == []  # nothing was said, so there is nothing to take back
+    costmap.share().send(costmap.add(NOW, taken(50.0), find(finder, mask, free=True)))
+    costmap.clear(NOW)
+    assert set(grids.sent[-1].data) == {-1}
+
+
+def test_cameras_whose_clocks_differ_share_the_costmap(finder, mask):
+    costmap = costmap_of(NoTransforms(), frame="base_link")
+    found = find(finder, mask, free=True)
+    hours = 3 * 3600 * 1_000_000_000
+    for step in range(3):
+        now = NOW + step * 1_000_000_000
+        # The one's moments are of the node's clock, the other's stamp is three hours late.
+        costmap.add(now, Taken("optical", (now,)), found)
+        grid = costmap.add(now, Taken("optical", (now - hours, now)), found)
+    assert max(grid.data) == 97  # of both
 
 
 def test_tf_of_a_node_is_followed():
@@ -332,10 +410,10 @@ def test_tf_of_a_node_is_followed():
         executor.add_node(node)
         for _ in range(20):
             executor.spin_once(timeout_sec=0.1)
-        pose = transforms.lookup("base_link", "optical", ros_header(1.0).stamp)
+        pose = transforms.lookup("base_link", "optical", (1_000_000_000,))
         assert pose[2, 3] == 1.5
         with pytest.raises(UserError, match="no transform from 'nowhere'"):
-            transforms.lookup("base_link", "nowhere", ros_header(1.0).stamp)
+            transforms.lookup("base_link", "nowhere", (1_000_000_000,))
         transforms.close()
         node.destroy_node()
     finally:

@@ -11,14 +11,13 @@ import pytest
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
-from builtin_interfaces.msg import Time
 from geometry_msgs.msg import TransformStamped
 
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.ros import transforms
 from anomaly_detector_ros.ros.transforms import NoTransforms, make_transforms
 
-STAMP = Time(sec=10)
+STAMP = (10_000_000_000,)
 
 
 class Tf:
@@ -76,6 +75,21 @@ def test_a_moment_before_all_that_is_known_is_not(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UserError, match="no transform from 'optical' to 'base_link': whatever"):
         install(monkeypatch, tf).lookup("base_link", "optical", STAMP)
     assert tf.lookups == 1
+
+
+def test_of_several_moments_the_first_that_is_known_counts(monkeypatch: pytest.MonkeyPatch):
+    """A camera whose clock is hours late: TF knows when its image came."""
+    tf = Tf(first=11.0, newest=12.0, step=0.0)
+    asked: list[float] = []
+    known = tf.lookup_transform
+    tf.lookup_transform = lambda to, of, at: asked.append(at.nanoseconds / 1e9) or known(to, of, at)
+    transforms = install(monkeypatch, tf)
+    transforms.lookup("base_link", "optical", (10_000_000_000, 11_500_000_000))
+    assert asked == [10.0, 11.5]
+    transforms.lookup("base_link", "optical", (11_200_000_000, 11_500_000_000))
+    assert asked[2:] == [11.2]
+    with pytest.raises(UserError, match="no transform"):
+        transforms.lookup("base_link", "optical", (9_000_000_000, 10_000_000_000))
 
 
 def test_a_transform_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch):
