@@ -64,6 +64,7 @@ def run(signals: _Signals, args: list[str] | None = None) -> int:
         return _refuse(error)
     try:
         from anomaly_detector_ros.ros.executor import NodeExecutor
+        from anomaly_detector_ros.ros.given import foreign_files
         from anomaly_detector_ros.ros.node import AnomalyDetectorNode
 
         node = AnomalyDetectorNode()
@@ -74,6 +75,8 @@ def run(signals: _Signals, args: list[str] | None = None) -> int:
         if rclpy.ok():
             raise
         return 0  # SIGINT or SIGTERM came while the node was made
+    for line in foreign_files(args or sys.argv, node.get_fully_qualified_name()):
+        node.get_logger().warning(line)
     executor = NodeExecutor(node.transitions)
     executor.add_node(node)
     signals.running = True

@@ -69,6 +69,8 @@ class AnomalyDetectorNode(LifecycleNode):
         self.add_on_set_parameters_callback(self._on_set_parameters)
         if hasattr(self, "add_post_set_parameters_callback"):  # not in Humble
             self.add_post_set_parameters_callback(self._on_parameters_set)
+        for line in self.parameters.unknown():
+            self.get_logger().warning(line)
         self._create_interfaces()
 
     def _create_interfaces(self) -> None:
@@ -142,6 +144,8 @@ class AnomalyDetectorNode(LifecycleNode):
         except Exception as error:  # an impossible qos_overrides value, for one
             self.get_logger().error(f"not activated: {type(error).__name__}: {error}")
             return FAILURE
+        for line in self.parameters.unknown_qos():
+            self.get_logger().warning(line)
         topics = ", ".join(self.resolve_topic_name(c.input_topic) for c in session.cameras)
         self.get_logger().info(f"active, listening to {topics}")
         return SUCCESS

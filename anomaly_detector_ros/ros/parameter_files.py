@@ -55,7 +55,8 @@ _MARKDOWN_HEAD = f"""\
 `config/anomaly_detector.yaml` holds all of them at their defaults. `ros2 param describe` shows the
 same texts. *live*: may change at any time; *start*: only when the node starts; the others may
 change while the node is unconfigured. A value that is out of range or of another type is refused
-with the reason.
+with the reason; an integer is taken for a number. A name that no parameter has and a parameter file
+for another node are warned of at start.
 """
 _MARKDOWN_CAMERAS = f"""
 ## Of each camera

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -19,13 +20,16 @@ from pydantic.fields import FieldInfo
 
 from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile
+from anomaly_detector_ros.ros.given import unknown_parameters
 
 if TYPE_CHECKING:
     from rcl_interfaces.msg import ParameterDescriptor
     from rclpy.node import Node
+    from rclpy.parameter import Parameter
 
 UNSET = -1.0
 """A number that stands for another one: the profile's threshold, or the node's own parameter."""
+QOS_OVERRIDES = "qos_overrides."
 _CAMERA = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
@@ -317,9 +321,9 @@ class OfCamera:
         Rule(choices=("optical", "body"), constraints="empty, optical or body", live=True),
     ] = ""
     """This camera's image_frame; empty: the node's."""
-    depth_unit: Annotated[
-        float, Rule((-1.0, 1.0), constraints="0 or more, or -1", live=True)
-    ] = UNSET
+    depth_unit: Annotated[float, Rule((-1.0, 1.0), constraints="0 or more, or -1", live=True)] = (
+        UNSET
+    )
     """This camera's depth_unit; 0: REP 118; -1: the node's."""
     height: Annotated[float, Rule((0.0, 10.0), live=True)] = 0.0
     """Height of the camera above base_frame's origin, metres, for obstacles without TF; 0: the
@@ -410,6 +414,21 @@ def problem(name: str, spec: Spec, value: Any) -> str | None:
     return f"{name}{wrong}" if wrong else None
 
 
+def as_declared(spec: Spec, value: Any) -> Any:
+    """A value with integers taken for numbers where the parameter is one, or a list of them.
+
+    >>> as_declared(BY_NAME["threshold"], 1), as_declared(BY_NAME["jpeg_quality"], 80)
+    (1.0, 80)
+    """
+    if isinstance(spec.default, float) and type(value) is int:
+        return float(value)
+    of_numbers = isinstance(spec.default, list) and isinstance(spec.default[0], float)
+    is_list = of_numbers and isinstance(value, (list, tuple, array)) and len(value) > 0
+    if is_list and all(type(each) is int for each in value):
+        return [float(each) for each in value]
+    return value
+
+
 def refusal(changes: Mapping[str, Any], current: Mapping[str, Any], configured: bool) -> str | None:
     """Why a set of changes must be refused, in one line; None if it may be made.
 
@@ -477,10 +496,31 @@ class Parameters:
 
     def __init__(self, node: Node) -> None:
         self._node = node
+        # What was given at start; rclpy has no accessor for it.
+        self._given: dict[str, Any] = getattr(node, "_parameter_overrides", {})
         self._of_cameras: set[str] = set()
         for name, spec in BY_NAME.items():
             self._declare(name, spec)
         self.declare_cameras()
+        if hasattr(node, "add_pre_set_parameters_callback"):  # not in Humble
+            node.add_pre_set_parameters_callback(self._as_declared)
+
+    def unknown(self) -> list[str]:
+        """What was given at start that no parameter has the name of, in one line each."""
+        known = {*BY_NAME, *self._of_cameras}
+        return unknown_parameters(self._undeclared(qos=False), known)
+
+    def unknown_qos(self) -> list[str]:
+        """As `unknown`, of ``qos_overrides``; to be asked once all topics are made."""
+        known = self._node.get_parameters_by_prefix(QOS_OVERRIDES.rstrip("."))
+        return unknown_parameters(self._undeclared(qos=True), (QOS_OVERRIDES + n for n in known))
+
+    def _undeclared(self, qos: bool) -> list[str]:
+        return [
+            name
+            for name in self._given
+            if name.startswith(QOS_OVERRIDES) == qos and not self._node.has_parameter(name)
+        ]
 
     def declare_cameras(self) -> None:
         """Declares the parameters of the cameras there are now, and undeclares those of others.
@@ -522,6 +562,17 @@ class Parameters:
         """All values by full name."""
         return {name: self[name] for name in (*BY_NAME, *self._of_cameras)}
 
+    def _as_declared(self, changed: list[Parameter]) -> list[Parameter]:
+        from rclpy.parameter import Parameter
+
+        known = {**BY_NAME, **camera_specs(self["cameras"])}
+        return [
+            Parameter(each.name, value=as_declared(known[each.name], each.value))
+            if each.name in known
+            else each
+            for each in changed
+        ]
+
     def _declare(self, name: str, spec: Spec) -> None:
         from rclpy.exceptions import (
             InvalidParameterTypeException,
@@ -529,8 +580,13 @@ class Parameters:
         )
 
         made = descriptor(name, spec)
+        given = self._given.get(name)
+        number = as_declared(spec, given.value) if given else None
+        whole = given is not None and number is not given.value
         try:
-            value = self._node.declare_parameter(name, spec.default, made).value
+            value = self._node.declare_parameter(
+                name, number if whole else spec.default, made, ignore_override=whole
+            ).value
         except (InvalidParameterTypeException, InvalidParameterValueException) as error:
             raise UserError(f"parameter {name}: {one_line(error)}") from error
         reason = problem(name, spec, value)

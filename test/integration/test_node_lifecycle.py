@@ -31,7 +31,8 @@ def test_an_impossible_transition_is_refused_and_survived(light_profile: str):
 
 
 def test_what_the_node_takes_of_rclpys_private_parts_is_there(light_profile: str):
-    """A release that moves them fails here; `state` and `_guard_change_state` say why."""
+    """A release that moves them fails here; `state`, `_guard_change_state` and
+    `Parameters` say why."""
     graph = Graph("private", profile=light_profile, autostart=False)
     try:
         assert graph.node.state == graph.state() == "unconfigured"
@@ -39,6 +40,7 @@ def test_what_the_node_takes_of_rclpys_private_parts_is_there(light_profile: str
         assert service in list(graph.node.services)
         assert service.srv_name.endswith("/anomaly_detector/change_state")
         assert service.callback.__qualname__.startswith("AnomalyDetectorNode._guard_change_state")
+        assert graph.node._parameter_overrides["profile"].value == light_profile
     finally:
         graph.close()
 

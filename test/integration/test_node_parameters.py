@@ -73,6 +73,17 @@ def test_a_bad_parameter_is_refused_with_the_reason(live: Graph, changes: dict, 
     assert reason in result.reason
 
 
+def test_integers_are_taken_for_numbers(live: Graph):
+    assert live.set_parameters(threshold=1).successful
+    live.diagnostics("node", lambda found: found["threshold"] == "1")
+    assert live.set_parameters(grey_range=[0, 4095]).successful
+    assert live.set_parameters(**{"camera.height": 2}).successful
+    assert not live.set_parameters(threshold=2).successful
+    assert not live.set_parameters(jpeg_quality=90.0).successful
+    for name, value in {"threshold": -1, "grey_range": [0, 0], "camera.height": 0}.items():
+        assert live.set_parameters(**{name: value}).successful
+
+
 def test_a_range_of_greys_holds_for_the_next_image(live: Graph):
     overlays = live.listen_output("overlay")
     counts = np.full((48, 64), 6000, np.uint16)

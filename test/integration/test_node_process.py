@@ -38,12 +38,13 @@ class Process:
         self._overdue = threading.Timer(180.0, self._process.kill)
         self._overdue.start()
 
-    def wait_for(self, words: str) -> None:
+    def wait_for(self, words: str) -> str:
+        """What it printed up to those words."""
         seen = []
         for line in self._process.stdout:
             seen.append(line)
             if words in line:
-                return
+                return "".join(seen)
         pytest.fail(f"the node ended without '{words}':\n{''.join(seen)}")
 
     def wait_for_handler(self, number: signal.Signals) -> None:
@@ -104,6 +105,30 @@ def test_signal_ends_an_unconfigured_node(processes: list[Process]):
     code, seconds, output = process.end(signal.SIGTERM)
     assert (code, "Traceback" in output) == (0, False), output
     assert seconds < 3.0
+
+
+def test_what_means_nothing_to_it_is_told_and_integers_are_numbers(
+    processes: list[Process], light_profile: str, tmp_path: Path
+):
+    theirs, own = tmp_path / "theirs.yaml", tmp_path / "own.yaml"
+    theirs.write_text("/detector:\n  ros__parameters:\n    threshold: 0.5\n")
+    own.write_text(
+        "/process/anomaly_detector:\n  ros__parameters:\n    threshold: 1\n"
+        "    grey_range: [0, 4095]\n    camera:\n      heigth: 1.2\n"
+    )
+    process = Process(
+        f"profile:={light_profile}", "device:=cpu", "treshold:=0.5", "camera.height:=1",
+        "qos_overrides./process/camera/image_raw.subscription.depht:=3",
+        command=[*COMMAND[1:], "--params-file", str(theirs), "--params-file", str(own)],
+    )  # fmt: skip
+    processes.append(process)
+    output = process.wait_for("active, listening")
+    assert f"parameter file '{theirs}' is for '/detector'" in output
+    assert str(own) not in output
+    assert "unknown parameter 'treshold': did you mean 'threshold'?" in output
+    assert "unknown parameter 'camera.heigth': did you mean 'camera.height'?" in output
+    topic = "qos_overrides./process/camera/image_raw.subscription"
+    assert f"unknown parameter '{topic}.depht': did you mean '{topic}.depth'?" in output
 
 
 @pytest.mark.parametrize(
