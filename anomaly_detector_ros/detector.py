@@ -62,6 +62,7 @@ class Detector:
         self.features = features
         self.upsampler, self.segmenter = upsampler, segmenter
         self.distance, self.calibration = distance or CosineDistance(), calibration
+        self._squares = profile.parts.features.squares()
         self.threshold = profile.threshold
         self._editor = Editor(profile.parts.sampler, profile.parts.denoiser.size, device)
 
@@ -114,7 +115,7 @@ class Detector:
         return cls(
             profile,
             parts.denoiser(profile.parts.denoiser),
-            parts.features(profile.parts.features),
+            parts.features(profile.parts.features.of_one_view()),
             parts.upsampler(profile.parts.upsampler),
             parts.segmenter(profile.parts.segmenter),
             parts.device,
@@ -175,18 +176,21 @@ class Detector:
             return []
         clock = StageClock(self.device)
         with clock.measure("synthesis"):
-            looked_at = self.upsampler.guided or not self.distance.full_resolution
-            inputs, edits = self.synthesize(images, originals=looked_at, callback=callback)
+            originals = not self._full_resolution
+            inputs, edits = self.synthesize(images, originals=originals, callback=callback)
         with clock.measure("features"):
-            maps = self._extract(images, inputs, edits)
+            seen = [
+                self._compared(image, inputs[i : i + 1], edits[i]) for i, image in enumerate(images)
+            ]
+            maps = self._extract(seen)
         shares = {stage: seconds / len(images) for stage, seconds in clock.seconds.items()}
         names = cameras or [DEFAULT_CAMERA] * len(images)
         return [
             self._conclude(
                 image,
-                inputs[i : i + 1],
                 edits[i],
                 maps[i],
+                seen[i],
                 StageClock(self.device, **shares),
                 camera,
             )
@@ -208,41 +212,52 @@ class Detector:
         return resize(self._to_tensor(image), self._editor.size)
 
     @torch.inference_mode()
-    def _extract(self, images: Sequence[np.ndarray], inputs: Tensor, edits: Tensor) -> list[Tensor]:
-        """Of each image the features (1 + K, C, h, w) of what `_compared` gives."""
-        shown = [
-            self._compared(image, inputs[i : i + 1], edits[i]) for i, image in enumerate(images)
-        ]
-        alike = len({each.shape for each in shown}) == 1
-        count = len(shown[0])
+    def _extract(self, seen: Sequence[Tensor]) -> list[Tensor]:
+        """Features (n, 1 + K, C, h, w) of what `_compared` gives of each image."""
+        alike = len({each.shape for each in seen}) == 1
+        count = seen[0].shape[0] * seen[0].shape[1]
         step = max(1, _FEATURE_BATCH // count) if alike else 1
         maps: list[Tensor] = []
-        for start in range(0, len(shown), step):
-            group = torch.cat(shown[start : start + step])
-            maps.extend(self.features.extract(group).split(count))
+        for start in range(0, len(seen), step):
+            group = seen[start : start + step]
+            found = self.features.extract(torch.cat([each.flatten(0, 1) for each in group]))
+            maps.extend(
+                each.unflatten(0, views.shape[:2])
+                for each, views in zip(found.split(len(found) // len(group)), group, strict=True)
+            )
         return maps
 
+    @property
+    def _full_resolution(self) -> bool:
+        """Whether edits are compared with the camera's image rather than with what was edited."""
+        chosen = self.profile.parts.distance.compared_with
+        return chosen == "image" if chosen else self.distance.full_resolution
+
     def _compared(self, image: np.ndarray, original: Tensor, edits: Tensor) -> Tensor:
-        """What is compared, (1 + K, 3, H, W): the image as the distance sees it, then the edits."""
-        if self.distance.full_resolution:
+        """What is compared, (n, 1 + K, 3, H, W): n views of the image and of its K edits."""
+        if self._full_resolution:
             original = self._to_tensor(image)
-        height, width = original.shape[-2:]
-        return torch.cat([original, resize(edits, (height, width))])
+        if self._squares is None:
+            height, width = original.shape[-2:]
+            return torch.cat([original, resize(edits, (height, width))])[None]
+        # Each is resized once, from its own size.
+        squares = [self._squares.cut(each, image.shape[:2]) for each in (original, edits)]
+        return torch.cat(squares, dim=1)
 
     @torch.inference_mode()
     def _conclude(
         self,
         image: np.ndarray,
-        original: Tensor,
         edits: Tensor,
         maps: Tensor,
+        seen: Tensor,
         clock: StageClock,
         camera: str = DEFAULT_CAMERA,
     ) -> Detection:
-        """What `edits` changed in an image, given the features of the original and of them."""
+        """What `edits` changed in an image, given what is ``seen`` of both and its features."""
         size = image.shape[:2]
         with clock.measure("upsampling"):
-            raw, uncertainty = self._distance(maps, original, edits, size)
+            raw, uncertainty = self._distance(maps, seen, size)
             edited = to_pictures(resize(edits.mean(0, keepdim=True), size))[0]
         with clock.measure("segmentation"):
             segments = self.segment(image, raw)
@@ -272,17 +287,28 @@ class Detector:
             original: (1, 3, h, w) in [-1, 1], what was edited.
             edits: (K, 3, h, w) in [-1, 1].
         """
-        maps = self.features.extract(self._compared(image, original, edits))
-        return self._distance(maps, original, edits, image.shape[:2])[0]
+        seen = self._compared(image, original, edits)
+        return self._distance(self._extract([seen])[0], seen, image.shape[:2])[0]
 
     def _distance(
-        self, maps: Tensor, original: Tensor, edits: Tensor, size: tuple[int, int]
+        self, maps: Tensor, seen: Tensor, size: tuple[int, int]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The raw anomaly map and how much the edits disagree, both float32 (H, W)."""
-        distances = self.upsampler.distance(
-            maps[:1], maps[1:], original, edits, size, self.distance
-        )
-        summed_up = (self.distance.anomaly(distances), self.distance.spread(distances))
+        """The raw anomaly map and how much the edits disagree, both float32 (H, W).
+
+        Args:
+            maps: features (n, 1 + K, C, h, w) of ``seen``.
+            seen: see `_compared`.
+            size: (H, W).
+        """
+        within = self._squares.size if self._squares else size
+        distances = [
+            self.upsampler.distance(
+                features[:1], features[1:], views[:1], views[1:], within, self.distance
+            )
+            for features, views in zip(maps, seen, strict=True)
+        ]
+        joined = self._squares.join(distances, size) if self._squares else distances[0]
+        summed_up = (self.distance.anomaly(joined), self.distance.spread(joined))
         raw, spread = (each.float().cpu().numpy() for each in summed_up)
         return raw, spread
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -22,7 +22,8 @@ class Distance(ABC):
 
     Attributes:
         full_resolution: whether the image is seen as the camera gave it, or as small as its edits,
-            so that detail that only the image has does not count as a change.
+            so that detail that only the image has does not count as a change. A profile may say
+            otherwise (`DistanceSettings.compared_with`).
     """
 
     full_resolution: ClassVar[bool] = False
@@ -72,10 +73,14 @@ class DistanceSettings(ABC):
     Attributes:
         fitted: whether it needs nominal images, and so a calibration.
         collects_edits: whether `collect` looks at edits, which take far longer than features.
+        compared_with: what edits are compared with: the camera's ``image``, or ``model_input``,
+            the image as small as the edits; None: what suits the distance.
     """
 
     fitted: ClassVar[bool] = False
     collects_edits: ClassVar[bool] = False
+
+    compared_with: Literal["image", "model_input"] | None = field(default=None, kw_only=True)
 
     @abstractmethod
     def build(self, learnt: Tensors) -> Distance:

@@ -24,6 +24,20 @@ class CosineDistance(Distance, DistanceSettings):
         return cosine_distance(original.expand_as(edits), edits)
 
 
+@DISTANCES.register("squared_cosine")
+@dataclass(frozen=True)
+class SquaredCosineDistance(CosineDistance):
+    """The square of the cosine distance, averaged over the edits: 0 to 4.
+
+    It is taken at the image's size, after the distances are upsampled. A segment's mean then gives
+    more to its largest changes.
+    """
+
+    def anomaly(self, maps: Tensor) -> Tensor:
+        """See `Distance`."""
+        return maps.square().mean(0)
+
+
 def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
     """1 - cosine similarity of feature maps (B, C, h, w): (B, h, w) float32 in [0, 2].
 

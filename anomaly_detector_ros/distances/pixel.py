@@ -1,4 +1,4 @@
-"""Distances between the pictures themselves, without a network: structure and colour."""
+"""Distance between the pictures themselves, without a network: structure."""
 
 from __future__ import annotations
 
@@ -48,18 +48,3 @@ def ssim_distance(original: Tensor, edits: Tensor) -> Tensor:
         )
         distances.append(np.clip((1.0 - similarity.mean(axis=0)) / 2.0, 0.0, 1.0))
     return torch.from_numpy(np.stack(distances)).float().to(edits.device)
-
-
-def rgb_distance(original: Tensor, edits: Tensor) -> Tensor:
-    """Root mean square difference of the three colours, pixel by pixel.
-
-    sqrt(sum_c (x_c - y_c)^2 / 3): unlike the cosine distance of colours it sees brightness.
-
-    Args:
-        original: (1, 3, h, w) float in [-1, 1].
-        edits: (K, 3, h, w) float in [-1, 1].
-
-    Returns:
-        (K, h, w) float32 in [0, 2]: 2 between black and white.
-    """
-    return (edits.float() - original.float()).square().mean(dim=1).sqrt()

@@ -182,7 +182,8 @@ class Evaluation:
     @torch.inference_mode()
     def _panels(self, method: Synthesis, truth: LabelledImage, threshold: float) -> Panels:
         original, edits = self.parts.edits(method.detector, truth.image)
-        features = method.detector.features.extract(torch.cat([original, edits[:1]])).cpu().numpy()
+        extractor = self.parts.features(method.detector.profile.parts.features)
+        features = extractor.extract(torch.cat([original, edits[:1]])).cpu().numpy()
         refined = self.anomaly_map(method, truth)
         return Panels(
             name=truth.name,

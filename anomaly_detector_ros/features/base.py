@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +12,7 @@ import torch
 from annotated_types import Ge
 
 from anomaly_detector_ros.features.networks import FeatureExtractor
-from anomaly_detector_ros.features.tiling import TiledFeatures
+from anomaly_detector_ros.features.tiling import Squares, TiledFeatures
 from anomaly_detector_ros.runtime.devices import choose_dtype
 from anomaly_detector_ros.runtime.parts import PartRegistry
 from anomaly_detector_ros.weights.loading import RANDOM, Loader, Weighted
@@ -26,23 +26,25 @@ class FeatureSettings(Weighted, ABC):
     """The settings of one feature space; a subclass registers itself in `FEATURES`.
 
     Attributes:
-        mode: images are seen whole, or in tiles; see `tiling.TiledFeatures`.
+        mode: images are seen whole; in tiles whose features are put together before they are
+            compared (`tiling.TiledFeatures`); or in squares that are compared each by itself, as
+            the paper's are (`tiling.Squares`).
         tile_size: side of a tile in pixels, 224 by default.
         input_size: (height, width) at which images are seen, or the shorter side alone; by default
             what suits the network.
     """
 
-    mode: Literal["whole", "tiles"] = "whole"
+    mode: Literal["whole", "tiles", "squares"] = "whole"
     tile_size: Annotated[int, Ge(1)] | None = None
     input_size: int | Size | None = None
 
     def __post_init__(self) -> None:
         """Refuses a size of tiles without tiles."""
         if self.mode == "whole" and self.tile_size is not None:
-            raise ValueError("tile_size: only with `mode: tiles`")
+            raise ValueError("tile_size: only with `mode: tiles` or `mode: squares`")
 
     def build(self, loader: Loader) -> FeatureExtractor:
-        """The extractor.
+        """The extractor of images; in mode ``squares`` too their tiles' features put together.
 
         Raises:
             UserError: sizes that don't fit the network, or weights that cannot be had.
@@ -52,6 +54,29 @@ class FeatureSettings(Weighted, ABC):
         side = self.tile_size or TILE_SIZE
         extractor = self.extractor(loader, (side, side))
         return TiledFeatures(extractor, tile_size=side, input_size=self.input_size)
+
+    @property
+    def trained_upsampler(self) -> str | None:
+        """The registry's FeatUp upsampler that was trained for these features, where one was."""
+        return None
+
+    def squares(self) -> Squares | None:
+        """How images are cut before they are compared; None where they are compared whole.
+
+        Raises:
+            UserError: sizes that don't fit together.
+        """
+        if self.mode != "squares":
+            return None
+        side = self.tile_size or TILE_SIZE
+        return Squares(side, side if self.input_size is None else self.input_size)
+
+    def of_one_view(self) -> FeatureSettings:
+        """The settings for what is compared at once: one of the `squares`, or a whole image."""
+        if self.mode != "squares":
+            return self
+        side = self.tile_size or TILE_SIZE
+        return replace(self, mode="whole", tile_size=None, input_size=(side, side))
 
     @abstractmethod
     def extractor(self, loader: Loader, input_size: int | Size | None) -> FeatureExtractor:

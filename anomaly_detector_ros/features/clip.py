@@ -34,15 +34,22 @@ class MaskClip(NetworkSettings):
         model: open_clip's name of the architecture, a plain vision transformer.
         pretrained: open_clip's tag of the weights, which says how the network was trained
             (activation, mean and deviation of the pixels); None for one without a tag.
-        imagenet_pixels: normalise by ImageNet's mean and deviation, as FeatUp does with every
-            network, rather than by those that the model was trained with.
+        as_in_featup: run the network as FeatUp's upsamplers were trained on it: pixels normalised
+            by ImageNet's mean and deviation rather than by CLIP's, positions by FeatUp's rule
+            (`resample_position_embedding`), and of CLIP, not of MaskCLIP, ChannelNorm
+            (`NetworkFeatures`).
     """
 
     dense: ClassVar[Literal["maskclip", "clip"]] = "maskclip"
 
     model: str = "ViT-B-16"
     pretrained: str | None = "openai"
-    imagenet_pixels: bool = False
+    as_in_featup: bool = False
+
+    @property
+    def trained_upsampler(self) -> str | None:
+        """See `FeatureSettings`."""
+        return f"featup_{self.dense}_jbu" if self.as_in_featup else None
 
     def published(self, loader: Loader) -> Path | None:
         """See `Weighted`."""
@@ -96,7 +103,7 @@ class ClipFeatures(NetworkFeatures):
     ) -> None:
         tag = _tag(settings.model, settings.pretrained)
         network = _build(settings.model, weights, quick_gelu=bool(tag.get("quick_gelu")))
-        own = not settings.imagenet_pixels
+        own = not settings.as_in_featup
         super().__init__(
             network,
             channels=network.proj.shape[1],
@@ -106,8 +113,10 @@ class ClipFeatures(NetworkFeatures):
             std=tag.get("std", CLIP_STD) if own else IMAGENET_STD,
             device=device,
             dtype=dtype,
+            channel_norm=settings.as_in_featup and settings.dense == "clip",
+            any_size=settings.as_in_featup,
         )
-        self._dense = settings.dense
+        self._dense, self._as_in_featup = settings.dense, settings.as_in_featup
 
     def _maps(self, pixels: Tensor) -> Tensor:
         network = self._network
@@ -115,7 +124,9 @@ class ClipFeatures(NetworkFeatures):
         grid = (patches.shape[-2], patches.shape[-1])
         patches = patches.flatten(2).transpose(1, 2).float()
         token = network.class_embedding.expand(len(patches), 1, -1)
-        positions = resample_position_embedding(network.positional_embedding[None], grid)
+        positions = resample_position_embedding(
+            network.positional_embedding[None], grid, as_in_featup=self._as_in_featup
+        )
         x: Tensor = network.ln_pre(torch.cat([token, patches], dim=1) + positions)
         *blocks, last = network.transformer.resblocks
         for block in blocks:

@@ -9,7 +9,7 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -68,9 +68,9 @@ class FeatUp(UpsamplerSettings):
         stack = load_featup(loader.file(self.weights))
         return FeatUpUpsampler(stack, device=loader.device, fixup=self.fixup, tile=self.tile)
 
-    def for_other_features(self) -> Mapping[str, object]:
+    def for_features(self, trained: str | None) -> Mapping[str, object]:
         """See `UpsamplerSettings`: its last projection is trained for one, whatever the width."""
-        return {"fixup": False}
+        return {"weights": trained, "fixup": True} if trained else {"fixup": False}
 
 
 class FeatUpUpsampler:
@@ -88,8 +88,6 @@ class FeatUpUpsampler:
         tile: side of a tile in pixels of the upsampled map. Memory grows with its square (about
             400 MB for 128 and 512 channels); smaller tiles overlap more and take longer.
     """
-
-    guided: ClassVar[bool] = True
 
     def __init__(
         self,

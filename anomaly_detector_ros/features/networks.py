@@ -42,6 +42,10 @@ class NetworkFeatures(ABC):
         device: where the network runs.
         dtype: of the matrix products: ``torch.float32``, ``torch.bfloat16`` or ``torch.float16``
             (norms, the residual stream and the result stay float32).
+        channel_norm: bring each cell's features to mean 0 and variance 1, as FeatUp's ChannelNorm
+            does (a layer norm whose weights its training left at 1 and 0).
+        any_size: let ``input_size`` be no multiple of the stride: what is left over at the bottom
+            and on the right is not seen.
 
     Raises:
         UserError: a setting out of range.
@@ -58,14 +62,16 @@ class NetworkFeatures(ABC):
         std: Colour,
         device: torch.device | str,
         dtype: torch.dtype,
+        channel_norm: bool = False,
+        any_size: bool = False,
     ) -> None:
-        check_input_size(input_size, stride)
+        check_input_size(input_size, 1 if any_size else stride)
         if dtype not in (torch.float32, torch.bfloat16, torch.float16):
             raise UserError(f"dtype {dtype}: take float32, bfloat16 or float16")
         self.channels, self.stride, self.input_size = channels, stride, input_size
         self.mean, self.std = mean, std
         self.device = torch.device(device)
-        self.dtype = dtype
+        self.dtype, self.channel_norm = dtype, channel_norm
         # What a network of some library has is known to that library alone.
         self._network: Any = network.eval().requires_grad_(False).to(self.device)
         if dtype is not torch.float32:
@@ -78,13 +84,17 @@ class NetworkFeatures(ABC):
     def extract(self, images: Tensor) -> Tensor:
         """Features of images (B, 3, H, W) in [-1, 1], of any size: (B, channels, h, w) float32.
 
-        h, w = the size at which the network sees them / ``stride``.
+        h, w = the size at which the network sees them / ``stride``, rounded down.
         """
         size = network_size((images.shape[-2], images.shape[-1]), self.input_size, self.stride)
         pixels = normalise(to_device(images, self.device), size, self.mean, self.std)
+        height, width = (side // self.stride * self.stride for side in size)
         with self._precision():
-            maps = self._maps(pixels)
-        return maps.float().contiguous()
+            maps = self._maps(pixels[..., :height, :width]).float()
+        if self.channel_norm:
+            cells = maps.permute(0, 2, 3, 1)
+            maps = F.layer_norm(cells, cells.shape[-1:]).permute(0, 3, 1, 2)
+        return maps.contiguous()
 
     @abstractmethod
     def _maps(self, pixels: Tensor) -> Tensor:
@@ -95,11 +105,14 @@ class NetworkFeatures(ABC):
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=mixed)
 
 
-def resample_position_embedding(embedding: Tensor, grid: tuple[int, int]) -> Tensor:
+def resample_position_embedding(
+    embedding: Tensor, grid: tuple[int, int], *, as_in_featup: bool = False
+) -> Tensor:
     """(1, 1 + N, C) of a square grid -> (1, 1 + h*w, C) for grid (h, w); class token first.
 
-    Bicubic without antialiasing, as the official DINOv2 ViT-S/14 (without registers), its
-    published ONNX graph and FeatUp's MaskCLIP do it.
+    Bicubic without antialiasing, as the official DINOv2 ViT-S/14 (without registers) and its
+    published ONNX graph do it. Where n cells become h, FeatUp's networks step by n / (h + 0.1)
+    cells instead of n / h, which moves the last positions by up to a tenth of a cell.
     """
     token, patches = embedding[:, :1], embedding[:, 1:]
     side = round(patches.shape[1] ** 0.5)
@@ -108,7 +121,13 @@ def resample_position_embedding(embedding: Tensor, grid: tuple[int, int]) -> Ten
     if (side, side) == grid:
         return embedding
     planes = patches.transpose(1, 2).unflatten(2, (side, side))
-    planes = F.interpolate(planes, size=grid, mode="bicubic", align_corners=False)
+    if as_in_featup:
+        factors = [(cells + 0.1) / side for cells in grid]
+        planes = F.interpolate(
+            planes, scale_factor=factors, mode="bicubic", recompute_scale_factor=False
+        )
+    else:
+        planes = F.interpolate(planes, size=grid, mode="bicubic", align_corners=False)
     return torch.cat([token, planes.flatten(2).transpose(1, 2)], dim=1)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 from anomaly_detector_ros.errors import UserError
@@ -20,7 +21,7 @@ class TiledFeatures:
     and where tiles overlap their features are averaged, which softens the seams. A plain
     partition into tiles would either leave a rest or squeeze the image by up to a third.
 
-    The paper's tiles are also squares brought to 224 x 224; how many is not published.
+    The paper's tiles are also squares brought to 224 x 224; the code that cuts them is not public.
 
     Args:
         extractor: sees ``tile_size`` x ``tile_size`` pixels at a time.
@@ -42,14 +43,9 @@ class TiledFeatures:
         input_size: int | tuple[int, int] | None = None,
     ) -> None:
         self.channels, self.stride = extractor.channels, extractor.stride
-        if tile_size < self.stride or tile_size % self.stride:
-            raise UserError(f"tile_size {tile_size}: take a multiple of {self.stride} pixels")
         self.tile_size = tile_size
         self.input_size = tile_size if input_size is None else input_size
-        check_input_size(self.input_size, self.stride)
-        sides = (self.input_size,) if isinstance(self.input_size, int) else self.input_size
-        if min(sides) < tile_size:
-            raise UserError(f"input_size {min(sides)}: take at least the tile_size {tile_size}")
+        _check_sizes(tile_size, self.input_size, self.stride)
         self._extractor = extractor
 
     def extract(self, images: Tensor) -> Tensor:
@@ -72,6 +68,56 @@ class TiledFeatures:
         assert total is not None
         assert count is not None
         return total / count
+
+
+class Squares:
+    """Square tiles of an image that are compared each by itself, before they are put together.
+
+    They lie as those of `TiledFeatures` do, to the pixel. So every upsampled feature comes from
+    one tile alone, and where tiles overlap their distances are averaged rather than their features.
+
+    Args:
+        tile_size: side of a square in pixels.
+        input_size: see `TiledFeatures`.
+
+    Raises:
+        UserError: sizes that don't fit together.
+    """
+
+    def __init__(self, tile_size: int, input_size: int | tuple[int, int]) -> None:
+        _check_sizes(tile_size, input_size, 1)
+        self.size = (tile_size, tile_size)
+        self._input_size = input_size
+
+    def cut(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """Images (B, 3, h, w) -> their n squares (n, B, 3, side, side).
+
+        Args:
+            images: of any size; resized once.
+            size: (height, width) of what they show, which says where the squares lie.
+        """
+        canvas, side = network_size(size, self._input_size, 1), self.size[0]
+        images = resize(images, canvas)
+        corners = tile_corners(canvas, side)
+        return torch.stack([images[..., y : y + side, x : x + side] for y, x in corners])
+
+    def join(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        """Maps (M, side, side), one for each square of an image of ``size`` -> (M, *size)."""
+        canvas, side = network_size(size, self._input_size, 1), self.size[0]
+        total, count = maps[0].new_zeros((len(maps[0]), *canvas)), maps[0].new_zeros(canvas)
+        for (y, x), each in zip(tile_corners(canvas, side), maps, strict=True):
+            total[:, y : y + side, x : x + side] += each
+            count[y : y + side, x : x + side] += 1
+        return resize((total / count)[:, None], size)[:, 0]
+
+
+def _check_sizes(tile_size: int, input_size: int | tuple[int, int], stride: int) -> None:
+    if tile_size < stride or tile_size % stride:
+        raise UserError(f"tile_size {tile_size}: take a multiple of {stride} pixels")
+    check_input_size(input_size, stride)
+    sides = (input_size,) if isinstance(input_size, int) else input_size
+    if min(sides) < tile_size:
+        raise UserError(f"input_size {min(sides)}: take at least the tile_size {tile_size}")
 
 
 def tile_corners(grid: tuple[int, int], tile: int) -> Iterator[tuple[int, int]]:

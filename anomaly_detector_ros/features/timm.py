@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from annotated_types import Ge
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.features.base import FEATURES, NetworkSettings
-from anomaly_detector_ros.features.networks import NetworkFeatures
+from anomaly_detector_ros.features.networks import NetworkFeatures, resample_position_embedding
 from anomaly_detector_ros.features.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from anomaly_detector_ros.weights.loading import Loader
 from anomaly_detector_ros.weights.published import hub_file, read_state
@@ -28,14 +29,23 @@ class Timm(NetworkSettings):
         block: how many blocks (of a transformer) or stages (of a convolutional network, its
             stem counting as one) run; all by default.
         norm: apply the network's final norm, where it has one.
-        imagenet_pixels: normalise by ImageNet's mean and deviation, as FeatUp does with every
-            network, rather than by those that the model was trained with.
+        as_in_featup: run the network as FeatUp's upsamplers were trained on it: pixels normalised
+            by ImageNet's mean and deviation rather than by its own, the positions of a vision
+            transformer by FeatUp's rule (`resample_position_embedding`), and ChannelNorm
+            (`NetworkFeatures`).
     """
 
     model: str
     block: Annotated[int, Ge(1)] | None = None
     norm: bool = True
-    imagenet_pixels: bool = False
+    as_in_featup: bool = False
+
+    featup_name: ClassVar[str | None] = None
+
+    @property
+    def trained_upsampler(self) -> str | None:
+        """See `FeatureSettings`."""
+        return self.featup_name if self.as_in_featup else None
 
     def published(self, loader: Loader) -> Path | None:
         """See `Weighted`."""
@@ -51,6 +61,8 @@ class Timm(NetworkSettings):
 class Dino(Timm):
     """DINO ViT-S/16."""
 
+    featup_name = "featup_dino16_jbu"
+
     model: str = "vit_small_patch16_224.dino"
 
 
@@ -58,6 +70,8 @@ class Dino(Timm):
 @dataclass(frozen=True, kw_only=True)
 class DinoV2OfTimm(Timm):
     """DINOv2 ViT-S/14 with the weights that timm names."""
+
+    featup_name = "featup_dinov2_jbu"
 
     model: str = "vit_small_patch14_dinov2.lvd142m"
 
@@ -67,6 +81,8 @@ class DinoV2OfTimm(Timm):
 class ResNet(Timm):
     """ResNet-50."""
 
+    featup_name = "featup_resnet50_jbu"
+
     model: str = "resnet50.tv_in1k"
 
 
@@ -74,6 +90,8 @@ class ResNet(Timm):
 @dataclass(frozen=True, kw_only=True)
 class ViT(Timm):
     """ViT-S/16 trained to classify."""
+
+    featup_name = "featup_vit_jbu"
 
     model: str = "vit_small_patch16_224.augreg_in21k_ft_in1k"
 
@@ -118,11 +136,16 @@ class TimmFeatures(NetworkFeatures):
             channels=levels[self._index]["num_chs"],
             stride=levels[self._index]["reduction"],
             input_size=input_size,
-            mean=IMAGENET_MEAN if settings.imagenet_pixels else tuple(config["mean"]),
-            std=IMAGENET_STD if settings.imagenet_pixels else tuple(config["std"]),
+            mean=IMAGENET_MEAN if settings.as_in_featup else tuple(config["mean"]),
+            std=IMAGENET_STD if settings.as_in_featup else tuple(config["std"]),
             device=device,
             dtype=dtype,
+            channel_norm=settings.as_in_featup,
+            any_size=settings.as_in_featup,
         )
+        plain = getattr(network, "num_prefix_tokens", 0) == 1 and not network.no_embed_class
+        if settings.as_in_featup and plain:
+            network._pos_embed = partial(_embed_as_in_featup, network)
 
     def _maps(self, pixels: Tensor) -> Tensor:
         try:
@@ -141,6 +164,14 @@ class TimmFeatures(NetworkFeatures):
                 f"mode tiles with tile_size {side}"
             ) from None
         return torch.as_tensor(maps)
+
+
+def _embed_as_in_featup(network: Any, patches: Tensor) -> Tensor:
+    """In place of timm's own method: patches (B, h, w, C) -> tokens (B, 1 + h*w, C)."""
+    grid = (patches.shape[1], patches.shape[2])
+    positions = resample_position_embedding(network.pos_embed, grid, as_in_featup=True)
+    token = network.cls_token.expand(len(patches), -1, -1)
+    return torch.cat([token, patches.flatten(1, 2)], dim=1) + positions
 
 
 def timm_hub_file(model: str, *, offline: bool) -> Path:

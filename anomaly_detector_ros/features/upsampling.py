@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -23,13 +23,7 @@ COSINE = CosineDistance()
 
 
 class Upsampler(Protocol):
-    """Compares the features of an image and of its edits at the resolution of pixels.
-
-    Attributes:
-        guided: whether it looks at the images, or at features alone.
-    """
-
-    guided: ClassVar[bool]
+    """Compares the features of an image and of its edits at the resolution of pixels."""
 
     def distance(
         self,
@@ -68,8 +62,13 @@ class UpsamplerSettings(Weighted, ABC):
             UserError: weights that cannot be had.
         """
 
-    def for_other_features(self) -> Mapping[str, object]:
-        """Settings that leave out what was trained for one feature space, where there is any."""
+    def for_features(self, trained: str | None) -> Mapping[str, object]:
+        """Settings for another feature space, where this upsampler depends on one.
+
+        Args:
+            trained: the model of the registry that was trained for it; None: leave out what was
+                trained for one.
+        """
         return {}
 
 
@@ -80,8 +79,6 @@ UPSAMPLERS: PartRegistry[UpsamplerSettings] = PartRegistry(
 
 class GridUpsampler(UpsamplerSettings):
     """Compares on the feature grid and enlarges the distances; the images are not looked at."""
-
-    guided: ClassVar[bool] = False
 
     @abstractmethod
     def enlarge(self, maps: Tensor, size: Size) -> Tensor:

@@ -13,7 +13,7 @@ from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.runtime.parts import PartRegistry
 from anomaly_detector_ros.weights.loading import Loader, Weighted
 
-Uncovered = Literal["raw", "zero"]
+Uncovered = Literal["raw", "zero", "mean"]
 
 
 class Segmenter(Protocol):
@@ -35,8 +35,9 @@ class SegmenterSettings(Weighted, ABC):
     """The settings of one segmenter; a subclass registers itself in `SEGMENTERS`.
 
     Attributes:
-        uncovered: pixels without a segment keep their own score ("raw") or take 0 ("zero", as in
-            the paper's code).
+        uncovered: pixels without a segment keep their own score ("raw"), take 0 ("zero", as in the
+            code published with the paper) or their mean, as one more segment ("mean", as in the
+            authors' experiments).
     """
 
     uncovered: Uncovered = "zero"
@@ -91,5 +92,6 @@ def segment_average(
     means = np.bincount(ids, weights=values) / np.maximum(counts, 1)
     averaged: np.ndarray = means.astype(np.float32)[ids]
     none = ids == 0
-    averaged[none] = values[none] if uncovered == "raw" else 0.0
+    if uncovered != "mean":  # which the bin of id 0 holds already
+        averaged[none] = values[none] if uncovered == "raw" else 0.0
     return averaged.reshape(anomaly_map.shape)

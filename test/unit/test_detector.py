@@ -1,9 +1,13 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.features.featup import FeatUpUpsampler, JbuStack
+from anomaly_detector_ros.features.preprocessing import resize
+from anomaly_detector_ros.runtime.tensors import to_tensor
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +144,48 @@ def test_features_of_a_batch_come_of_few_calls(light_profile):
     detections = detector.detect_batch([picture(seed=seed) for seed in range(6)])
     assert sizes == [16, 8], "four images with their three edits, then two"
     assert all(detection.timings["features"] > 0 for detection in detections)
+
+
+@pytest.mark.parametrize("compared_with", ["image", "model_input"])
+def test_squares_are_upsampled_and_compared_each_by_itself(light_profile, tmp_path, compared_with):
+    torch.manual_seed(0)
+    stack = JbuStack(3).eval().requires_grad_(False)
+    state = {f"upsampler.{name}": value for name, value in stack.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "jbu.ckpt")
+    overrides = {
+        "features": {"name": "rgb", "mode": "squares", "tile_size": 16, "input_size": [16, 24]},
+        "upsampler": {"name": "featup", "weights": str(tmp_path / "jbu.ckpt")},
+        "distance": {"name": "cosine", "compared_with": compared_with},
+    }
+    detector = Detector.from_profile(light_profile, offline=True, overrides=overrides)
+    detector.features.extract = lambda images: F.avg_pool2d(images, 4)
+    image = picture(40, 60)
+    original, edits = torch.rand(1, 3, 20, 30) * 2 - 1, torch.rand(1, 3, 20, 30) * 2 - 1
+    given = to_tensor(image[None]) if compared_with == "image" else original
+    left_and_right = []
+    for x in (0, 8):
+        views = [resize(each, (16, 24))[..., x : x + 16] for each in (given, edits)]
+        features = [F.avg_pool2d(view, 4) for view in views]
+        left_and_right.append(FeatUpUpsampler(stack).distance(*features, *views, (16, 16)))
+    canvas = torch.zeros(1, 16, 24)
+    canvas[..., :8], canvas[..., 16:] = left_and_right[0][..., :8], left_and_right[1][..., 8:]
+    canvas[..., 8:16] = (left_and_right[0][..., 8:] + left_and_right[1][..., :8]) / 2
+    expected = resize(canvas[:, None], (40, 60))[0, 0]
+    found = detector.compare(image, original, edits)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert detector.detect(image).heatmap.shape == (40, 60)
+
+
+def test_an_edit_that_changes_nothing_keeps_a_distance_to_the_camera_image_alone(light_profile):
+    def score(compared_with):
+        overrides = {"distance": {"name": "l2", "compared_with": compared_with}}
+        detector = Detector.from_profile(light_profile, offline=True, overrides=overrides)
+        image = picture(40, 60)
+        small = resize(to_tensor(image[None]), (16, 24))
+        return detector.compare(image, small, small).mean()
+
+    assert score("model_input") == 0
+    assert score("image") > 0.1
 
 
 def test_a_profile_says_how_the_denoiser_is_called(light_profile, caplog):

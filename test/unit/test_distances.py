@@ -7,7 +7,12 @@ import torch
 from support.calibration_data import CHANNELS, EDITS, gaussian_pairs, whitened
 
 from anomaly_detector_ros.distances.base import DISTANCES
-from anomaly_detector_ros.distances.cosine import CosineDistance, cosine_distance
+from anomaly_detector_ros.distances.cosine import (
+    CosineDistance,
+    SquaredCosineDistance,
+    cosine_distance,
+)
+from anomaly_detector_ros.distances.l2 import SquaredDistance
 from anomaly_detector_ros.distances.whitened import NominalDifferences, Whitened
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.features.featup import FeatUpUpsampler, JbuStack
@@ -51,6 +56,21 @@ def test_one_edit_has_no_spread():
         assert not distance.spread(maps).any()
 
 
+def test_squares_are_taken_of_distances_and_of_differences_by_hand():
+    # (3, 4) against (4, 3): cosine 24/25; against (-4, 3), a right angle: 0. Sums of squares 2, 50.
+    original = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1)
+    edits = torch.tensor([[4.0, 3.0], [-4.0, 3.0]]).view(2, 2, 1, 1)
+    squared = SquaredCosineDistance()
+    anomaly = squared.anomaly(squared(original, edits))
+    assert float(anomaly) == pytest.approx(((1 / 25) ** 2 + 1) / 2)
+    l2 = SquaredDistance()
+    maps = l2(original, edits)
+    assert maps.flatten().tolist() == [2.0, 50.0]
+    assert float(l2.anomaly(maps)) == 26.0
+    black, white = -torch.ones(1, 3, 1, 1), torch.ones(1, 3, 1, 1)
+    assert float(l2(black, white)) == 12.0
+
+
 def test_cosine_distance_is_averaged_over_edits():
     original, edits = gaussian_pairs(0)
     distance = CosineDistance()
@@ -92,7 +112,7 @@ def test_edits_that_change_nothing_cannot_be_whitened():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "l2"}, "unknown distance 'l2': choose one of cosine, "),
+        ({"name": "l3"}, "unknown distance 'l3': choose one of cosine, "),
         ({"name": "cosine", "shrinkage": 0.1}, "distance cosine has no setting 'shrinkage'"),
         ({"name": "whitened", "shrinkage": 0}, "shrinkage is 0: it must be greater than 0"),
         ({"name": "whitened", "shrinkage": "much"}, "shrinkage is 'much': it must be a valid"),

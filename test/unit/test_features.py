@@ -263,6 +263,30 @@ def test_position_embedding_resamples_the_grid_and_keeps_the_class_token() -> No
         resample_position_embedding(torch.zeros(1, 1 + 12, 2), (3, 4))
 
 
+def _cubic(x: float) -> float:
+    """The kernel of bicubic interpolation in torch, a = -0.75 (Keys 1981)."""
+    x = abs(x)
+    if x < 1:
+        return 1.25 * x**3 - 2.25 * x**2 + 1
+    return -0.75 * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else 0.0
+
+
+def test_featups_positions_step_by_14_over_n_and_a_tenth() -> None:
+    torch.manual_seed(0)
+    rows = torch.randn(14)
+    embedding = torch.zeros(1, 1 + 14 * 14, 1)
+    embedding[0, 1:, 0] = rows.repeat_interleave(14)
+    got = resample_position_embedding(embedding, (34, 42), as_in_featup=True)[0, 1:, 0]
+    assert got.shape == (34 * 42,)
+    for i in (0, 9, 20, 33):  # of the 34 rows of 546 pixels in patches of 16
+        x = (i + 0.5) * 14 / 34.1 - 0.5
+        taps = range(int(np.floor(x)) - 1, int(np.floor(x)) + 3)
+        expected = sum(_cubic(x - k) * float(rows[min(max(k, 0), 13)]) for k in taps)
+        assert float(got[i * 42 + 5]) == pytest.approx(expected, abs=1e-5)
+    square = resample_position_embedding(embedding, (14, 14), as_in_featup=True)
+    assert torch.equal(square, embedding)
+
+
 def test_normalise_maps_black_and_white_to_imagenets_values() -> None:
     images = torch.stack([torch.full((3, 4, 4), -1.0), torch.full((3, 4, 4), 1.0)])
     black, white = normalise(images, (8, 6), IMAGENET_MEAN, IMAGENET_STD)
@@ -382,7 +406,10 @@ def empty_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("settings", "message"),
     [
         ({"name": "timm"}, "lacks the setting 'model'"),
-        ({"name": "rgb", "mode": "tile"}, "mode is 'tile': it must be 'whole' or 'tiles'"),
+        (
+            {"name": "rgb", "mode": "tile"},
+            "mode is 'tile': it must be 'whole', 'tiles' or 'squares'",
+        ),
         ({"name": "rgb", "tile_size": 32}, "only with `mode: tiles`"),
         ({"name": "dino", "seed": 3}, "only with `weights: random`"),
         ({"name": "dino", "weights": "/nowhere/dino.pth"}, "/nowhere/dino.pth: no such"),

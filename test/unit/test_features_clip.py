@@ -166,7 +166,7 @@ def test_openais_network_has_its_activation_pixels_and_channels() -> None:
     assert type(activation).__name__ == "QuickGELU"
     assert extractor.mean == open_clip.OPENAI_DATASET_MEAN
     assert extractor.std == open_clip.OPENAI_DATASET_STD
-    imagenet = ClipFeatures(replace(UNTAGGED, imagenet_pixels=True), None)
+    imagenet = ClipFeatures(replace(UNTAGGED, as_in_featup=True), None)
     assert imagenet.mean == IMAGENET_MEAN
 
 

@@ -8,7 +8,7 @@ from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.features.networks import NetworkFeatures
 from anomaly_detector_ros.features.preprocessing import resize
 from anomaly_detector_ros.features.rgb import RgbFeatures
-from anomaly_detector_ros.features.tiling import TiledFeatures, tile_corners
+from anomaly_detector_ros.features.tiling import Squares, TiledFeatures, tile_corners
 
 
 class PatchMeans(NetworkFeatures):
@@ -107,3 +107,22 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         TiledFeatures(PatchMeans((16, 16)), tile_size=16, input_size=(8, 32))
     with pytest.raises(UserError, match="multiples of 4"):
         TiledFeatures(PatchMeans((16, 16)), tile_size=16, input_size=18)
+
+
+def test_squares_are_cut_and_their_maps_averaged_where_they_overlap() -> None:
+    # 2 x 3 pixels in squares of two: columns 0 to 1 and 1 to 2.
+    image = torch.arange(6.0).view(1, 1, 2, 3).expand(1, 3, 2, 3)
+    squares = Squares(2, (2, 3))
+    cut = squares.cut(image, (2, 3))
+    assert cut[:, 0, 0].tolist() == [[[0, 1], [3, 4]], [[1, 2], [4, 5]]]
+    left, right = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), torch.full((1, 2, 2), 10.0)
+    assert squares.join([left, right], (2, 3)).tolist() == [[[1, 6, 10], [3, 7, 10]]]
+
+
+def test_squares_lie_by_the_shape_of_the_camera_image_whatever_is_cut() -> None:
+    squares = Squares(224, 448)
+    for picture in (torch.zeros(1, 3, 176, 216), torch.zeros(1, 3, 550, 688)):
+        assert squares.cut(picture, (550, 688)).shape == (6, 1, 3, 224, 224)
+    assert squares.join([torch.ones(2, 224, 224)] * 6, (550, 688)).shape == (2, 550, 688)
+    with pytest.raises(UserError, match="input_size 200: take at least the tile_size 224"):
+        Squares(224, 200)

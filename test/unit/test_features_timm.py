@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.features.networks import resample_position_embedding
 from anomaly_detector_ros.features.preprocessing import IMAGENET_MEAN, IMAGENET_STD, normalise
 from anomaly_detector_ros.features.timm import ResNet, Timm, TimmFeatures, timm_hub_file
 from anomaly_detector_ros.runtime.parts import read_settings
@@ -94,10 +95,31 @@ def test_resnet50_has_the_papers_shape() -> None:
 
 def test_pixels_are_normalised_as_the_model_or_as_imagenet_wants() -> None:
     own, imagenet = (
-        TimmFeatures(Timm(model=VIT, imagenet_pixels=flag), None) for flag in (False, True)
+        TimmFeatures(Timm(model=VIT, as_in_featup=flag), None) for flag in (False, True)
     )
     assert (own.mean, own.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     assert (imagenet.mean, imagenet.std) == (IMAGENET_MEAN, IMAGENET_STD)
+
+
+def test_as_in_featup_cells_are_normalised_and_positions_follow_its_rule(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    plain = _network(VIT)
+    with torch.no_grad():
+        plain.pos_embed.normal_()
+    save_file(plain.state_dict(), tmp_path / "vit.safetensors")
+    images = torch.rand(1, 3, 64, 96) * 2 - 1
+    # 70 x 100 leaves 6 and 4 pixels over, which no patch of 16 sees.
+    extractor = TimmFeatures(
+        Timm(model=VIT, as_in_featup=True), tmp_path / "vit.safetensors", input_size=(70, 100)
+    )
+    got = extractor.extract(images)
+    pixels = normalise(images, (70, 100), IMAGENET_MEAN, IMAGENET_STD)[..., :64, :96]
+    x = plain.patch_embed.proj(pixels).flatten(2).transpose(1, 2)
+    x = torch.cat([plain.cls_token, x], dim=1)
+    x = x + resample_position_embedding(plain.pos_embed, (4, 6), as_in_featup=True)
+    x = plain.norm(plain.blocks(x))[0, 1:]
+    expected = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True, correction=0) + 1e-5).sqrt()
+    torch.testing.assert_close(got[0].flatten(1).T, expected, rtol=0, atol=1e-4)
 
 
 def test_unneeded_blocks_are_dropped_and_weights_held_once(tmp_path: Path) -> None:

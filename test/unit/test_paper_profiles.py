@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from anomaly_detector_ros.detector import Detector
+from anomaly_detector_ros.evaluation.table.methods import ROWS, with_overrides
+from anomaly_detector_ros.features.featup import FeatUp
 from anomaly_detector_ros.profiles import load_profile
 from anomaly_detector_ros.synthesis.denoisers.lucidrains import LucidrainsConfig, LucidrainsUnet
 from anomaly_detector_ros.synthesis.denoisers.lucidrains_checkpoint import (
@@ -12,6 +14,7 @@ from anomaly_detector_ros.synthesis.denoisers.lucidrains_checkpoint import (
     save_converted,
 )
 from anomaly_detector_ros.synthesis.schedule import make_betas
+from anomaly_detector_ros.weights.registry import Registry
 
 
 @pytest.mark.parametrize(
@@ -25,8 +28,11 @@ def test_settings_are_those_of_the_published_code(name, size):
     assert profile.sampler["jacobian"] == "identity"
     assert float(profile.sampler["guidance_scale"]) == 1e4
     assert profile.features["name"] == "maskclip"
+    assert profile.features["mode"] == "squares"
     assert profile.features["tile_size"] == 224
+    assert profile.features["as_in_featup"] is True
     assert profile.upsampler["name"] == "featup"
+    assert profile.distance == {"name": "cosine", "compared_with": "image"}
     segmenter = profile.segmenter
     assert (segmenter["model"], segmenter["mode"]) == ("vit_h", "automatic")
     assert segmenter["min_mask_region_area"] == 200
@@ -34,6 +40,32 @@ def test_settings_are_those_of_the_published_code(name, size):
     assert segmenter["min_area_fraction"] == 0.001
     assert segmenter["uncovered"] == "zero"
     assert profile.model_names() == [name, "featup_maskclip_jbu", "sam_vit_h"]
+
+
+@pytest.mark.parametrize(
+    ("row", "upsampler"),
+    [
+        ("dino", "featup_dino16_jbu"),
+        ("dinov2", "featup_dinov2_jbu"),
+        ("clip", "featup_clip_jbu"),
+        ("vit", "featup_vit_jbu"),
+        ("resnet", "featup_resnet50_jbu"),
+        ("forward", "featup_maskclip_jbu"),
+    ],
+)
+def test_each_network_of_the_ablation_has_the_upsampler_trained_for_it(row, upsampler):
+    changed = with_overrides(load_profile("paper_rugd"), ROWS[row].overrides)
+    assert changed.parts.upsampler == FeatUp(weights=upsampler)
+    assert changed.parts.features.as_in_featup
+    assert changed.parts.features.mode == "squares"
+    assert changed.parts.distance.compared_with == "image"
+    assert upsampler in Registry.default().names()
+
+
+def test_without_featups_settings_its_projection_for_another_network_is_left_out():
+    overrides = {"features": {"as_in_featup": False}}
+    changed = with_overrides(load_profile("paper_rugd", overrides=overrides), ROWS["vit"].overrides)
+    assert changed.parts.upsampler == FeatUp(fixup=False)
 
 
 def test_the_published_method_end_to_end(tmp_path, shared_models):

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from anomaly_detector_ros.distances.pixel import rgb_distance, ssim_distance
+from anomaly_detector_ros.distances.pixel import ssim_distance
 from anomaly_detector_ros.errors import UserError
 
 
@@ -53,13 +53,3 @@ def test_ssim_shows_where_the_structure_changed() -> None:
 def test_ssim_refuses_images_smaller_than_its_window() -> None:
     with pytest.raises(UserError, match="at least 11 x 11"):
         ssim_distance(torch.zeros(1, 3, 10, 40), torch.zeros(1, 3, 10, 40))
-
-
-def test_rgb_distance_sees_brightness_and_spans_two() -> None:
-    original = torch.full((1, 3, 2, 2), -1.0)
-    edits = torch.full((3, 3, 2, 2), -1.0)
-    edits[1] = 1.0
-    edits[2, 0] = 0.0
-    got = rgb_distance(original, edits)
-    assert got.shape == (3, 2, 2)
-    torch.testing.assert_close(got[:, 0, 0], torch.tensor([0.0, 2.0, (1 / 3) ** 0.5]))

@@ -46,6 +46,9 @@ def test_segment_average_equals_a_plain_loop() -> None:
     np.testing.assert_allclose(got, want, rtol=1e-6)
     zero = segment_average(scores, segments, "zero")
     np.testing.assert_allclose(zero, np.where(segments == 0, 0, want), rtol=1e-6)
+    mean = segment_average(scores, segments, "mean")
+    rest = scores[segments == 0].mean(dtype=np.float64)
+    np.testing.assert_allclose(mean, np.where(segments == 0, rest, want), rtol=1e-6)
 
 
 def test_segment_average_without_segments() -> None:
@@ -59,7 +62,7 @@ def test_segment_average_refuses_what_does_not_fit() -> None:
     scores = np.zeros((4, 4), np.float32)
     with pytest.raises(UserError, match="shape"):
         segment_average(scores, np.zeros((4, 5), np.int32), "raw")
-    with pytest.raises(UserError, match="uncovered is 'nan': it must be 'raw' or 'zero'"):
+    with pytest.raises(UserError, match="uncovered is 'nan': it must be 'raw', 'zero' or 'mean'"):
         SEGMENTERS.read({"name": "none", "uncovered": "nan"})
 
 

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from anomaly_detector_ros.baselines.base import BASELINES, FittedBaseline
 from anomaly_detector_ros.detector import Detector
-from anomaly_detector_ros.distances.pixel import rgb_distance, ssim_distance
+from anomaly_detector_ros.distances.l2 import squared_distance
+from anomaly_detector_ros.distances.pixel import ssim_distance
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.evaluation.cache import array_digest
 from anomaly_detector_ros.evaluation.cached import CachedParts
 from anomaly_detector_ros.evaluation.datasets.base import LabelledImage
 from anomaly_detector_ros.features.base import FeatureSettings
+from anomaly_detector_ros.features.preprocessing import resize
 from anomaly_detector_ros.features.upsampling import upsample_bilinear
 from anomaly_detector_ros.profiles import Profile
 from anomaly_detector_ros.runtime.tensors import to_tensor
@@ -91,6 +93,9 @@ class PixelDifference(Edited):
 
     def distance(self, image: np.ndarray, original: Tensor, edits: Tensor) -> np.ndarray:
         """See `Edited`."""
+        if self.detector.profile.parts.distance.compared_with == "image":
+            original = to_tensor(image[None]).to(edits.device)
+            edits = resize(edits, image.shape[:2])
         distance = self.measure(original, edits).mean(0, keepdim=True)
         return upsample_bilinear(distance, image.shape[:2])[0].cpu().numpy()
 
@@ -101,10 +106,10 @@ class StructuralDifference(PixelDifference):
     measure = staticmethod(ssim_distance)
 
 
-class ColourDifference(PixelDifference):
-    """Root mean square difference of the colours of input and edit."""
+class SquaredColours(PixelDifference):
+    """Sum of the squared differences of the colours of input and edit, as the authors have it."""
 
-    measure = staticmethod(rgb_distance)
+    measure = staticmethod(squared_distance)
 
 
 class PerfectEdit(Edited):
@@ -200,7 +205,7 @@ ROWS: Mapping[str, Row] = {
     "no_segments": _paper(
         "Without segments", (0.645, 0.737), (0.396, 0.546), segmenter={"name": "none"}
     ),
-    "rgb": _paper("RGB in place of features", (0.302, 0.591), (0.144, 0.482), ColourDifference),
+    "rgb": _paper("RGB in place of features", (0.302, 0.591), (0.144, 0.482), SquaredColours),
     "dinov2": _paper(
         "DINOv2 features", (0.685, 0.598), (0.416, 0.518), features={"name": "dinov2"}
     ),
@@ -263,8 +268,8 @@ def build_method(name: str, profile: Profile, parts: CachedParts, fit: FitBaseli
 def with_overrides(profile: Profile, overrides: Mapping[str, Settings]) -> Profile:
     """A profile with a row's changes.
 
-    Another guidance takes the published code's ratio of scales. A whitened distance is fitted to
-    the profile's own edits and features: rows with others compare by cosine distance.
+    Another guidance takes the published code's ratio of scales. A distance that is fitted knows the
+    profile's own edits and features: rows with others compare by cosine distance.
     """
     changed = profile
     for part, settings in overrides.items():
@@ -280,10 +285,13 @@ def with_overrides(profile: Profile, overrides: Mapping[str, Settings]) -> Profi
             new = settings
         changed = replace(changed, **{part: dict(new)})  # type: ignore[arg-type]
     if overrides.keys() & {"sampler", "features", "upsampler"}:
-        changed = replace(changed, distance={"name": "cosine"}, calibration={})
+        fitted = changed.parts.distance.fitted
+        distance = {"name": "cosine"} if fitted else changed.distance
+        changed = replace(changed, distance=distance, calibration={})
     if changed.features["name"] != profile.features["name"]:
-        upsampler = {**changed.upsampler, **changed.parts.upsampler.for_other_features()}
-        changed = replace(changed, upsampler=upsampler)
+        parts = changed.parts
+        own = parts.upsampler.for_features(parts.features.trained_upsampler)
+        changed = replace(changed, upsampler={**changed.upsampler, **own})
     return changed
 
 
@@ -291,8 +299,8 @@ def _other_features(old: Settings, new: Settings) -> Settings:
     """Another feature space on what the profile's own sees, whole or in tiles."""
     if old["name"] == new["name"]:
         return old
-    if old.get("mode") == "tiles":
-        kept = ("mode", "tile_size", "input_size", "imagenet_pixels", "dtype")
+    if old.get("mode", "whole") != "whole":
+        kept = ("mode", "tile_size", "input_size", "as_in_featup", "dtype")
         return {**{key: old[key] for key in kept if key in old}, **new}
     # The shorter side alone: networks differ in what their sides are multiples of.
     size = old.get("input_size")
