@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from anomaly_detector_ros.calibration.calibration import (
     NominalScores,
 )
 from anomaly_detector_ros.calibration.distribution import ScorePool
+from anomaly_detector_ros.detection import Detection
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.distances.base import Distance
 from anomaly_detector_ros.errors import UserError
@@ -26,11 +29,13 @@ from anomaly_detector_ros.imaging.images import read_rgb
 from anomaly_detector_ros.profiles import Profile
 from anomaly_detector_ros.runtime.progress import Progress, silent
 from anomaly_detector_ros.runtime.statistics import draw, interval
+from anomaly_detector_ros.sources.tally import Tally
 
 RATES = (0.05, 0.02, 0.01, 0.005, 0.001)
 """False-positive rates that are asked for and measured."""
 
 
+_T = TypeVar("_T")
 _FOLDS = 10
 _RESAMPLES = 1000
 
@@ -85,6 +90,7 @@ def fit_calibration(
     *,
     memory: Sequence[Path] = (),
     seed: int = 0,
+    tally: Tally | None = None,
     progress: Progress = silent,
 ) -> Calibration:
     """The calibration of a profile, whose own, if it has one, is not looked at.
@@ -99,26 +105,31 @@ def fit_calibration(
         memory: other nominal images, such as those the denoiser was trained on, to fit the
             distance on; then no folds are needed.
         seed: of what is drawn; goes into the file.
+        tally: counts the images; by default a bad one is an error.
 
     Raises:
-        UserError: an image that cannot be read, images that are all alike, or a single one where
-            two are needed.
+        UserError: an image is bad and the tally is to stop at that, images that are all alike, or
+            a single one where two are needed.
     """
     profile = replace(profile, calibration={})
     pool = ScorePool()
     with tempfile.TemporaryDirectory(prefix="anomaly-detector-") as folder:
-        images = NominalFiles(profile, parts, files, seed, progress, Path(folder))
-        others = NominalFiles(profile, parts, memory, seed, progress)
+        tally = tally or Tally(stop=True)
+        images = NominalFiles(profile, parts, files, seed, progress, Path(folder), tally=tally)
+        others = NominalFiles(profile, parts, memory, seed, progress, tally=tally)
         distance, folds = _fit_distance(profile, images, others)
+        tally.processed += len(others)
         for run, seen in folds:
             detector = Detector.from_parts(
                 profile, parts, distance=seen.to(parts.device), calibrated=False
             )
-            for index in run:
-                image, original, edits = images.edited(index, detector)
-                raw = detector.compare(image, original, edits)
-                pool.add(detector.refine(raw, detector.segment(image, raw)))
+            for index in images.part(run):
+                scores = images.tried(index, partial(images.scores, index, detector))
+                if scores is not None:
+                    pool.add(scores)
+                    tally.processed += 1
                 progress(index + 1, len(files), "scores")
+    tally.check()
     of = fingerprint(profile, parts.registry)
     return Calibration({DEFAULT_CAMERA: NominalScores.of(pool)}, of, distance.tensors(), seed)
 
@@ -151,6 +162,7 @@ def fit_camera(
     detector: Detector,
     files: Sequence[Path],
     *,
+    tally: Tally | None = None,
     progress: Progress = silent,
 ) -> NominalScores:
     """The nominal scores of one camera; the detector's distance stays what it is.
@@ -159,14 +171,19 @@ def fit_camera(
         detector: its own calibration's scores are not looked at.
         files: nominal images of that camera, which the distance was not fitted on; neighbours in
             a video stand side by side.
+        tally: counts the images; by default a bad one is an error.
 
     Raises:
-        UserError: an image that cannot be read, or scores that are all alike.
+        UserError: an image is bad and the tally is to stop at that, or scores are all alike.
     """
-    pool = ScorePool()
+    pool, tally = ScorePool(), tally or Tally(stop=True)
     for index, file in enumerate(files):
-        pool.add(detector.detect(read_rgb(file)).scores)
+        found = tally.tried(f"'{file}'", _detect, detector, file)
+        if found is not None:
+            pool.add(found.scores)
+            tally.processed += 1
         progress(index + 1, len(files), "scores")
+    tally.check()
     return NominalScores.of(pool)
 
 
@@ -177,6 +194,7 @@ def measure(
     camera: str = DEFAULT_CAMERA,
     rates: Sequence[float] = RATES,
     seed: int = 0,
+    tally: Tally | None = None,
     progress: Progress = silent,
 ) -> list[FalsePositiveRate]:
     """How many nominal pixels reach the thresholds 1 - rate of a calibrated detector.
@@ -186,23 +204,34 @@ def measure(
         camera: whose images they are.
         rates: asked for.
         seed: of the bootstrap.
+        tally: counts the images; by default a bad one is an error.
     """
-    thresholds = 1 - np.asarray(rates)
-    reaching = np.zeros((len(files), len(rates)))
-    pixels = np.zeros((len(files), 1))
+    thresholds, tally = 1 - np.asarray(rates), tally or Tally(stop=True)
+    counts = []
     for index, file in enumerate(files):
-        heatmap = detector.detect(read_rgb(file), camera).heatmap
-        reaching[index] = [np.count_nonzero(heatmap >= float(t)) for t in thresholds]
-        pixels[index] = heatmap.size
+        found = tally.tried(f"'{file}'", _detect, detector, file, camera)
+        if found is not None:
+            heatmap = found.heatmap
+            reach = [np.count_nonzero(heatmap >= float(t)) for t in thresholds]
+            counts.append((*reach, heatmap.size))
+            tally.processed += 1
         progress(index + 1, len(files), "held-out images")
-    draws = draw(len(files), _RESAMPLES, seed)
+    if not counts:
+        return []
+    *columns, sizes = np.asarray(counts, float).T
+    reaching, pixels = np.stack(columns, 1), sizes[:, None]
+    draws = draw(len(counts), _RESAMPLES, seed)
     resampled = (draws @ reaching) / (draws @ pixels)
     measured = reaching.sum(0) / pixels.sum()
-    found = []
+    rated = []
     for rate, share, samples in zip(rates, measured, resampled.T, strict=True):
-        low, high = interval(samples) if len(files) > 1 else (np.nan, np.nan)
-        found.append(FalsePositiveRate(float(rate), float(share), float(low), float(high)))
-    return found
+        low, high = interval(samples) if len(counts) > 1 else (np.nan, np.nan)
+        rated.append(FalsePositiveRate(float(rate), float(share), float(low), float(high)))
+    return rated
+
+
+def _detect(detector: Detector, file: Path, camera: str = DEFAULT_CAMERA) -> Detection:
+    return detector.detect(read_rgb(file), camera)
 
 
 class NominalFiles:
@@ -214,6 +243,8 @@ class NominalFiles:
         progress: called with (done, total, what is being done).
         folder: where `compare` keeps edits for `edited`; None to make them anew.
         indices: of the files that are meant; all by default.
+        tally: counts files on which the models fail; by default such a one is an error.
+        failed: indices of these.
     """
 
     def __init__(
@@ -225,38 +256,67 @@ class NominalFiles:
         progress: Progress,
         folder: Path | None = None,
         indices: Sequence[int] | None = None,
+        *,
+        tally: Tally | None = None,
+        failed: set[int] | None = None,
     ) -> None:
+        self._tally = tally or Tally(stop=True)
+        self._failed = set() if failed is None else failed
         self.profile, self.parts, self.files = profile, parts, files
         self._seed, self._progress, self._folder = seed, progress, folder
         self._indices = range(len(files)) if indices is None else indices
 
+    def __iter__(self) -> Iterator[int]:
+        """Indices of the files that have not failed."""
+        return (index for index in self._indices if index not in self._failed)
+
     def __len__(self) -> int:
-        return len(self._indices)
+        return sum(1 for _ in self)
 
     def part(self, indices: Sequence[int]) -> NominalFiles:
         """Some of the files; what they report and keep is theirs among all."""
         return NominalFiles(
             *(self.profile, self.parts, self.files, self._seed, self._progress, self._folder),
             indices,
+            tally=self._tally,
+            failed=self._failed,
         )
+
+    def tried(self, index: int, work: Callable[[], _T]) -> _T | None:
+        """What models make of a file; None, and it is left out from now on, where they fail."""
+        found = self._tally.tried(f"'{self.files[index]}'", work)
+        if found is None:
+            self._failed.add(index)
+        return found
+
+    def scores(self, index: int, detector: Detector) -> np.ndarray:
+        """Raw scores of a file averaged over segments, float32 (H, W)."""
+        image, original, edits = self.edited(index, detector)
+        raw = detector.compare(image, original, edits)
+        return detector.refine(raw, detector.segment(image, raw))
 
     def compare(self, distance: Distance) -> None:
         """See `NominalImages`."""
         detector = Detector.from_parts(
             self.profile, self.parts, distance=distance, calibrated=False
         )
-        for index in self._indices:
-            detector.compare(*self.edited(index, detector, keep=True))
+        for index in self:
+            self.tried(index, partial(self._compare, index, detector))
             self._progress(index + 1, len(self.files), "differences")
+
+    def _compare(self, index: int, detector: Detector) -> np.ndarray:
+        return detector.compare(*self.edited(index, detector, keep=True))
 
     def sample(self, count: int) -> Tensor:
         """See `NominalImages`."""
+        indices = list(self)
         return sample_features(
             self.parts.plain_features(self.profile.parts.features),
-            [self.files[index] for index in self._indices],
+            [self.files[index] for index in indices],
             count,
             self._seed,
             lambda done: self._progress(self._indices[0] + done, len(self.files), "memory"),
+            lambda number, work: self.tried(indices[number], work),
         )
 
     def edited(

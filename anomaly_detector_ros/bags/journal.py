@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from anomaly_detector_ros.errors import UserError
 
-_MAGIC = b"anomaly-detector bag journal 1\n"
+_MAGIC = b"anomaly-detector bag journal 2\n"
 _RECORD = struct.Struct("<IQI")  # bytes of the head, bytes in all, check sum
 
 
@@ -25,10 +25,12 @@ class FrameResult:
     Attributes:
         messages: serialised outputs by name, in the order in which they are written.
         error: why there are none; "" where there are.
+        unreadable: whether that is the frame's fault, not the models'.
     """
 
     messages: dict[str, bytes | memoryview] = field(default_factory=dict)
     error: str = ""
+    unreadable: bool = False
 
 
 class BagJournal:
@@ -86,12 +88,13 @@ class BagJournal:
         for name, size in head["messages"]:
             messages[name] = data[start : start + size]
             start += size
-        return FrameResult(messages, head["error"])
+        return FrameResult(messages, head["error"], head["unreadable"])
 
     def append(self, result: FrameResult) -> None:
         """Add a finished frame; raises OSError."""
         sizes = [(name, len(data)) for name, data in result.messages.items()]
-        head = json.dumps({"messages": sizes, "error": result.error}).encode()
+        told = {"error": result.error, "unreadable": result.unreadable}
+        head = json.dumps({"messages": sizes, **told}).encode()
         parts = [head, *result.messages.values()]
         check = 0
         for part in parts:

@@ -23,7 +23,7 @@ from anomaly_detector_ros.bags.outputs import (
     output_topic,
 )
 from anomaly_detector_ros.errors import UserError, one_line
-from anomaly_detector_ros.imaging.images import ImageError
+from anomaly_detector_ros.imaging.images import ImageError, Range
 from anomaly_detector_ros.runtime.progress import Progress
 from anomaly_detector_ros.sources.recordings import (
     BagReader,
@@ -33,6 +33,7 @@ from anomaly_detector_ros.sources.recordings import (
     offered_qos,
     typestore,
 )
+from anomaly_detector_ros.sources.tally import Tally
 
 if TYPE_CHECKING:
     from anomaly_detector_ros.detection import Detection
@@ -68,12 +69,14 @@ class BagReport:
 
     Attributes:
         cameras: what was done with the frames of each.
+        tally: all frames by what became of them.
         resumed: frames taken from an interrupted run, of all.
         copied: messages of the input bag in the output bag.
         replaced: topics of the input bag left out because outputs bear the same names.
     """
 
     cameras: list[CameraReport]
+    tally: Tally = field(default_factory=Tally)
     resumed: int = 0
     copied: int = 0
     replaced: list[str] = field(default_factory=list)
@@ -127,6 +130,7 @@ class BagPass:
         journal: has the results of frames that are finished already, and takes those of others.
         topics: of the cameras, by :func:`frames.camera_name` of different ones.
         outputs: names from :data:`OUTPUTS`.
+        grey_range: see `images.to_8_bit`.
     """
 
     def __init__(
@@ -136,7 +140,9 @@ class BagPass:
         journal: BagJournal,
         topics: Sequence[str],
         outputs: Sequence[str],
+        grey_range: Range | None = None,
     ) -> None:
+        self.grey_range = grey_range
         self.reader, self.writer, self.journal = reader, writer, journal
         cameras = [self._camera(topic) for topic in topics]
         names = {
@@ -181,7 +187,7 @@ class BagPass:
             if message.camera is not None:
                 frames += 1
                 if frames > self.journal.left:
-                    message.found = pool.submit(_detect, detector, connection, raw)
+                    message.found = pool.submit(_detect, detector, connection, raw, self.grey_range)
             yield message
 
     def _copy(self, message: _Message) -> None:
@@ -204,8 +210,12 @@ class BagPass:
             self.report.resumed += 1
         else:
             result = _result(camera, message.found)
-        if result.error and not skip_errors:
-            raise UserError(f"frame {number} of '{report.topic}': {result.error}")
+        if result.error:
+            name = f"frame {number} of '{report.topic}'"
+            if not skip_errors:
+                raise UserError(f"{name}: {result.error}")
+            reason = "unreadable" if result.unreadable else "failed in the models"
+            self.report.tally.skip(reason, f"{name}: {result.error}")
         if message.found is not None:
             self.journal.append(result)
         for name, data in result.messages.items():
@@ -215,6 +225,7 @@ class BagPass:
             report.first_error = report.first_error or result.error
         else:
             report.frames += 1
+            self.report.tally.processed += 1
 
     def _camera(self, topic: str) -> _Camera:
         root = topic.removesuffix("/compressed").rpartition("/")[0]
@@ -259,11 +270,11 @@ def _behind(messages: Iterator[_Message]) -> Iterator[_Message]:
 
 
 def _detect(
-    detector: Detector, connection: Connection, raw: bytes
+    detector: Detector, connection: Connection, raw: bytes, grey_range: Range | None
 ) -> tuple[Any, np.ndarray, Detection]:
     """Header and picture of a frame, and what is found in it."""
     message = deserialize(raw, connection.msgtype)
-    image = message_to_rgb(message, connection.msgtype, connection.topic)
+    image = message_to_rgb(message, connection.msgtype, connection.topic, grey_range)
     return message.header, image, detector.detect(image)
 
 
@@ -271,7 +282,7 @@ def _result(camera: _Camera, found: Future[tuple[Any, np.ndarray, Detection]]) -
     try:
         header, image, detection = found.result()
     except Exception as error:  # models and the libraries below them raise many kinds
-        return FrameResult(error=one_line(error))
+        return FrameResult(error=one_line(error), unreadable=isinstance(error, ImageError))
     names = list(camera.targets)
     return FrameResult(dict(frame_messages(names, header, image, detection, camera.info)))
 

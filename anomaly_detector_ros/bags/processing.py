@@ -17,6 +17,7 @@ from anomaly_detector_ros.bags.journal import BagJournal
 from anomaly_detector_ros.bags.outputs import OUTPUTS
 from anomaly_detector_ros.bags.passes import BagPass, BagReport
 from anomaly_detector_ros.errors import UserError, one_line
+from anomaly_detector_ros.imaging.images import Range
 from anomaly_detector_ros.runtime.progress import Progress, silent
 from anomaly_detector_ros.sources.recordings import BagReader, camera_name, choose_topic
 
@@ -41,6 +42,7 @@ def process_bag(
     outputs: Sequence[str] = tuple(OUTPUTS),
     skip_errors: bool = True,
     resume: bool = False,
+    grey_range: Range | None = None,
     progress: Progress = silent,
 ) -> BagReport:
     """Write `output`: all topics of `source` as they are, and the detector's outputs.
@@ -59,6 +61,7 @@ def process_bag(
         skip_errors: skip and count frames that cannot be read, rather than stop.
         resume: take the finished frames of an interrupted run with the same input and settings
             from its journal; the messages of the bag are those of a run in one go.
+        grey_range: see `images.to_8_bit`.
         progress: called with frames done and frames in all.
 
     Raises:
@@ -74,7 +77,7 @@ def process_bag(
     partial = partial_path(output)
     with BagReader(source) as reader:
         chosen = choose_topics(reader, topics)
-        job = _describe(source, reader, chosen, outputs, detector)
+        job = _describe(source, reader, chosen, outputs, detector, grey_range)
         storage = _storage(source, output)
         try:
             partial.mkdir(parents=True, exist_ok=True)
@@ -85,7 +88,7 @@ def process_bag(
                     with Writer(
                         partial / output.name, version=_METADATA_VERSION, storage_plugin=storage
                     ) as writer:
-                        job_pass = BagPass(reader, writer, journal, chosen, outputs)
+                        job_pass = BagPass(reader, writer, journal, chosen, outputs, grey_range)
                         report = job_pass.run(detector, skip_errors, progress)
                     (partial / output.name).replace(output)
                 finally:
@@ -123,6 +126,7 @@ def _describe(
     topics: Sequence[str],
     outputs: Sequence[str],
     detector: Detector,
+    grey_range: Range | None,
 ) -> dict[str, Any]:
     """What the outputs depend on, by the words in which an error names it."""
     files = sorted(file for file in source.iterdir()) if source.is_dir() else [source]
@@ -136,6 +140,7 @@ def _describe(
         "choice of outputs": list(outputs),
         "profile": asdict(detector.profile),
         "threshold": detector.threshold,
+        "range of grey values": grey_range,
     }
 
 

@@ -13,14 +13,18 @@ import typer
 
 from anomaly_detector_ros.cli.common import (
     DeviceOption,
+    GreyRangeOption,
     JsonOption,
     OfflineOption,
     OnError,
+    OnErrorOption,
     ProfileOption,
     ThresholdOption,
     console,
     load_detector,
+    parse_grey_range,
     progress_bar,
+    tell,
 )
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE
@@ -31,7 +35,10 @@ if TYPE_CHECKING:
 
 def bag(
     source: Annotated[
-        Path, typer.Argument(metavar="IN", help="rosbag2 directory, or one .mcap or .db3 file.")
+        Path,
+        typer.Argument(
+            metavar="IN", help="Recording: rosbag2 directory, MCAP, SQLite or ROS 1 file."
+        ),
     ],
     output: Annotated[Path, typer.Option(help="Bag directory to make.")],
     topic: Annotated[
@@ -48,9 +55,8 @@ def bag(
         bool,
         typer.Option("--resume", help="Go on from the frames that an interrupted run finished."),
     ] = False,
-    on_error: Annotated[
-        OnError, typer.Option(help="With a frame that cannot be read: skip and count it, or stop.")
-    ] = OnError.SKIP,
+    grey_range: GreyRangeOption = (0.0, 0.0),
+    on_error: OnErrorOption = OnError.SKIP,
     profile: ProfileOption = DEFAULT_PROFILE,
     device: DeviceOption = "auto",
     threshold: ThresholdOption = None,
@@ -69,6 +75,7 @@ def bag(
     from anomaly_detector_ros.bags.processing import choose_topics, process_bag
     from anomaly_detector_ros.sources.recordings import BagReader
 
+    chosen_range = parse_grey_range(grey_range)
     named = [name.strip() for name in outputs.split(",") if name.strip()]
     names = list(OUTPUTS) if outputs == "all" else named
     if output.exists():
@@ -85,6 +92,7 @@ def bag(
             outputs=names,
             skip_errors=on_error is OnError.SKIP,
             resume=resume,
+            grey_range=chosen_range,
             progress=advance,
         )
     _tell(source, output, report, as_json)
@@ -111,20 +119,16 @@ def _tell(source: Path, output: Path, report: BagReport, as_json: bool) -> None:
     if as_json:
         counts = {"frames": report.frames, "skipped": report.skipped}
         paths = {"input": str(source), "output": str(output)}
-        typer.echo(json.dumps({**paths, **counts, **asdict(report)}))
+        told = {**asdict(report), "tally": report.tally.to_dict()}
+        typer.echo(json.dumps({**paths, **counts, **told}))
     for camera in report.cameras:
         if not as_json:
             typer.echo(f"{output}: {camera.frames} frames of {camera.topic} with outputs")
-        if camera.skipped:
-            console.print(
-                f"skipped {camera.skipped} frames of {camera.topic}; the first: "
-                f"{camera.first_error}",
-                style="yellow", markup=False, soft_wrap=True,
-            )  # fmt: skip
     if report.resumed:
         console.print(f"{report.resumed} frames were finished by an earlier run", markup=False)
     if report.replaced:
         console.print(f"replaced the input's {', '.join(report.replaced)}", markup=False)
+    tell(report.tally)
     for camera in report.cameras:
         if camera.skipped and not camera.frames:
             raise UserError(f"no frame of '{camera.topic}' could be processed: check the recording")

@@ -110,8 +110,8 @@ def _load_random(profile: str, device: str, *, offline: bool) -> Detector:
 
 
 def _demo_picture() -> Path:
-    from anomaly_detector_ros.imaging.images import find_images
     from anomaly_detector_ros.runtime.resources import share_dir
+    from anomaly_detector_ros.sources.folders import find_images
 
     try:
         return find_images(share_dir("demo") / "images")[0]

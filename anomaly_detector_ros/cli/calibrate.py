@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,19 +15,37 @@ from rich.table import Table
 
 from anomaly_detector_ros.cli.common import (
     DeviceOption,
+    GreyRangeOption,
     JsonOption,
     OfflineOption,
+    OnError,
+    OnErrorOption,
     ProfileOption,
+    TopicOption,
     cannot_write,
     console,
     fetch_missing,
     make_directory,
+    parse_grey_range,
     progress_bar,
+    tell,
 )
 from anomaly_detector_ros.cli.evaluate import layouts
-from anomaly_detector_ros.cli.inputs import nominal_files
+from anomaly_detector_ros.cli.nominal import (
+    MIN_CHANGE,
+    MIN_SHARPNESS,
+    DataOptions,
+    MinChangeOption,
+    MinSharpnessOption,
+    StrideOption,
+    find_nominal,
+    keep_files,
+    read_nominal,
+)
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile
+from anomaly_detector_ros.sources.frames import Source
+from anomaly_detector_ros.sources.tally import Tally
 
 if TYPE_CHECKING:
     from anomaly_detector_ros.building import Parts
@@ -43,7 +62,8 @@ def calibrate(
     data: Annotated[
         list[Path],
         typer.Option(
-            help="Nominal images, a folder of them or a labelled data set's root; repeatable."
+            help="Nominal images: files, folders, videos and recordings, or with --dataset the "
+            "root of a labelled data set; repeatable."
         ),
     ],
     output: Annotated[Path, typer.Option(help="File to save the calibration in (.safetensors).")],
@@ -62,6 +82,12 @@ def calibrate(
         ),
     ] = None,
     split: Annotated[str | None, typer.Option(help="Part of the data set.")] = None,
+    topic: TopicOption = None,
+    stride: StrideOption = 1,
+    min_sharpness: MinSharpnessOption = MIN_SHARPNESS,
+    min_change: MinChangeOption = MIN_CHANGE,
+    grey_range: GreyRangeOption = (0.0, 0.0),
+    on_error: OnErrorOption = OnError.SKIP,
     holdout: Annotated[
         float,
         typer.Option(min=0.0, max=0.95, help="Share of the images held out to measure on."),
@@ -98,35 +124,67 @@ def calibrate(
     from anomaly_detector_ros.fitting import measure, split_files
 
     chosen = replace(load_profile(profile), calibration={})
-    files = nominal_files(data, dataset, split)
-    remembered = nominal_files(memory, dataset, split) if memory else []
-    if remembered and not chosen.parts.distance.fitted:
+    if memory and not chosen.parts.distance.fitted:
         raise UserError(
             f"--memory: the {chosen.distance['name']} distance of profile '{profile}' is not "
             "fitted: leave it out"
         )
-    fitted, held_out = split_files(files, holdout=holdout, count=count, seed=seed)
-    _warn(len(fitted), len(held_out), holdout)
+    options = DataOptions(
+        dataset, topic, stride, min_sharpness, min_change, parse_grey_range(grey_range)
+    )
+    tally = Tally(stop=on_error is OnError.STOP)
+    given = [find_nominal(paths, split, options) if paths else [] for paths in (data, memory)]
     make_directory(output.parent)
     parts = _load(chosen, device, offline)
-
-    with progress_bar("calibration") as advance:
-        calibration = _fit(chosen, parts, fitted, remembered, camera, output, seed, advance)
+    with tempfile.TemporaryDirectory(prefix="anomaly-detector-frames-") as folder:
+        files, remembered = (
+            _files(sources, options, tally, Path(folder) / name)
+            for sources, name in zip(given, ("data", "memory"), strict=True)
+        )
         try:
-            calibration.save(output)
-        except OSError as error:
-            raise cannot_write(output, error) from error
-        rates: list[FalsePositiveRate] = []
-        if held_out:
-            calibrated = replace(chosen, calibration={"file": str(output)})
-            detector = Detector.from_parts(calibrated, parts)
-            detector.recalibrate(calibration, output)  # parts remember what the file held before
-            rates = measure(detector, held_out, camera=camera, seed=seed, progress=advance)
+            fitted, held_out = split_files(files, holdout=holdout, count=count, seed=seed)
+        except UserError:  # too few: perhaps because some were skipped
+            if tally.count_skipped:
+                tell(tally)
+            raise
+        _warn(len(fitted), len(held_out), holdout)
+        with progress_bar("calibration") as advance:
+            calibration = _fit(
+                chosen, parts, fitted, remembered, camera, output, seed, tally, advance
+            )
+            try:
+                calibration.save(output)
+            except OSError as error:
+                raise cannot_write(output, error) from error
+            rates: list[FalsePositiveRate] = []
+            if held_out:
+                calibrated = replace(chosen, calibration={"file": str(output)})
+                detector = Detector.from_parts(calibrated, parts)
+                # Parts remember what the file held before.
+                detector.recalibrate(calibration, output)
+                rates = measure(
+                    detector, held_out, camera=camera, seed=seed, tally=tally, progress=advance
+                )
     summary = _summary(chosen, calibration, camera, rates, len(held_out), output)
+    summary["frames"] = tally.to_dict()
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
     else:
         _print(summary, rates)
+    tell(tally)
+
+
+def _files(sources: list[Source], options: DataOptions, tally: Tally, folder: Path) -> list[Path]:
+    """Picture files of all frames that can be read; `folder` is made for those that have none."""
+    if not sources:
+        return []
+    folder.mkdir()
+    with progress_bar("reading") as advance:
+        files = keep_files(read_nominal(sources, options, tally), folder, options, advance)
+    if tally.failed or not files:
+        tell(tally)
+        tally.check()
+    return files
 
 
 def _fit(
@@ -137,6 +195,7 @@ def _fit(
     camera: str,
     output: Path,
     seed: int,
+    tally: Tally,
     progress: Progress,
 ) -> Calibration:
     """The whole calibration, or that of the file with the scores of one camera renewed."""
@@ -145,7 +204,7 @@ def _fit(
 
     if not (camera and output.exists()):
         calibration = fit_calibration(
-            profile, parts, files, memory=memory, seed=seed, progress=progress
+            profile, parts, files, memory=memory, seed=seed, tally=tally, progress=progress
         )
         own = {camera: calibration.nominal()}
     else:
@@ -153,7 +212,7 @@ def _fit(
         detector = Detector.from_parts(present, parts)
         assert detector.calibration is not None
         calibration = detector.calibration
-        own = {camera: fit_camera(detector, files, progress=progress)}
+        own = {camera: fit_camera(detector, files, tally=tally, progress=progress)}
     return replace(calibration, cameras={**calibration.cameras, **own})
 
 

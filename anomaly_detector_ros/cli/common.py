@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,17 +17,18 @@ from rich.console import Console
 
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.runtime.files import replace_file
-from anomaly_detector_ros.runtime.progress import Progress
+from anomaly_detector_ros.runtime.progress import PlainProgress, Progress
 
 if TYPE_CHECKING:
     from anomaly_detector_ros.detector import Detector
+    from anomaly_detector_ros.sources.tally import Tally
 
 console = Console(stderr=True, highlight=False)
 """For people; standard output holds results alone."""
 
 
 class OnError(str, Enum):
-    """What to do with an input that cannot be read."""
+    """What to do with a frame that cannot be read or that the models fail on."""
 
     SKIP = "skip"
     STOP = "stop"
@@ -43,6 +45,25 @@ ThresholdOption = Annotated[
     float | None,
     typer.Option(
         "--threshold", min=0.0, max=1.0, help="Heatmap value from which a pixel is an anomaly."
+    ),
+]
+OnErrorOption = Annotated[
+    OnError,
+    typer.Option(
+        "--on-error",
+        help="A frame that cannot be read, or that the models fail on: skip and count it, or stop.",
+    ),
+]
+TopicOption = Annotated[
+    str | None, typer.Option("--topic", help="Camera topic of recordings; default: their only one.")
+]
+GreyRangeOption = Annotated[
+    tuple[float, float],
+    typer.Option(
+        "--grey-range",
+        metavar="LOW HIGH",
+        help="Values that become black and white in pictures of more than 8 bits; 0 0: the "
+        "percentiles 0.5 and 99.5 of each.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
@@ -110,7 +131,11 @@ def download_bar() -> Iterator[Callable[[str, int, int], None]]:
 
 @contextmanager
 def progress_bar(what: str, total: int | None = None) -> Iterator[Progress]:
-    """A progress bar on standard error; gives what moves it."""
+    """A progress bar on standard error, or plain lines where that is no terminal."""
+    if not console.is_terminal:
+        with PlainProgress(what, total, lambda line: console.print(line, markup=False)) as plain:
+            yield plain
+        return
     columns = (
         bars.TextColumn("{task.description}"),
         bars.BarColumn() if total != 0 else bars.SpinnerColumn(),
@@ -118,9 +143,8 @@ def progress_bar(what: str, total: int | None = None) -> Iterator[Progress]:
         bars.TimeElapsedColumn(),
         bars.TimeRemainingColumn(),
     )
-    with bars.Progress(*columns, console=console, transient=not console.is_terminal) as bar:
+    with bars.Progress(*columns, console=console) as bar:
         task = bar.add_task(what, total=total)
-
         known = total
 
         def advance(done: int, total: int | None = None, doing: str | None = None) -> None:
@@ -128,6 +152,29 @@ def progress_bar(what: str, total: int | None = None) -> Iterator[Progress]:
             bar.update(task, completed=done, total=of, description=doing or what)
 
         yield advance
+
+
+def parse_grey_range(given: tuple[float, float]) -> tuple[float, float] | None:
+    """The range that was given; None for percentiles.
+
+    Raises:
+        UserError: it is neither a range nor 0 0.
+    """
+    if given == (0.0, 0.0):
+        return None
+    if not given[0] < given[1] < math.inf or given[0] == -math.inf:
+        raise UserError(
+            f"--grey-range {given[0]:g} {given[1]:g} is no range: give the lower number first"
+        )
+    return given
+
+
+def tell(tally: Tally) -> None:
+    """Say what became of the frames; the end of every command that reads any."""
+    first, *rest = tally.lines()
+    console.print(first, markup=False, soft_wrap=True)
+    for line in rest:
+        console.print(line, style="yellow", markup=False, soft_wrap=True)
 
 
 def parse_size(text: str, option: str) -> tuple[int, int]:

@@ -7,26 +7,31 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from anomaly_detector_ros.cli.common import (
     DeviceOption,
+    GreyRangeOption,
     JsonOption,
     OfflineOption,
+    OnError,
+    OnErrorOption,
     ProfileOption,
+    TopicOption,
+    console,
     fetch_missing,
     make_directory,
+    parse_grey_range,
     progress_bar,
+    tell,
     write_atomically,
 )
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile
-
-if TYPE_CHECKING:
-    from anomaly_detector_ros.demo.graph import Playback
+from anomaly_detector_ros.sources.tally import Skipped, Tally
 
 # The demo's own scenes are drawn by a model: all of them look a little odd beside camera images.
 _OWN_SCENES_THRESHOLD = 0.9999
@@ -38,13 +43,15 @@ def demo(
         "demo_output"
     ),
     images: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
-            help="Folder of pictures, or data set with a folder images/; default: the demo's own."
+            help="Pictures, folders, videos or recordings; repeatable; default: the demo's own."
         ),
     ] = None,
-    bag: Annotated[Path | None, typer.Option(help="rosbag2 recording to play instead.")] = None,
-    topic: Annotated[str | None, typer.Option(help="Camera topic of the bag.")] = None,
+    bag: Annotated[Path | None, typer.Option(help="Recording to play instead.")] = None,
+    topic: TopicOption = None,
+    grey_range: GreyRangeOption = (0.0, 0.0),
+    on_error: OnErrorOption = OnError.SKIP,
     rate: Annotated[
         float | None,
         typer.Option(
@@ -81,19 +88,27 @@ def demo(
     Example: anomaly-detector demo --rate 4 --output demo_output
     """
     _require_ros()
-    from anomaly_detector_ros.demo.graph import run_graph
+    from anomaly_detector_ros.demo.graph import Playback, run_graph
     from anomaly_detector_ros.demo.processes import sigterm_as_interrupt
 
-    playback = _playback(images, bag, topic, rate, count)
-    _refuse_to_delete(playback.path, output)
+    playback = Playback(
+        _paths(images, bag),
+        rate,
+        count,
+        topic,
+        parse_grey_range(grey_range) or (0.0, 0.0),
+        on_error.value,
+    )
+    for source in playback.sources:
+        _refuse_to_delete(source.file.resolve(), output)
     _prepare(output)
     chosen = load_profile(profile)
     fetch_missing(chosen.model_names(), offline)
     if threshold is None:
-        odd = images is None and bag is None and chosen.calibration
+        odd = not images and bag is None and chosen.calibration
         threshold = _OWN_SCENES_THRESHOLD if odd else chosen.threshold
     profile_path = str(Path(profile).resolve()) if profile.endswith((".yaml", ".yml")) else profile
-    with progress_bar("starting", playback.count) as advance, sigterm_as_interrupt():
+    with progress_bar("starting", playback.expected) as advance, sigterm_as_interrupt():
         summary = run_graph(
             playback,
             output,
@@ -111,6 +126,9 @@ def demo(
         typer.echo(json.dumps(result, indent=2))
     else:
         _print(result, output)
+    tell(_tally(summary))
+    for line in summary["played"].get("lines", ()):
+        console.print(line, style="yellow", markup=False, soft_wrap=True)
     if not result["recorded"]:
         raise UserError(f"no frame came through the graph: see '{output / 'logs'}'")
 
@@ -125,25 +143,19 @@ def _require_ros() -> None:
         )
 
 
-def _playback(
-    images: Path | None, bag: Path | None, topic: str | None, rate: float | None, count: int | None
-) -> Playback:
-    from anomaly_detector_ros.demo.graph import Playback
-    from anomaly_detector_ros.imaging.images import find_images
+def _paths(images: list[Path] | None, bag: Path | None) -> tuple[Path, ...]:
+    """What to play, from the root of the file system."""
     from anomaly_detector_ros.runtime.resources import share_dir
 
-    if bag is not None and images is not None:
+    if bag is not None and images:
         raise UserError("--images and --bag exclude each other: give one of them")
-    if bag is not None:
-        return Playback.of_bag(bag.resolve(), rate, count, topic)
-    if images is None:
+    given = [bag] if bag is not None else images
+    if not given:
         try:
-            images = share_dir("demo")
+            given = [share_dir("demo")]
         except FileNotFoundError as error:
             raise UserError(f"{error}, or give --images or --bag") from error
-    if (images / "images").is_dir():  # a labelled data set, whose labels are picture files too
-        images = images / "images"
-    return Playback(images.resolve(), rate, count or len(find_images(images)))
+    return tuple(path.resolve() for path in given)
 
 
 def _refuse_to_delete(source: Path, output: Path) -> None:
@@ -186,8 +198,9 @@ def _result(summary: dict[str, Any], overlays: int) -> dict[str, Any]:
     counts = asdict(summary["counts"])
     heatmap = summary["topics"].get(HEATMAP, {"messages": 0})
     latency = heatmap.get("latency", {})
+    played = summary["played"].get("frames", {"processed": 0})
     return {
-        "played": summary["played"],
+        "played": played["processed"],
         "received": counts["received"],
         "processed": counts["processed"],
         "dropped": counts["dropped"],
@@ -198,6 +211,15 @@ def _result(summary: dict[str, Any], overlays: int) -> dict[str, Any]:
         "latency_worst_s": latency.get("max"),
         "overlays": overlays,
     }
+
+
+def _tally(summary: dict[str, Any]) -> Tally:
+    """The frames that were played or could not be read, those that the node dropped among them."""
+    tally, counts = Tally(), summary["counts"]
+    tally.processed = counts.processed
+    reasons = {**summary["played"].get("frames", {}).get("skipped", {}), **counts.drop_reasons}
+    tally.skipped = {reason: Skipped(number) for reason, number in reasons.items()}
+    return tally
 
 
 def _print(result: dict[str, Any], output: Path) -> None:

@@ -1,10 +1,15 @@
-"""`anomaly-detector detect`: pictures, folders and videos to files."""
+"""`anomaly-detector detect`: pictures, folders, videos and recordings to files."""
 
 from __future__ import annotations
 
+import hashlib
 import io
+import itertools
 import json
+from collections import Counter
+from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,30 +17,39 @@ import typer
 
 from anomaly_detector_ros.cli.common import (
     DeviceOption,
+    GreyRangeOption,
     JsonOption,
     OfflineOption,
     OnError,
+    OnErrorOption,
     ProfileOption,
     ThresholdOption,
+    TopicOption,
     append_line,
-    console,
     load_detector,
     make_directory,
+    parse_grey_range,
     progress_bar,
+    tell,
     write_atomically,
 )
-from anomaly_detector_ros.cli.inputs import Source, UnreadableError, find_sources, frames_of
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE
+from anomaly_detector_ros.sources.frames import Frame, Source, find_sources, read_sources
+from anomaly_detector_ros.sources.tally import Tally
 
 if TYPE_CHECKING:
     import numpy as np
 
     from anomaly_detector_ros.detection import Detection
     from anomaly_detector_ros.detector import Detector
+    from anomaly_detector_ros.synthesis.recording import Recorder
 
 RESULTS = "results.jsonl"
 SUFFIXES = ("heatmap.npy", "mask.png", "segments.png", "edited.png", "overlay.png")
+
+# File names have at most 255 bytes; what is added to a name takes up to 40.
+_NAME_BYTES = 200
 
 
 class Recording(str, Enum):
@@ -47,13 +61,13 @@ class Recording(str, Enum):
 
 def detect(
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="INPUT...", help="Pictures, folders of them, videos.")
+        list[Path],
+        typer.Argument(metavar="INPUT...", help="Pictures, folders, videos, recordings."),
     ],
     output: Annotated[Path, typer.Option(help="Directory for the results.")],
-    on_error: Annotated[
-        OnError,
-        typer.Option(help="With an unreadable input: skip it and fail at the end, or stop."),
-    ] = OnError.SKIP,
+    topic: TopicOption = None,
+    grey_range: GreyRangeOption = (0.0, 0.0),
+    on_error: OnErrorOption = OnError.SKIP,
     record_diffusion: Annotated[
         Recording | None,
         typer.Option(help="Write NAME_diffusion.gif or .mp4 too: the edit on its way from noise."),
@@ -67,71 +81,114 @@ def detect(
     offline: OfflineOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Find the anomalies in pictures, folders of pictures, or videos.
+    """Find the anomalies in pictures, folders, videos and recordings.
 
     Writes for each picture NAME_heatmap.npy (float32, 0 to 1), NAME_mask.png (0 or 255),
     NAME_segments.png (16 bit), NAME_edited.png and NAME_overlay.png, and a line in results.jsonl.
-    NAME is the file's stem, with its extension or folder added where stems are alike.
+    NAME is the file's stem, with its extension or folder added where stems are alike, and the
+    number of a video's or recording's frame.
 
     --record-diffusion shows the picture beside the sample that becomes its (first) edit, at the
     size of the edit, and at last the anomalies.
 
-    Example: anomaly-detector detect photos/ drive.mp4 --output results
+    Example: anomaly-detector detect photos/ drive.mp4 drive.mcap --output results
     """
-    sources = find_sources(inputs, output)
+    chosen_range = parse_grey_range(grey_range)
+    sources = find_sources(inputs, topic, results=output)
+    names = unique_names(sources)
     make_directory(output)
     diffusion = [f"diffusion.{record_diffusion.value}"] if record_diffusion else []
-    _refuse_or_forget(output, sources, [*SUFFIXES, *diffusion], overwrite)
+    _refuse_or_forget(output, names, [*SUFFIXES, *diffusion], overwrite)
     detector = load_detector(profile, device, threshold=threshold, offline=offline)
+    tally = Tally(stop=on_error is OnError.STOP)
     results: list[dict[str, Any]] = []
-    failures: list[str] = []
-    done, total = 0, sum(source.frames for source in sources)
+    total = sum(source.expected() for source in sources)
     with progress_bar("pictures", total) as advance:
-        for source in sources:
-            try:
-                for name, index, image in frames_of(source):
-                    found = _detect(detector, image, output / name, record_diffusion)
-                    _write_files(output, name, image, found)
-                    line = _result(source, name, index, found)
-                    append_line(output / RESULTS, json.dumps(line))
-                    results.append(line)
-                    done += 1
-                    advance(done, max(done, total))
-            except UnreadableError as error:
-                if on_error is OnError.STOP:
-                    raise UserError(str(error)) from error
-                failures.append(str(error))
-                console.print(f"skipped: {error}", style="yellow", markup=False, soft_wrap=True)
-                done += 1
-                advance(done, max(done, total))
+        for frame in read_sources(sources, tally, grey_range=chosen_range):
+            recorder = _recorder(detector) if record_diffusion else None
+            found = tally.tried(
+                frame.name, partial(detector.detect, frame.pixels, callback=recorder)
+            )
+            if found is not None:
+                name = result_name(names[frame.source], frame.index)
+                if recorder is not None and record_diffusion is not None:
+                    file = output / f"{name}_diffusion.{record_diffusion.value}"
+                    data = _animation(recorder, frame.pixels, found, record_diffusion)
+                    write_atomically(file, data)
+                _write_files(output, name, frame.pixels, found)
+                line = _result(frame, name, found)
+                append_line(output / RESULTS, json.dumps(line))
+                results.append(line)
+                tally.processed += 1
+            advance(tally.read, max(tally.read, total))
     _summarise(results, output, as_json)
-    if failures:
-        raise UserError(
-            f"{len(failures)} of {len(sources)} inputs could not be read, the others' results "
-            f"are in '{output}'; the first: {failures[0]}"
-        )
+    tell(tally)
+    tally.check()
 
 
-def _detect(
-    detector: Detector, image: np.ndarray, stem: Path, recording: Recording | None
-) -> Detection:
-    """What is found in an image; its edit's way from noise goes to a file beside the others."""
-    if recording is None:
-        return detector.detect(image)
-    from anomaly_detector_ros.imaging.animation import encode_animation, side_by_side
-    from anomaly_detector_ros.imaging.rendering import render
+def unique_names(sources: list[Source]) -> dict[Source, str]:
+    """A name for each source's results: its stem, with more where stems are alike.
+
+    Extension, folder or a number are added. Names too long for a file are cut, with a hash.
+
+    >>> files = [Path("a/x.png"), Path("b/x.png"), Path("b/y.png"), Path("b/y.jpg")]
+    >>> unique_names([Source(file, "picture") for file in files]).values()
+    dict_values(['a_x', 'b_x', 'y_png', 'y_jpg'])
+    """
+    named: dict[Source, str] = {}
+    spellings: tuple[Callable[[Path], str], ...] = (
+        lambda f: f.stem,
+        lambda f: f"{f.stem}_{f.suffix[1:].lower()}",
+        lambda f: f"{f.parent.name}_{f.stem}",
+        lambda f: f"{f.parent.name}_{f.stem}_{f.suffix[1:].lower()}",
+    )
+    # Frames are numbered, so a picture may not be called like a frame.
+    numbered = {s.file.stem for s in sources if s.kind != "picture"}
+    for spelling in spellings:
+        spelt = {each: _fitting(spelling(each.file)) for each in sources if each not in named}
+        counts = Counter(spelt.values()) + Counter(named.values())
+        for each, name in spelt.items():
+            stem, _, number = name.rpartition("_")
+            if counts[name] == 1 and not (number.isdigit() and stem in numbered):
+                named[each] = name
+    for each in sources:
+        if each not in named:
+            stem = _fitting(spellings[1](each.file))
+            free = (f"{stem}_n{number}" for number in itertools.count(1))
+            named[each] = next(name for name in free if name not in named.values())
+    return {each: named[each] for each in sources}
+
+
+def result_name(name: str, index: int | None) -> str:
+    """Name of a frame's results; of a picture, without a number, the source's own."""
+    return name if index is None else f"{name}_{index:06d}"
+
+
+def _fitting(name: str) -> str:
+    data = name.encode(errors="surrogateescape")
+    if len(data) <= _NAME_BYTES:
+        return name
+    kept = data[: _NAME_BYTES - 10].decode(errors="ignore")
+    return f"{kept}_{hashlib.sha256(data).hexdigest()[:8]}"
+
+
+def _recorder(detector: Detector) -> Recorder:
     from anomaly_detector_ros.synthesis.recording import Recorder
     from anomaly_detector_ros.synthesis.spaces import space_of
 
-    recorder = Recorder(space_of(detector.denoiser))
-    found = detector.detect(image, callback=recorder)
+    return Recorder(space_of(detector.denoiser))
+
+
+def _animation(recorder: Recorder, image: np.ndarray, found: Detection, kind: Recording) -> bytes:
+    """The edit's way from noise beside the image, and at last what is found."""
+    from anomaly_detector_ros.imaging.animation import encode_animation, side_by_side
+    from anomaly_detector_ros.imaging.rendering import render
+
     if not recorder.pictures:
         raise UserError("the profile's sampler tells nothing of its steps: leave out the recording")
     pictures = [side_by_side(image, each) for each in recorder.pictures]
     pictures.append(side_by_side(render("overlay", image, found), recorder.pictures[-1]))
-    data = encode_animation(pictures, recording.value)
-    write_atomically(stem.with_name(f"{stem.name}_diffusion.{recording.value}"), data)
-    return found
+    return encode_animation(pictures, kind.value)
 
 
 def _write_files(output: Path, name: str, image: np.ndarray, found: Detection) -> None:
@@ -146,10 +203,10 @@ def _write_files(output: Path, name: str, image: np.ndarray, found: Detection) -
         write_atomically(output / f"{name}_{kind}.png", encode_png(render(kind, image, found)))
 
 
-def _result(source: Source, name: str, index: int | None, found: Detection) -> dict[str, Any]:
-    line: dict[str, Any] = {"input": str(source.file), "name": name}
-    if index is not None:
-        line["frame"] = index
+def _result(frame: Frame, name: str, found: Detection) -> dict[str, Any]:
+    line: dict[str, Any] = {"input": str(frame.source.file), "name": name}
+    if frame.index is not None:
+        line["frame"] = frame.index
     return {**line, "score": found.score, "timings": found.timings}
 
 
@@ -163,23 +220,22 @@ def _summarise(results: list[dict[str, Any]], output: Path, as_json: bool) -> No
 
 
 def _refuse_or_forget(
-    output: Path, sources: list[Source], suffixes: list[str], overwrite: bool
+    output: Path, names: dict[Source, str], suffixes: list[str], overwrite: bool
 ) -> None:
     """Refuse to replace earlier results, or forget their lines in the list of results."""
-    for source in sources:
-        for name in source.names_to_expect():
-            for suffix in suffixes:
-                file = output / f"{name}_{suffix}"
-                if file.exists() and not overwrite:
-                    raise UserError(
-                        f"'{file}' exists already: give --overwrite or another --output"
-                    )
+    for source, name in names.items():
+        # A video's first frame stands for all.
+        first = result_name(name, None if source.kind == "picture" else 0)
+        for suffix in suffixes:
+            file = output / f"{first}_{suffix}"
+            if file.exists() and not overwrite:
+                raise UserError(f"'{file}' exists already: give --overwrite or another --output")
     results = output / RESULTS
     if overwrite and results.is_file():
-        prefixes = [source.name for source in sources if source.video]
-        names = {source.name for source in sources if not source.video}
+        prefixes = [name for source, name in names.items() if source.kind != "picture"]
+        single = {name for source, name in names.items() if source.kind == "picture"}
         kept = [
-            line for line in results.read_text().splitlines() if not _is_of(line, names, prefixes)
+            line for line in results.read_text().splitlines() if not _is_of(line, single, prefixes)
         ]
         write_atomically(results, "".join(line + "\n" for line in kept).encode())
 

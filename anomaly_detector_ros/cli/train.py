@@ -6,6 +6,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,23 +14,39 @@ import typer
 
 from anomaly_detector_ros.cli.common import (
     DeviceOption,
+    GreyRangeOption,
     JsonOption,
+    OnError,
+    OnErrorOption,
+    TopicOption,
     console,
+    parse_grey_range,
     parse_size,
     progress_bar,
+    tell,
     write_atomically,
 )
 from anomaly_detector_ros.cli.evaluate import default_splits, layouts
-from anomaly_detector_ros.cli.training_data import (
+from anomaly_detector_ros.cli.nominal import (
+    MIN_CHANGE,
+    MIN_SHARPNESS,
     DataOptions,
-    Pictures,
-    describe_skipped,
-    find_pictures,
-    read_pictures,
+    MinChangeOption,
+    MinSharpnessOption,
+    StrideOption,
+    find_nominal,
+    read_nominal,
+    shared_sources,
 )
+from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.runtime.parts import read_settings
+from anomaly_detector_ros.sources.frames import Source
+from anomaly_detector_ros.sources.tally import Tally
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from anomaly_detector_ros.training.config import TrainingConfig
     from anomaly_detector_ros.training.dataset import TrainingImages
     from anomaly_detector_ros.training.ddpm import Trainer
 
@@ -43,7 +60,7 @@ def train(
     data: Annotated[
         list[Path],
         typer.Option(
-            help="Nominal images: a folder, searched recursively, a rosbag2, a video, or with "
+            help="Nominal images: files, folders, videos, rosbag2 and other recordings, or with "
             "--dataset the root of a labelled data set; repeatable."
         ),
     ],
@@ -66,22 +83,12 @@ def train(
         str | None,
         typer.Option(help="Part of the data set held out; of --data without --validation."),
     ] = None,
-    topic: Annotated[str | None, typer.Option(help="Image topic of rosbags.")] = None,
-    stride: Annotated[
-        int, typer.Option(min=1, help="Look at every so many frames of rosbags and videos.")
-    ] = 1,
-    min_sharpness: Annotated[
-        float,
-        typer.Option(
-            min=0, help="Leave blurred frames out: variance of the Laplacian, 320 columns."
-        ),
-    ] = 30.0,
-    min_change: Annotated[
-        float,
-        typer.Option(
-            min=0, help="Leave frames out that differ less (grey, 0 to 255) from the last kept."
-        ),
-    ] = 2.0,
+    topic: TopicOption = None,
+    stride: StrideOption = 1,
+    min_sharpness: MinSharpnessOption = MIN_SHARPNESS,
+    min_change: MinChangeOption = MIN_CHANGE,
+    grey_range: GreyRangeOption = (0.0, 0.0),
+    on_error: OnErrorOption = OnError.SKIP,
     size: Annotated[str, typer.Option(help="Training HEIGHTxWIDTH, multiples of 8.")] = "64x120",
     preset: Annotated[
         str, typer.Option(help="Network: small (7.1 M parameters) or base (35.0 M, for a GPU).")
@@ -138,16 +145,17 @@ def train(
         "init": str(init) if init else None,
     }
     config = read_settings(TrainingConfig, settings, "training")
-    options = DataOptions(dataset, topic, stride, min_sharpness, min_change)
-    pictures = find_pictures(data, split, options)
-    images = read_pictures("training images", pictures, config.size, min_crop, options)
-    held_out_pictures = held_out = None
+    options = DataOptions(
+        dataset, topic, stride, min_sharpness, min_change, parse_grey_range(grey_range)
+    )
+    tally = Tally(stop=on_error is OnError.STOP)
+    sources = find_nominal(data, split, options)
+    images = read_images("training images", sources, config, options, tally)
+    held_out, others = None, list[Source]()
     if validation or validation_split:
-        held_out_pictures = find_pictures(validation or data, validation_split, options)
-        held_out = read_pictures(
-            "validation images", held_out_pictures, config.size, min_crop, options
-        )
-    _warn(pictures, images, held_out_pictures)
+        others = find_nominal(validation or data, validation_split, options)
+        held_out = read_images("validation images", others, config, options, tally)
+    _warn(images, tally, shared_sources(sources, others))
 
     with console.status("starting"):
         trainer = Trainer(config, images, output, held_out, device=device)
@@ -163,20 +171,85 @@ def train(
         "size": list(config.size),
         "images": len(images),
         "validation_images": len(held_out) if held_out else 0,
-        "skipped_frames": pictures.skipped,
+        "frames_read": tally.read,
+        "skipped_frames": tally.to_dict()["skipped"],
         "images_seen": trainer.images_seen,
         "images_per_second": rate,
         "losses": trainer.journal.records[-1],
         "memorisation": _check_memorisation(trainer, images, held_out),
     }
     _print(summary, as_json)
+    tell(tally)
 
 
-def _warn(pictures: Pictures, images: TrainingImages, held_out: Pictures | None) -> None:
-    """Says what may spoil the model."""
+def read_images(
+    what: str,
+    sources: list[Source],
+    config: TrainingConfig,
+    options: DataOptions,
+    tally: Tally,
+) -> TrainingImages:
+    """Reads all frames to train on into memory.
+
+    Args:
+        what: they are, for the progress bar.
+        sources: of them.
+        config: gives their size.
+        options: how to read them.
+        tally: counts them.
+
+    Raises:
+        UserError: a source is not whole, no frame is good, or there is not enough memory.
+    """
+    from anomaly_detector_ros.training.dataset import TrainingImages
+
+    before = tally.processed
+    pictures = all(source.kind == "picture" for source in sources)
+    total = len(sources) if pictures else None  # of recordings nobody knows how many are good
+    with progress_bar(what, total) as advance:
+        frames = _Frames(sources, config.size, options, tally)
+        images = TrainingImages(frames, config.size, config.min_crop, advance)
+    if tally.failed or tally.processed == before:
+        tell(tally)
+    if tally.failed:
+        tally.check()
+    if tally.processed == before:
+        raise UserError(
+            f"no frame of '{sources[0].file}' is good to train on ({tally.lines()[0]}): lower "
+            "--min-sharpness or --min-change"
+        )
+    return images
+
+
+class _Frames:
+    """The pixels of the frames to train on; their number is known where all are pictures."""
+
+    def __init__(
+        self, sources: list[Source], size: tuple[int, int], options: DataOptions, tally: Tally
+    ) -> None:
+        self._sources, self._size, self._options, self._tally = sources, size, options, tally
+
+    def __length_hint__(self) -> int:
+        return sum(source.kind == "picture" for source in self._sources)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        height, width = self._size
+        for frame in read_nominal(self._sources, self._options, self._tally):
+            given = frame.pixels.shape[:2]
+            if given[0] < height or given[1] < width:
+                small = UserError(f"{given[0]}x{given[1]}, the training size is {height}x{width}")
+                self._tally.skip("smaller than --size", frame.name, small)
+                continue
+            self._tally.processed += 1
+            yield frame.pixels
+
+
+def _warn(images: TrainingImages, tally: Tally, shared: int) -> None:
+    """Says what may spoil the model; `shared` files are both trained and validated on."""
     notes = []
-    if skipped := describe_skipped(pictures):
-        notes.append(f"frames left out: {skipped}")
+    if skipped := tally.to_dict()["skipped"]:
+        listed = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
+        notes.append(f"frames left out: {listed}")
     if len(images) < FEW_IMAGES:
         notes.append(f"{len(images)} training images are few: some hundreds make a better model")
     if images.enlarged:
@@ -184,7 +257,7 @@ def _warn(pictures: Pictures, images: TrainingImages, held_out: Pictures | None)
             f"{images.enlarged} images are too small for their smallest crops, which are enlarged: "
             "a larger --min-crop or a smaller --size keeps them sharp"
         )
-    if shared := pictures.shared_with(held_out) if held_out else 0:
+    if shared:
         notes.append(
             f"{shared} of the validation files are trained on: "
             "validation losses and the memorisation ratio say nothing"

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from anomaly_detector_ros.demo.processes import ProcessGroup, graph_environment, wait_until
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.sources.recordings import COMPRESSED, BagReader, choose_topic
+from anomaly_detector_ros.sources.frames import Source, find_sources
+from anomaly_detector_ros.sources.recordings import COMPRESSED, BagReader
 
 CAMERA = "camera"
 DETECTOR = "/anomaly_detector"
@@ -32,29 +33,40 @@ class Playback:
     """What the player plays.
 
     Attributes:
-        path: folder of pictures, or a bag.
+        paths: pictures, folders, videos or recordings, as `sources.find_sources` takes them.
         rate: pictures per second; None: the next when the node has answered the one before.
         count: how many, over and over; None: each once.
-        topic: of a bag.
-        transport: raw or compressed.
+        topic: of recordings.
+        grey_range: see `images.to_8_bit`; (0, 0) for None.
+        on_error: "skip" or "stop" at what cannot be read.
     """
 
-    path: Path
+    paths: tuple[Path, ...]
     rate: float | None
     count: int | None = None
     topic: str | None = None
-    transport: str = "raw"
+    grey_range: tuple[float, float] = (0.0, 0.0)
+    on_error: str = "skip"
 
-    @classmethod
-    def of_bag(
-        cls, bag: Path, rate: float | None, count: int | None, topic: str | None
-    ) -> Playback:
-        """A bag's camera topic; UserError where the bag is unreadable or the topic is unclear."""
-        with BagReader(bag) as reader:
-            chosen = choose_topic(reader, topic)
-            kinds = {c.msgtype for c in reader.connections if c.topic == chosen}
-        transport = "compressed" if kinds == {COMPRESSED} else "raw"
-        return cls(bag, rate, count, chosen, transport)
+    @cached_property
+    def sources(self) -> list[Source]:
+        """What is to be played; UserError where there is nothing, or the topic is unclear."""
+        return find_sources(self.paths, self.topic)
+
+    @cached_property
+    def expected(self) -> int:
+        """How many pictures that is, for progress."""
+        return self.count or sum(source.expected() for source in self.sources)
+
+    @cached_property
+    def transport(self) -> str:
+        """Raw or compressed: one recording is played as it is."""
+        source, *others = self.sources
+        if source.kind != "recording" or others:
+            return "raw"
+        with BagReader(source.file) as reader:
+            kinds = {c.msgtype for c in reader.connections if c.topic == source.topic}
+        return "compressed" if kinds == {COMPRESSED} else "raw"
 
 
 @dataclass(frozen=True)
@@ -155,7 +167,8 @@ def run_graph(
         report: called again and again with what is going on and the node's counts.
 
     Returns:
-        The recorder's summary (see `demo.recorder`) with `played` and the node's `counts` added.
+        The recorder's summary (see `demo.recorder`), with what the player says of the frames as
+        `played` and the node's `counts` added.
 
     Raises:
         UserError: a process failed, the node could not load its models, or nothing moves any more.
@@ -175,17 +188,22 @@ def run_graph(
             report("writing the bag", monitor.counts)
             if processes.stop("recorder") != 0:
                 raise UserError(f"recorder failed: {processes.last_line('recorder')}")
-            played = re.search(r"^played (\d+) images", processes.output("player"), re.MULTILINE)
+            told = processes.output("player").splitlines()
     finally:
         monitor.close()
     summary = json.loads((output / "summary.json").read_text())
-    return {**summary, "played": int(played[1]) if played else 0, "counts": monitor.counts}
+    played = json.loads(next((line for line in told if line.startswith("{")), "{}"))
+    return {**summary, "played": played, "counts": monitor.counts}
 
 
 def _start_node(
     processes: ProcessGroup, playback: Playback, parameters: Mapping[str, str | float | bool]
 ) -> None:
-    own: dict[str, Any] = {"cameras": [CAMERA], "image_transport": playback.transport}
+    own: dict[str, Any] = {
+        "cameras": [CAMERA],
+        "image_transport": playback.transport,
+        "grey_range": list(playback.grey_range),
+    }
     if playback.rate is None:
         # A picture that is sent when the one before is answered is never late, only the machine is.
         own["max_input_age"] = 0.0
@@ -220,7 +238,9 @@ def _start_player(processes: ProcessGroup, playback: Playback) -> None:
         options += ["--count", str(playback.count)]
     if playback.topic is not None:
         options += ["--topic", playback.topic]
-    processes.start("player", "anomaly_detector_ros.demo.player", str(playback.path), *options)
+    options += ["--grey-range", *map(str, playback.grey_range), "--on-error", playback.on_error]
+    paths = map(str, playback.paths)
+    processes.start("player", "anomaly_detector_ros.demo.player", *paths, *options)
 
 
 def _wait_active(

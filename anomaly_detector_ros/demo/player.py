@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import argparse
 import array
+import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
@@ -25,10 +26,12 @@ from rclpy.utilities import ok, try_shutdown
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from anomaly_detector_ros.demo.graph import FRAME_TIMEOUT, Counts
-from anomaly_detector_ros.errors import UserError, one_line
-from anomaly_detector_ros.imaging.images import ImageError, decode_image, find_images, read_rgb
+from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.imaging.images import ImageError, Range, decode_image
 from anomaly_detector_ros.imaging.messages import image_fields
+from anomaly_detector_ros.sources.frames import Source, find_sources, frame_name, read_sources
 from anomaly_detector_ros.sources.recordings import COMPRESSED, IMAGE, BagReader, choose_topic
+from anomaly_detector_ros.sources.tally import Tally
 
 RATE = 5.0
 _TYPES = {IMAGE: Image, COMPRESSED: CompressedImage}
@@ -38,7 +41,9 @@ _QUEUE = 5
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(prog="player", description=(__doc__ or "").splitlines()[0])
-    made.add_argument("input", type=Path, help="a picture, a folder of them, or a bag")
+    made.add_argument(
+        "input", type=Path, nargs="+", help="pictures, folders, videos; or recordings"
+    )
     made.add_argument(
         "--camera",
         default="camera",
@@ -57,6 +62,16 @@ def parser() -> argparse.ArgumentParser:
         "says that it dropped it",
     )
     made.add_argument(
+        "--on-error", choices=("skip", "stop"), default="skip", help="what to do with a bad one"
+    )
+    made.add_argument(
+        "--grey-range",
+        type=float,
+        nargs=2,
+        default=(0.0, 0.0),
+        help="values of pictures of more than 8 bits that become black and white",
+    )
+    made.add_argument(
         "--count", type=int, help="images to play, over and over (default: each once)"
     )
     made.add_argument(
@@ -68,30 +83,39 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def picture_messages(files: list[Path]) -> Iterator[Image]:
-    """The pictures as rgb8 images."""
-    for file in files:
-        fields = image_fields(read_rgb(file), "rgb8")
+def messages_of(
+    sources: Sequence[Source], tally: Tally, grey_range: Range | None = None
+) -> Iterator[Image | CompressedImage]:
+    """The messages of one recording as they are, frames of all else as rgb8 images.
+
+    Args:
+        sources: what to play.
+        tally: counts what is no picture or no message.
+        grey_range: see `images.to_8_bit`.
+    """
+    if len(sources) == 1 and sources[0].kind == "recording":
+        try:
+            yield from _recorded(sources[0], tally)
+        except UserError as error:
+            tally.fail(str(sources[0].file), error)
+        return
+    for frame in read_sources(sources, tally, grey_range=grey_range):
+        fields = image_fields(frame.pixels, "rgb8")
         fields["data"] = array.array("B", fields["data"])
         message = Image(**fields)
         message.header.frame_id = "camera_optical_frame"
         yield message
 
 
-def bag_messages(bag: Path, topic: str | None) -> Iterator[Image | CompressedImage]:
-    """The images of one topic of a ROS 2 bag; what is no message is told and left out.
-
-    Raises:
-        UserError: see `BagReader` and `choose_topic`.
-    """
-    with BagReader(bag) as reader:
-        chosen = choose_topic(reader, topic)
+def _recorded(source: Source, tally: Tally) -> Iterator[Image | CompressedImage]:
+    with BagReader(source.file) as reader:
+        chosen = choose_topic(reader, source.topic)
         connections = [c for c in reader.connections if c.topic == chosen]
-        for connection, _, data in reader.messages(connections):
+        for number, (connection, _, data) in enumerate(reader.messages(connections)):
             try:
                 message = deserialize_message(data, _TYPES[connection.msgtype])
             except Exception as error:  # rmw's own kinds
-                print(f"player: no message, skipped: {one_line(error, 100)}", file=sys.stderr)
+                tally.skip("unreadable", frame_name(source, number), error)
                 continue
             yield message
 
@@ -227,22 +251,17 @@ def _info(message: Image | CompressedImage) -> CameraInfo:
     return info
 
 
-def _once(options: argparse.Namespace) -> Iterator[Image | CompressedImage]:
-    source: Path = options.input
-    if source.suffix in (".mcap", ".db3") or (source / "metadata.yaml").is_file():
-        return bag_messages(source, options.topic)
-    return picture_messages([source] if source.is_file() else find_images(source))
-
-
-def _messages(options: argparse.Namespace) -> Iterator[Image | CompressedImage]:
+def _messages(
+    sources: Sequence[Source], count: int | None, tally: Tally, grey_range: Range | None
+) -> Iterator[Image | CompressedImage]:
     """The input's images, each once or over and over up to a number."""
-    if options.count is None:
-        yield from _once(options)
+    if count is None:
+        yield from messages_of(sources, tally, grey_range)
         return
-    left = options.count
+    left = count
     while left > 0:
         before = left
-        for message in islice(_once(options), left):
+        for message in islice(messages_of(sources, tally, grey_range), left):
             left -= 1
             yield message
         if left == before:  # nothing there
@@ -257,10 +276,13 @@ def main(args: list[str] | None = None) -> int:
         rate = RATE if options.rate is None and not options.answers else options.rate
         if rate is not None and rate <= 0:
             raise UserError("--rate must be above 0")
-        messages = _messages(options)
+        tally = Tally(stop=options.on_error == "stop")
+        sources = find_sources(options.input, options.topic)
+        low, high = options.grey_range
+        messages = _messages(sources, options.count, tally, (low, high) if low < high else None)
         first = next(messages, None)
         if first is None:
-            raise UserError(f"no image in '{options.input}': give pictures or a bag with images")
+            tally.check()
         node = Node("player", namespace=(options.answers or "").rpartition("/")[0])
         player = Player(node, options.camera, type(first))
         answers = Answers(node, options.answers, options.camera) if options.answers else None
@@ -269,7 +291,11 @@ def main(args: list[str] | None = None) -> int:
             answers.wait_for_node(options.wait)
         count = player.play(chain([first], messages), rate, answers)
         player.finish()
+        tally.processed = count
         print(f"played {count} images", flush=True)
+        print(json.dumps({"frames": tally.to_dict(), "lines": tally.lines()[1:]}), flush=True)
+        if tally.failed:
+            tally.check()
     except UserError as error:
         print(f"player: {error}", file=sys.stderr)
         return 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ def sample_features(
     count: int = 50_000,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
+    tried: Callable[[int, Callable[[], Tensor]], Tensor | None] = lambda _, work: work(),
 ) -> Tensor:
     """Feature vectors drawn from images without replacement, each position equally likely.
 
@@ -33,6 +35,7 @@ def sample_features(
         count: how many vectors to draw.
         seed: of the drawing.
         progress: called with the number of images done.
+        tried: does the work on an image, given by its number; None leaves the image out.
 
     Returns:
         (N, C) float32 on the CPU; N is ``count``, or all vectors where there are fewer.
@@ -47,11 +50,10 @@ def sample_features(
     # Free places have the largest key of all.
     keys = torch.full((count,), 2.0, dtype=torch.float64)
     done = 0
-    for image in images:
-        picture = read_rgb(image) if isinstance(image, Path) else image
-        with torch.no_grad():
-            features = extractor.extract(to_tensor(picture[None]))[0]
-        vectors = features.flatten(1).T
+    for number, image in enumerate(images):
+        vectors = tried(number, partial(_vectors, extractor, image))
+        if vectors is None:
+            continue
         new = torch.rand(len(vectors), dtype=torch.float64, generator=generator)
         both = torch.cat([keys, new])
         stays = torch.zeros(len(both), dtype=torch.bool)
@@ -66,3 +68,9 @@ def sample_features(
     if not done:
         raise UserError("no images to draw features from: give at least one")
     return bank[keys < 2.0]
+
+
+@torch.no_grad()
+def _vectors(extractor: FeatureExtractor, image: np.ndarray | Path) -> Tensor:
+    picture = read_rgb(image) if isinstance(image, Path) else image
+    return extractor.extract(to_tensor(picture[None]))[0].flatten(1).T

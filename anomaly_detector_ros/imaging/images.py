@@ -1,4 +1,4 @@
-"""Picture files: finding, reading and decoding them safely."""
+"""Picture files: reading and decoding them safely."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ PERCENTILES = (0.5, 99.5)
 _MAX_SHOWN = 60
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT, _FLOAT = 258, 339, 3  # of a TIFF
 _END = b"\xff\xd9"  # of a JPEG
+_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"II*\0", b"MM\0*", b"BM", b"P5", b"P6")
 _FILLS = (b"", b"\x55" * 999, b"\xaa" * 999, b"\xfe" * 999)
 
 Range = tuple[float, float]
@@ -38,18 +39,11 @@ class ImageError(UserError):
     """A file or message without a usable picture: unknown encoding, wrong size, corrupt data."""
 
 
-def find_images(path: Path) -> list[Path]:
-    """All picture files under a folder, in a fixed order.
-
-    Raises:
-        UserError: the folder does not exist or holds no picture.
-    """
-    if not path.is_dir():
-        raise UserError(f"'{path}' is not a folder: give a folder of images")
-    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not found:
-        raise UserError(f"no images in '{path}': expected {', '.join(IMAGE_SUFFIXES)} files")
-    return found
+def is_picture(file: Path) -> bool:
+    """Whether a file begins as a picture of a format that :func:`decode_image` takes."""
+    with file.open("rb") as stream:
+        data = stream.read(12)
+    return data.startswith(_BEGINNINGS) or (data[:4], data[8:]) == (b"RIFF", b"WEBP")
 
 
 @lru_cache(maxsize=1000)

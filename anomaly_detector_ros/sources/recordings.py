@@ -18,7 +18,7 @@ from rosbags.typesys import Stores, get_typestore
 from rosbags.typesys.store import Typestore
 
 from anomaly_detector_ros.errors import UserError, one_line
-from anomaly_detector_ros.imaging.images import ImageError, say_once
+from anomaly_detector_ros.imaging.images import ImageError, Range, say_once
 from anomaly_detector_ros.imaging.messages import compressed_to_rgb, image_to_rgb
 from anomaly_detector_ros.sources import mcap, ros1, sqlite
 from anomaly_detector_ros.sources.storage import Storage, definition, message_type, read_qos
@@ -301,7 +301,7 @@ def read_images(bag: Path, topic: str | None = None) -> Iterator[tuple[int, np.n
 
 
 def read_frames(
-    bag: Path, topic: str | None = None, stride: int = 1
+    bag: Path, topic: str | None = None, stride: int = 1, grey_range: Range | None = None
 ) -> Iterator[tuple[int, np.ndarray | ImageError]]:
     """As :func:`read_images`, with every `stride`-th frame; one that is no picture is its error.
 
@@ -315,7 +315,7 @@ def read_frames(
             picture: np.ndarray | ImageError
             try:
                 message = deserialize(raw, connection.msgtype)
-                picture = message_to_rgb(message, connection.msgtype, chosen)
+                picture = message_to_rgb(message, connection.msgtype, chosen, grey_range)
             except ImageError as error:
                 picture = error
             yield timestamp, picture
@@ -365,9 +365,9 @@ def deserialize(raw: bytes, msgtype: str) -> Any:
         raise ImageError(f"message is truncated or corrupt: {one_line(error, 100)}") from error
 
 
-def message_to_rgb(message: Any, msgtype: str, topic: str) -> np.ndarray:
+def message_to_rgb(
+    message: Any, msgtype: str, topic: str, grey_range: Range | None = None
+) -> np.ndarray:
     """RGB picture of an Image or CompressedImage message; what is odd of a topic is logged once."""
-    note = partial(say_once, topic)
-    if msgtype == IMAGE:
-        return image_to_rgb(message, note=note)
-    return compressed_to_rgb(message, note=note)
+    to_rgb = image_to_rgb if msgtype == IMAGE else compressed_to_rgb
+    return to_rgb(message, grey_range=grey_range, note=partial(say_once, topic))

@@ -13,8 +13,9 @@ from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.evaluation.datasets.base import LabelledImage, open_dataset
 from anomaly_detector_ros.evaluation.metrics.pixels import PixelCounts
-from anomaly_detector_ros.imaging.images import find_images, read_rgb
+from anomaly_detector_ros.imaging.images import read_rgb
 from anomaly_detector_ros.runtime.resources import share_dir
+from anomaly_detector_ros.sources.folders import find_images
 
 pytestmark = pytest.mark.slow  # real networks on real frames
 

@@ -30,13 +30,15 @@ from support.processes import start_python
 from support.ros_graph import DOMAIN, Graph, child_environment
 from support.waiting import wait_until
 
-from anomaly_detector_ros.demo.player import bag_messages
+from anomaly_detector_ros.demo.player import messages_of
 from anomaly_detector_ros.demo.recorder import BagWriter, camera_topics
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.imaging.rendering import IMAGE_OUTPUTS
 from anomaly_detector_ros.runtime.resources import share_dir
 from anomaly_detector_ros.sources import unpacking
+from anomaly_detector_ros.sources.frames import find_sources
 from anomaly_detector_ros.sources.recordings import IMAGE, typestore
+from anomaly_detector_ros.sources.tally import Tally
 
 PLAYER = [sys.executable, "-m", "anomaly_detector_ros.demo.player"]
 RECORDER = [sys.executable, "-m", "anomaly_detector_ros.demo.recorder"]
@@ -192,7 +194,7 @@ def test_player_keeps_within_the_readers_bounds(tmp_path: Path, monkeypatch: pyt
         topic = writer.add_connection("/camera/image_raw", IMAGE, typestore=store)
         writer.write(topic, 1, serialize_message(Image(data=bytes(6000))))
     with pytest.raises(UserError, match="unpacks to more than 5000 bytes"):
-        list(bag_messages(tmp_path / "in", None))
+        list(messages_of(find_sources([tmp_path / "in"]), Tally(stop=True)))
 
 
 def test_images_wait_for_the_answer_to_the_one_before(node: Graph, tmp_path: Path):

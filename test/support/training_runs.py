@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from anomaly_detector_ros.imaging.images import find_images
+from anomaly_detector_ros.sources.folders import find_images
 from anomaly_detector_ros.training import measures
 from anomaly_detector_ros.training.config import SIZE_PRESETS, TrainingConfig
 from anomaly_detector_ros.training.dataset import TrainingImages

@@ -112,13 +112,15 @@ def test_bad_requests_are_refused_in_one_line(nominal: Path, light_profile: str,
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "no images" in refusal("--data", empty, *options)
-    assert "is not a folder" in refusal("--data", tmp_path / "absent", *options)
+    assert "does not exist" in refusal("--data", tmp_path / "absent", *options)
     one = nominal / "images" / "0.png"
     assert "too few" in refusal("--data", one, *options)
     assert "--dataset" in refusal("--data", nominal, "--split", "train", *options)
     damaged = tmp_path / "damaged.png"
     damaged.write_bytes(one.read_bytes()[:100])
-    assert "damaged.png" in refusal("--data", one, "--data", damaged, *options)
+    assert "damaged.png" in refusal(
+        "--data", one, "--data", damaged, "--on-error", "stop", *options
+    )
     assert not (tmp_path / "c.safetensors").exists()
 
 

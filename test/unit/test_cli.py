@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -21,9 +22,10 @@ import pytest
 from support.processes import start_python
 
 from anomaly_detector_ros.cli.common import append_line, write_atomically
-from anomaly_detector_ros.cli.inputs import find_sources, unique_names
+from anomaly_detector_ros.cli.detect import unique_names
 from anomaly_detector_ros.cli.main import main
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.sources.frames import Source, find_sources
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = [
@@ -148,16 +150,17 @@ def test_same_stems_lose_nothing(tmp_path: Path, light_profile: str) -> None:
     assert len((out / "results.jsonl").read_text().splitlines()) == 2
 
 
-def test_corrupt_picture_is_skipped_and_fails_at_the_end(
+def test_corrupt_picture_is_skipped_and_counted(
     tmp_path: Path, pictures: Path, light_profile: str
 ) -> None:
     whole = cv2.imencode(".jpg", picture(5))[1].tobytes()
     (pictures / "a_cut.jpg").write_bytes(whole[: len(whole) // 2])
     arguments = ["detect", pictures, "--profile", light_profile]
     result = run(*arguments, "--output", tmp_path / "skip")
-    assert result.returncode == 1
-    assert "a_cut.jpg" in result.stderr
-    assert "1 of 3 inputs could not be read" in result.stderr.splitlines()[-1]
+    assert result.returncode == 0
+    *_, counts, first = result.stderr.splitlines()
+    assert counts == "3 read, 2 processed, 1 skipped (1 unreadable)"
+    assert re.match(r"unreadable: '.*a_cut.jpg': .*truncated or corrupt", first)
     assert len((tmp_path / "skip" / "results.jsonl").read_text().splitlines()) == 2
     stopped = run(*arguments, "--output", tmp_path / "stop", "--on-error", "stop")
     assert "a_cut.jpg" in only_line(stopped)
@@ -284,25 +287,31 @@ def test_evaluation_without_anomalies_is_valid_json(
 
 def test_names_are_unique() -> None:
     files = [Path(p) for p in ("a/x.png", "b/x.png", "b/x.jpg", "c/b_x.png", "d/a/x.png")]
-    names = unique_names(files)
-    assert list(names) == files
+    pictures = [Source(file, "picture") for file in files]
+    names = unique_names(pictures)
+    assert list(names) == pictures
     assert len(set(names.values())) == len(files)
-    assert names[Path("c/b_x.png")] == "b_x"
-    video = unique_names([Path("clip.mp4"), Path("clip_000001.png")])
-    assert video[Path("clip.mp4")] == "clip"
-    assert video[Path("clip_000001.png")] != "clip_000001"
+    assert names[Source(Path("c/b_x.png"), "picture")] == "b_x"
+    clip, frame = Source(Path("clip.mp4"), "video"), Source(Path("clip_000001.png"), "picture")
+    video = unique_names([clip, frame])
+    assert video[clip] == "clip"
+    assert video[frame] != "clip_000001"
+    long = [Source(Path(folder, "ü" * 125 + ".png"), "picture") for folder in "ab"]
+    shortened = list(unique_names(long).values())
+    assert len(set(shortened)) == 2
+    assert all(len(name.encode()) <= 200 for name in shortened)
 
 
 def test_results_are_no_inputs(tmp_path: Path, pictures: Path) -> None:
     for kind in ("mask", "segments", "edited", "overlay"):
         (pictures / f"p0_{kind}.png").write_bytes(b"")
     (pictures / "p0_heatmap.npy").write_bytes(b"")
-    found = [source.file.name for source in find_sources([pictures], pictures)]
+    found = [source.file.name for source in find_sources([pictures], results=pictures)]
     assert found == ["p0.png", "p1.png"]
     inside = pictures / "results"
     inside.mkdir()
     (inside / "q.png").write_bytes(b"")
-    assert len(find_sources([pictures / "p0.png", pictures], inside)) == 6
+    assert len(find_sources([pictures / "p0.png", pictures], results=inside)) == 6
 
 
 def test_files_appear_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -315,15 +324,11 @@ def test_files_appear_whole_or_not_at_all(tmp_path: Path) -> None:
     assert (tmp_path / "lines").read_text() == "one\ntwo\n"
 
 
-def test_demo_takes_the_images_of_a_data_set_and_leaves_its_labels(tmp_path: Path) -> None:
-    from anomaly_detector_ros.cli.demo import _playback
-
+def test_of_a_data_set_the_images_are_taken_and_its_labels_left(tmp_path: Path) -> None:
     for folder, count in (("images", 3), ("labels", 3)):
         (tmp_path / folder).mkdir()
         for index in range(count):
             cv2.imwrite(str(tmp_path / folder / f"{index}.png"), np.zeros((8, 8, 3), np.uint8))
     for given in (tmp_path, tmp_path / "images"):
-        playback = _playback(given, None, None, 2.0, None)
-        assert playback.path == tmp_path / "images"
-        assert playback.count == 3
-    assert _playback(tmp_path, None, None, 2.0, 5).count == 5
+        found = [source.file for source in find_sources([given])]
+        assert found == [tmp_path / "images" / f"{index}.png" for index in range(3)]

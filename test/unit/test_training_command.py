@@ -17,10 +17,11 @@ from typer.testing import CliRunner
 
 from anomaly_detector_ros.cli import train
 from anomaly_detector_ros.cli.main import app
-from anomaly_detector_ros.cli.training_data import DataOptions, find_pictures, read_pictures
+from anomaly_detector_ros.cli.nominal import DataOptions, find_nominal, shared_sources
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.sources.tally import Tally
 from anomaly_detector_ros.training import measures
-from anomaly_detector_ros.training.config import SIZE_PRESETS
+from anomaly_detector_ros.training.config import SIZE_PRESETS, TrainingConfig
 
 STORE = get_typestore(Stores.ROS2_JAZZY)
 COMPRESSED = "sensor_msgs/msg/CompressedImage"
@@ -48,9 +49,10 @@ def write_bag(path: Path, pictures: list[np.ndarray | None], topics=("/camera",)
 
 
 def read(paths: list[Path], split: str | None = None, **options):
-    chosen = DataOptions(**options)
-    pictures = find_pictures(paths, split, chosen)
-    return read_pictures("images", pictures, SIZE, 1.0, chosen), pictures
+    chosen, tally = DataOptions(**options), Tally()
+    sources = find_nominal(paths, split, chosen)
+    config = TrainingConfig(size=SIZE, preset="small", min_crop=1.0)
+    return train.read_images("images", sources, config, chosen, tally), tally
 
 
 @pytest.fixture(autouse=True)
@@ -63,17 +65,16 @@ def tiny(monkeypatch):
 def test_frames_of_a_bag_without_blurred_repeated_and_broken_ones(tmp_path):
     bag = write_bag(tmp_path / "bag", [scene(0), scene(0), BLURRED, None, scene(1), scene(2)])
     for path in (bag, bag / "bag.mcap"):
-        images, pictures = read([path])
-        assert len(images) == 3
-        assert pictures.skipped == {"unreadable": 1, "blurred": 1, "like the last": 1}
+        images, tally = read([path])
+        assert len(images) == tally.processed == 3
+        assert tally.to_dict()["skipped"] == {"unreadable": 1, "blurred": 1, "like the last": 1}
     assert np.array_equal(images.images[1], read([write_scenes(tmp_path / "f", 2)])[0].images[1])
 
 
 def test_every_other_frame_of_a_bag(tmp_path):
     bag = write_bag(tmp_path / "bag", [scene(i) if i % 2 == 0 else None for i in range(6)])
-    images, pictures = read([bag], stride=2)
-    assert len(images) == 3
-    assert not any(pictures.skipped.values())
+    images, tally = read([bag], stride=2)
+    assert len(images) == tally.read == 3
 
 
 def test_the_topic_of_a_bag_must_be_chosen_where_there_are_several(tmp_path):
@@ -106,30 +107,30 @@ def test_of_a_labelled_data_set_only_the_nominal_images(tmp_path, monkeypatch):
     mask = np.zeros((40, 60), np.uint8)
     mask[0, 0] = 7
     write(tmp_path / "masks" / "2.png", mask)
-    labelled = find_pictures([tmp_path], None, DataOptions("folder"))
-    assert [file.stem for file in labelled.files] == ["0", "1"]
+    labelled = find_nominal([tmp_path], None, DataOptions("folder"))
+    assert [source.file.stem for source in labelled] == ["0", "1"]
     assert list((tmp_path / "cache" / "evaluation" / "labels").rglob("*.json"))
     # Without --dataset its labels are no images either.
-    assert len(find_pictures([tmp_path], None, DataOptions()).files) == 3
+    assert len(find_nominal([tmp_path], None, DataOptions())) == 3
     with pytest.raises(UserError, match="no split 'train'"):
-        find_pictures([tmp_path], "train", DataOptions("folder"))
+        find_nominal([tmp_path], "train", DataOptions("folder"))
     with pytest.raises(UserError, match="name the layout with --dataset"):
-        find_pictures([tmp_path], "train", DataOptions())
+        find_nominal([tmp_path], "train", DataOptions())
 
 
 def test_rellis_frames_by_their_labels(shared_data, tmp_path, monkeypatch):
     monkeypatch.setenv("ANOMALY_DETECTOR_CACHE", str(tmp_path / "cache"))
-    pictures = find_pictures([shared_data / "rellis"], "train", DataOptions("rellis"))
-    every = find_pictures([shared_data / "rellis"], "all", DataOptions("rellis"))
-    assert 0 < len(pictures.files) <= len(every.files)
+    pictures = find_nominal([shared_data / "rellis"], "train", DataOptions("rellis"))
+    every = find_nominal([shared_data / "rellis"], "all", DataOptions("rellis"))
+    assert 0 < len(pictures) <= len(every)
 
 
 def test_several_sources_count_once_each(tmp_path):
     folder = write_scenes(tmp_path / "a", 3)
     bag = write_bag(tmp_path / "bag", [scene(9)])
-    images, pictures = read([folder, bag, folder, bag])
-    assert len(images) == 4
-    assert pictures.shared_with(pictures) == 4
+    assert len(read([folder, bag, folder, bag])[0]) == 4
+    sources = find_nominal([folder, bag, folder, bag], None, DataOptions())
+    assert shared_sources(sources, sources) == 4
 
 
 def test_a_run_from_the_command_line(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from support.training_runs import SIZE, scene, write_scenes
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.imaging.images import find_images
+from anomaly_detector_ros.sources.folders import find_images
 from anomaly_detector_ros.training.dataset import (
     FrameFilter,
     TrainingImages,

@@ -18,9 +18,10 @@ from PIL import Image as PilImage
 from anomaly_detector_ros.errors import UserError, as_user_error
 from anomaly_detector_ros.evaluation.cache import Cache
 from anomaly_detector_ros.evaluation.datasets.index import LabelIndex
-from anomaly_detector_ros.imaging.images import find_images, read_rgb
+from anomaly_detector_ros.imaging.images import read_rgb
 from anomaly_detector_ros.runtime.parts import PartRegistry
 from anomaly_detector_ros.runtime.progress import Progress
+from anomaly_detector_ros.sources.folders import find_images
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Labels are read more strictly than pictures: a converted bit depth or palette would change ids.

@@ -15,8 +15,9 @@ from anomaly_detector_ros.evaluation.datasets.base import (
     pairs_below,
     read_ids,
 )
-from anomaly_detector_ros.imaging.images import find_images, read_rgb
+from anomaly_detector_ros.imaging.images import read_rgb
 from anomaly_detector_ros.runtime.progress import Progress
+from anomaly_detector_ros.sources.folders import find_images
 
 NOMINAL, ANOMALY, VOID = 0, 1, 255
 CLASSES = Classes.named({NOMINAL: "nominal", ANOMALY: "anomaly", VOID: "void"}, ("anomaly",))
