@@ -25,7 +25,7 @@ from anomaly_detector_ros.cli.common import (
     progress_bar,
     write_atomically,
 )
-from anomaly_detector_ros.cli.inputs import nominal_files
+from anomaly_detector_ros.cli.nominal import picture_files
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.evaluation.datasets.base import DATASETS
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile
@@ -198,7 +198,7 @@ def evaluate(
         )
         # None on all but the first of several processes.
         swept = run_sweep(evaluation, variants, names) if variants else None
-        edited = EditEvaluation(evaluation, nominal_files(held_out)) if held_out else None
+        edited = EditEvaluation(evaluation, picture_files(held_out)) if held_out else None
         measured = edited.run() if edited else None
         report = None if variants or edited else evaluation.run(names, strict=not table1)
         if output is not None and edited is not None and measured is not None:

@@ -94,6 +94,19 @@ def find_nominal(given: Iterable[Path], split: str | None, options: DataOptions)
     return [Source(file, "picture") for file in files.values()]
 
 
+def picture_files(given: Iterable[Path]) -> list[Path]:
+    """The picture files among what is given.
+
+    Raises:
+        UserError: a path is missing, holds none, or is a video or recording.
+    """
+    sources = find_sources(given)
+    for source in sources:
+        if source.kind != "picture":
+            raise UserError(f"'{source.file}' is a {source.kind}: give pictures")
+    return [source.file for source in sources]
+
+
 def read_nominal(sources: Iterable[Source], options: DataOptions, tally: Tally) -> Iterator[Frame]:
     """The frames to learn from: of recordings and videos those that are sharp and new.
 
