@@ -100,6 +100,10 @@ def _paths_from(folder: Path, section: Mapping[str, Any]) -> dict[str, Any]:
     """A part's settings with absolute paths: texts with a slash, parts' own files, calibrations."""
 
     def absolute(key: str, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return _paths_from(folder, value)
+        if isinstance(value, list):
+            return [absolute(key, each) for each in value]
         named = isinstance(value, str) and (key == "file" or "/" in value or ".py:" in value)
         return str(folder / Path(value).expanduser()) if named else value
 
