@@ -23,10 +23,10 @@ class StageClock:
 
     @contextmanager
     def measure(self, stage: str) -> Iterator[None]:
-        """Notes how long the block takes."""
+        """Adds how long the block takes."""
         start = self._now()
         yield
-        self.seconds[stage] = self._now() - start
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + self._now() - start
 
     def timings(self) -> dict[str, float]:
         """Seconds by stage and ``total``."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, TypeVar, cast
 
 import torch
+import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from anomaly_detector_ros.errors import one_line
 from anomaly_detector_ros.runtime.parts import PartRegistry, check_names, read_settings
 from anomaly_detector_ros.runtime.tensors import to_device
 from anomaly_detector_ros.synthesis.denoisers.base import Denoiser
+from anomaly_detector_ros.synthesis.denoisers.local import LocalDenoiser
 from anomaly_detector_ros.synthesis.guidance import GUIDANCES
 from anomaly_detector_ros.synthesis.samplers import SAMPLERS, Callback, Sampler
 from anomaly_detector_ros.synthesis.similarity import SIMILARITIES
@@ -22,6 +24,8 @@ from anomaly_detector_ros.synthesis.spaces import space_of
 # What a sampler may hold: the settings that name it, and its kind.
 _INNER: dict[str, PartRegistry[Any]] = {"guidance": GUIDANCES, "similarity": SIMILARITIES}
 _Kind = TypeVar("_Kind")
+# Pixels over which a local edit fades into the input: two latents, and odd.
+_FADE = 17
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,7 @@ class Editor:
         denoiser: Denoiser,
         inputs: Tensor,
         *,
+        strength: Tensor | None = None,
         originals: bool = True,
         callback: Callback | None = None,
     ) -> tuple[Tensor, Tensor]:
@@ -104,9 +109,12 @@ class Editor:
 
         All are in [-1, 1]. The originals are the inputs as the denoiser's space gives them back:
         they went through an autoencoder if the edits did, so that its own errors cancel when the
-        two are compared.
+        two are compared. Of local edits they are the inputs.
 
         Args:
+            strength: (B, h, w) of any h and w, in [0, 1]: from which noise level on each place is
+                edited; see `LocalDenoiser`. What is not edited stays the input's own pixels, and
+                the rest fades into it over `_FADE` pixels. None edits everything alike.
             originals: False where nobody looks at them, which saves decoding: they are the inputs.
             callback: the sampler's; what it sees is in the denoiser's space.
 
@@ -119,20 +127,29 @@ class Editor:
             sampler = replace(sampler, clip=False)
         points = space.encode(inputs)
         noise, generator = self._initial_noise(points.shape[1:])
+        x_input = points.repeat_interleave(len(noise), 0)
+        local: LocalDenoiser | None = None
+        if strength is not None:
+            each = _at_size(strength, points.shape[-2:]).repeat_interleave(len(noise), 0)
+            denoiser = local = LocalDenoiser(denoiser, x_input, each)
         watched = _Watched(denoiser, torch.isfinite(points).all())
         edits = sampler(
             watched,
-            points.repeat_interleave(len(noise), 0),
+            x_input,
             initial_noise=noise.repeat(len(inputs), 1, 1, 1),
             generator=generator,
             callback=callback,
         )
         if not (watched.finite & torch.isfinite(edits).all()):
             raise RuntimeError("the denoiser returned values that are not finite")
-        images = space.decode(edits).clamp(-1, 1)
-        if originals:
+        images = space.decode(edits).clamp(-1, 1).unflatten(0, (-1, len(noise)))
+        if local is not None:
+            edited = _at_size(local.edited[:: len(noise), 0].to(inputs), inputs.shape[-2:])
+            share = _blur(edited)[:, None]
+            images = share * images + (1 - share) * inputs[:, None]
+        elif originals:
             inputs = space.decode(points).clamp(-1, 1)
-        return inputs, images.reshape(-1, len(noise), *images.shape[1:])
+        return inputs, images
 
     def _initial_noise(self, shape: torch.Size) -> tuple[Tensor, torch.Generator]:
         """The noise (K, C, h, w), made once, and the generator of whatever follows it."""
@@ -143,6 +160,16 @@ class Editor:
         noise, state = self._noise[shape]
         generator.set_state(state)
         return noise, generator
+
+
+def _at_size(maps: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Maps (B, h, w) as (B, 1, *size), without values that were not there."""
+    return F.interpolate(maps[:, None], tuple(size), mode="nearest-exact")
+
+
+def _blur(maps: Tensor) -> Tensor:
+    """Means of (B, 1, H, W) over squares of `_FADE` pixels, as far as they lie inside."""
+    return F.avg_pool2d(maps, _FADE, stride=1, padding=_FADE // 2, count_include_pad=False)
 
 
 class _Watched:

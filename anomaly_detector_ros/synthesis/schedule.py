@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -136,9 +137,16 @@ class Schedule:
         """
         if not 0 <= noise_fraction <= 1:
             raise ValueError(f"noise fraction must lie in [0, 1], not {noise_fraction}")
+        return int((self._noise_fractions - noise_fraction).abs().argmin())
+
+    def noise_fraction(self, t: int) -> float:
+        """The share of the diffusion angle of a timestep, in [0, 1]; see `timestep_at`."""
+        return float(self._noise_fractions[t])
+
+    @cached_property
+    def _noise_fractions(self) -> Tensor:
         abar = self.alphas_cumprod
-        angles = torch.atan2((1 - abar).sqrt(), abar.sqrt()) / (torch.pi / 2)
-        return int((angles - noise_fraction).abs().argmin())
+        return torch.atan2((1 - abar).sqrt(), abar.sqrt()) / (torch.pi / 2)
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Timesteps) -> Tensor:
         """The forward process: x_t from x_0 and standard normal noise, all (B, C, H, W)."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from anomaly_detector_ros.errors import as_user_error
 from anomaly_detector_ros.synthesis.denoisers.compiled import accelerate
-from anomaly_detector_ros.synthesis.denoisers.inpainting import InpaintingUnet
+from anomaly_detector_ros.synthesis.denoisers.inpainting import InpaintingUnet, inpainting_input
 from anomaly_detector_ros.synthesis.inference import ready
 from anomaly_detector_ros.synthesis.schedule import Schedule
 from anomaly_detector_ros.synthesis.spaces import PIXELS, LatentSpace, Space
@@ -51,7 +51,19 @@ class UnetDenoiser:
 
     def __call__(self, x: Tensor, t: int) -> Tensor:
         """x0_hat(x), not clipped; differentiable in ``x``. See `Denoiser`."""
-        images = x.to(self.device, torch.float32, memory_format=torch.channels_last)
+        return self._predict_x0(x, x, t)
+
+    def fill_in(self, x: Tensor, t: int, known: Tensor, hidden: Tensor) -> Tensor:
+        """x0_hat(x), given what is known of x_0 where it is not hidden; see `inpainting_input`.
+
+        A network that was not trained to fill in does not look at what is known.
+        """
+        if not isinstance(self.unet, InpaintingUnet):
+            return self(x, t)
+        return self._predict_x0(x, inpainting_input(x, known, hidden), t)
+
+    def _predict_x0(self, x: Tensor, network_input: Tensor, t: int) -> Tensor:
+        images = network_input.to(self.device, torch.float32, memory_format=torch.channels_last)
         output = self._network(images, torch.full((len(x),), t, device=images.device))
         return self.schedule.predict_x0(x, output.to(x), t)
 
