@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -214,6 +215,32 @@ def test_load_denoiser_tells_the_kinds_apart(
 
 def test_help_has_an_example() -> None:
     assert "Example: anomaly-detector models convert" in convert("--help")
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "size"),
+    [
+        ("paper_cityscapes", "model-100.pt", "256x512"),
+        ("paper_clevr", "model-20.pt", "112x168"),
+        ("paper_uniform_random", "model-10.pt", "32x32"),
+    ],
+)
+def test_the_other_published_checkpoints(
+    name: str, file: str, size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command that the registry gives, on a file of theirs with few channels."""
+    monkeypatch.setenv("ANOMALY_DETECTOR_CACHE", str(tmp_path / "cache"))
+    torch.save({"model": diffusion_state()}, tmp_path / file)
+    with pytest.raises(UserError) as told:
+        Registry.default().fetch(name, offline=True)
+    command = re.search(r"`anomaly-detector models convert ([^`]*)`", str(told.value))
+    assert command, told.value
+    monkeypatch.chdir(tmp_path)
+    convert(*command.group(1).split())
+    folder = Registry.default().fetch(name, offline=True)
+    height, width = map(int, size.split("x"))
+    assert json.loads((folder / "config.json").read_text())["image_size"] == [height, width]
+    assert load_denoiser(folder)(torch.zeros(1, 3, height, width), 50).isfinite().all()
 
 
 def test_a_model_of_the_registry_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

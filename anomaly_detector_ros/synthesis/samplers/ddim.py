@@ -25,9 +25,11 @@ from anomaly_detector_ros.synthesis.similarity import Similarity
 class Ddim(StepwiseSampler):
     """Guided DDIM (Dhariwal & Nichol 2021, Algorithm 2): eps - sigma_t g in the place of eps.
 
-    g is the guidance's gradient at x_t. Its steps are explicit: where many timesteps and a moderate
-    guidance scale are too dear, `few_step.FewStep` takes long ones in closed form. The paper's
-    published code multiplies g by sigma of the next timestep and leaves the last step unguided.
+    g is the guidance's gradient at x_t. The steps are explicit: where they are long and little is
+    left of the signal (few timesteps from noise alone), a gradient without the network's Jacobian
+    overshoots. Then start below noise_level 1, or take `few_step.FewStep`, which goes in closed
+    form. The paper's published code multiplies g by sigma of the next timestep and leaves the last
+    step unguided.
 
     Attributes:
         timesteps: how many timesteps, equally far apart, to step over; see `evenly_spaced`.
