@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -27,7 +28,6 @@ from anomaly_detector_ros.runtime.progress import Progress
 VARIANCE_FLOOR = 1e-4
 """Added to each variance, of whitened vectors: a cluster of equal vectors is no infinite peak."""
 
-_MAX_ITERATIONS = 100
 # Of the mean log-likelihood of a vector, whose scale is tens to hundreds.
 _TOLERANCE = 1e-2
 # scikit-learn has no callback, and each restart of EM costs half an iteration.
@@ -50,6 +50,9 @@ class Gmm(Baseline):
         pca_dims: principal components that the mixture describes; one Gaussian describes the
             rest. None: all of them, for which EM takes, with full covariances, time in the square
             of the channels.
+        whiten: False fits the vectors as they are, all dimensions of them, and as scikit-learn
+            does it unasked (no scaling, variances raised by 1e-6, a tolerance of 1e-3).
+        max_iterations: of EM.
     """
 
     name = "gmm"
@@ -58,13 +61,20 @@ class Gmm(Baseline):
     components: Annotated[int, Ge(1)] = 20
     covariance_type: Literal["full", "diag"] = "full"
     pca_dims: Annotated[int, Ge(1)] | None = 64
+    whiten: bool = True
+    max_iterations: Annotated[int, Ge(1)] = 100
 
     def learn(self, vectors: Tensor, seed: int, progress: Progress) -> State:
         """See `Baseline`."""
         check_count(self.name, vectors, self.components)
-        whitening = Whitening.fit(vectors, self.pca_dims)
-        leading, _ = whitening(vectors)
-        mixture = fit_mixture(leading, self.components, self.covariance_type, seed, progress)
+        kind = (self.components, self.covariance_type)
+        if not self.whiten:
+            whitening = Whitening.none(vectors.shape[1])
+            mixture = fit_plain_mixture(vectors, *kind, seed, progress, self.max_iterations)
+        else:
+            whitening = Whitening.fit(vectors, self.pca_dims)
+            leading, _ = whitening(vectors)
+            mixture = fit_mixture(leading, *kind, seed, progress, self.max_iterations)
         return {"mean": whitening.mean, "projection": whitening.projection, **mixture}
 
     def scorer(self, state: State) -> Callable[[Tensor], Tensor]:
@@ -108,6 +118,11 @@ class Whitening:
         self._log_constant = float(log_volume) - rest / 2 * math.log(2 * math.pi)
 
     @classmethod
+    def none(cls, channels: int) -> Whitening:
+        """Vectors as they are; all components lead."""
+        return cls(torch.zeros(channels), torch.eye(channels), channels)
+
+    @classmethod
     def fit(cls, vectors: Tensor, dims: int | None) -> Whitening:
         """The principal components of vectors (N, C); all of them lead if ``dims`` is None."""
         vectors = vectors.double()
@@ -128,16 +143,28 @@ class Whitening:
 
 
 def fit_mixture(
-    vectors: Tensor, components: int, covariance_type: str, seed: int, progress: Progress
+    vectors: Tensor,
+    components: int,
+    covariance_type: str,
+    seed: int,
+    progress: Progress,
+    max_iterations: int = 100,
+    *,
+    variance_floor: float = VARIANCE_FLOOR,
+    tolerance: float = _TOLERANCE,
 ) -> dict[str, Tensor]:
     """Maximum likelihood by expectation maximisation, begun with k-means.
 
     Args:
-        vectors: (N, D), whitened; N at least ``components``.
+        vectors: (N, D), whitened unless the last two arguments suit others; N at least
+            ``components``.
         components: K.
         covariance_type: full, or diag for diagonal covariances.
         seed: of k-means.
         progress: see `Progress`.
+        max_iterations: of EM.
+        variance_floor: added to each variance.
+        tolerance: EM ends where the mean log-likelihood of a vector gains less in an iteration.
 
     Returns:
         ``weights`` (K,), ``means`` (K, D) and ``scales``: lower Cholesky factors (K, D, D) of the
@@ -149,22 +176,22 @@ def fit_mixture(
     model = GaussianMixture(
         components,
         covariance_type=covariance_type,
-        reg_covar=VARIANCE_FLOOR,
-        max_iter=_ITERATIONS_A_REPORT,
-        tol=_TOLERANCE,
+        reg_covar=variance_floor,
+        max_iter=min(_ITERATIONS_A_REPORT, max_iterations),
+        tol=tolerance,
         warm_start=True,
         random_state=seed,
     )
     data = vectors.double().numpy()
-    progress(0, _MAX_ITERATIONS, "mixture")
+    progress(0, max_iterations, "mixture")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        for done in range(_ITERATIONS_A_REPORT, _MAX_ITERATIONS + 1, _ITERATIONS_A_REPORT):
+        for done in range(model.max_iter, max_iterations + 1, model.max_iter):
             model.fit(data)
-            progress(done, _MAX_ITERATIONS, f"mixture, log-likelihood {model.lower_bound_:.2f}")
+            progress(done, max_iterations, f"mixture, log-likelihood {model.lower_bound_:.2f}")
             if model.converged_:
                 break
-    progress(_MAX_ITERATIONS, _MAX_ITERATIONS, "mixture")
+    progress(max_iterations, max_iterations, "mixture")
     covariances = torch.from_numpy(model.covariances_)
     full = covariance_type == "full"
     scales = torch.linalg.cholesky(covariances) if full else covariances.sqrt()
@@ -173,6 +200,10 @@ def fit_mixture(
         "means": torch.from_numpy(model.means_).float(),
         "scales": scales.float().contiguous(),
     }
+
+
+# As scikit-learn has them, for vectors as they are.
+fit_plain_mixture = partial(fit_mixture, variance_floor=1e-6, tolerance=1e-3)
 
 
 def make_mixture(weights: Tensor, means: Tensor, scales: Tensor) -> Distribution:

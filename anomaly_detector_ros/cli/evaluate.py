@@ -118,6 +118,13 @@ def evaluate(
             "cache."
         ),
     ] = None,
+    baselines: Annotated[
+        str,
+        typer.Option(
+            help="Settings of gmm, nearest and flow: ours, or paper for the authors' (FeatUp's "
+            "features of every pixel at 546x686, full covariances, a residual flow)."
+        ),
+    ] = "ours",
     seed: Annotated[int, typer.Option(help="Of the baselines and the intervals.")] = 0,
     profile: ProfileOption = DEFAULT_PROFILE,
     device: DeviceOption = "auto",
@@ -148,7 +155,7 @@ def evaluate(
     ycor/train --held-out ycor/val --output edits.json
 
     Example: anomaly-detector evaluate --table1 --dataset rugd --root RUGD --train-root RUGD
-    --profile paper_rugd --output rugd.json
+    --profile paper_rugd --baselines paper --output rugd.json
 
     Example: anomaly-detector evaluate --sweep edit.yaml --dataset ycor --root ycor/test
     --train-root ycor/train --method nearest --output edit.json
@@ -168,9 +175,10 @@ def evaluate(
     from anomaly_detector_ros.evaluation.sweep.plots import plot_pareto, plot_training
     from anomaly_detector_ros.evaluation.sweep.run import run_sweep
     from anomaly_detector_ros.evaluation.sweep.variants import load_variants
-    from anomaly_detector_ros.evaluation.table.methods import DEFAULT_ROWS, TABLE1_ROWS
+    from anomaly_detector_ros.evaluation.table.methods import DEFAULT_ROWS, TABLE1_ROWS, preset
     from anomaly_detector_ros.weights.registry import cache_directory
 
+    preset(baselines)  # which says so, if there are none
     chosen = load_profile(profile)
     variants = load_variants(sweep, profile) if sweep else []
     needed = [n for p in (chosen, *(v.profile for v in variants)) for n in p.model_names()]
@@ -192,6 +200,7 @@ def evaluate(
             CachedParts(kept, _device_of_this_process(device), offline=offline),
             data,
             nominal,
+            baselines=baselines,
             count=count,
             seed=seed,
             progress=advance,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -47,15 +47,17 @@ class Fits:
         self.parts, self.cache, self.images = parts, parts.cache, list(images)
         self.seed, self.progress = seed, progress
 
-    def baseline(self, name: str, features: FeatureSettings) -> tuple[FittedBaseline, Any]:
-        """The baseline fitted on an extractor's features, and its key.
+    def baseline(
+        self, settings: Mapping[str, Any], features: FeatureSettings
+    ) -> tuple[FittedBaseline, Any]:
+        """The baseline of these settings fitted on an extractor's features, and its key.
 
         Raises:
-            UserError: there are no nominal images.
+            UserError: unknown settings, or there are no nominal images.
         """
+        method = BASELINES.read(settings)
         if not self.images:
-            raise UserError(f"{name} is fitted on nominal images: give --train-root")
-        method = BASELINES.read({"name": name})
+            raise UserError(f"{method.name} is fitted on nominal images: give --train-root")
         space = self._space(features)
         # Its code too: a baseline of one's own is edited between runs.
         code = files_digest([Path(inspect.getfile(type(method)))])

@@ -38,6 +38,7 @@ class Evaluation:
         data: labelled images.
         nominal: nominal images that the baselines are fitted on and whose classes give the
             paper's soft labels; without them these and the metrics on them are left out.
+        baselines: how they are made: a key of `methods.PRESETS`.
         count: use only so many of the labelled images, evenly spread; all by default.
         seed: of the baselines and of the intervals.
         progress: called with (done, total, what is being done).
@@ -50,12 +51,14 @@ class Evaluation:
         data: Dataset,
         nominal: Dataset | None = None,
         *,
+        baselines: str = "ours",
         count: int | None = None,
         seed: int = 0,
         progress: Progress = silent,
     ) -> None:
         self.profile, self.parts, self.cache = profile, parts, parts.cache
         self.data, self.nominal, self.seed = data, nominal, seed
+        self.baselines = baselines
         self.indices = spread(len(data), len(data) if count is None else count)
         self.progress = progress
         self.methods: list[Method] = []
@@ -84,6 +87,7 @@ class Evaluation:
             dataset=self.data.name,
             profile=self.profile.name,
             seed=self.seed,
+            baselines=self.baselines,
             metrics={name: m.result() for name, m in self.measurements.items()},
             not_run=self.not_run,
             train_images=len(self.nominal) if self.nominal else 0,
@@ -99,7 +103,9 @@ class Evaluation:
         methods = []
         for name in names:
             try:
-                methods.append(build_method(name, self.profile, self.parts, self.fits.baseline))
+                methods.append(
+                    build_method(name, self.profile, self.parts, self.fits.baseline, self.baselines)
+                )
             except UserError as error:
                 if strict:
                     raise

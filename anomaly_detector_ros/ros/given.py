@@ -65,9 +65,7 @@ def foreign_files(arguments: Sequence[str], node: str) -> list[str]:
         node: the node's fully qualified name.
     """
     files = [
-        Path(value)
-        for option, value in itertools.pairwise(arguments)
-        if option == _FILE_OPTION
+        Path(value) for option, value in itertools.pairwise(arguments) if option == _FILE_OPTION
     ]
     told = []
     for file in files:

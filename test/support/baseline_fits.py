@@ -12,6 +12,7 @@ from anomaly_detector_ros.baselines.base import BASELINES, Baseline, FittedBasel
 SETTINGS = {
     "gmm": {"components": 4, "pca_dims": 8},
     "nearest": {},
+    "residual_flow": {"components": 4, "blocks": 2, "layers": 3, "samples": 2, "epochs": 1},
     "flow": {"components": 4, "pca_dims": 8, "transforms": 2, "hidden_features": 16, "epochs": 2},
 }
 

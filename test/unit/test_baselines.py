@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from anomaly_detector_ros.baselines.base import BASELINES as REGISTRY
 from anomaly_detector_ros.baselines.base import FittedBaseline
 from anomaly_detector_ros.baselines.flow import Flow
 from anomaly_detector_ros.baselines.gmm import VARIANCE_FLOOR, Whitening
+from anomaly_detector_ros.baselines.residual_flow import residual_log_det
 from anomaly_detector_ros.errors import UserError
 
 BASELINES = REGISTRY.names()
@@ -63,6 +66,40 @@ def test_gmm_equals_the_formula_with_a_gaussian_for_the_rest() -> None:
 
 def as_float(array: np.ndarray) -> Tensor:
     return torch.from_numpy(array.astype(np.float32))
+
+
+def test_gmm_without_whitening_is_scikit_learns_own() -> None:
+    train, test = blobs(1500, 6), blobs(50, 6, seed=1)
+    settings = {"components": 3, "whiten": False, "max_iterations": 50}
+    baseline = make("gmm", **settings).fit(train, seed=5)
+    reference = GaussianMixture(3, max_iter=50, random_state=5).fit(train.double().numpy())
+    expected = -reference.score_samples(test.double().numpy())
+    np.testing.assert_allclose(scores(baseline, test), expected, rtol=1e-3, atol=1e-2)
+
+
+def test_a_residual_flows_determinant_is_that_of_its_jacobian() -> None:
+    import normflows
+
+    torch.manual_seed(0)
+    net = normflows.nets.LipschitzMLP([3, 8, 3], max_lipschitz_iter=50, init_zeros=False).eval()
+    points = torch.randn(5, 3)
+    jacobians = [torch.autograd.functional.jacobian(lambda v: v + net(v), x) for x in points]
+    # The mean of e^T J e over all signs is the trace itself.
+    signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=3)))
+    found = residual_log_det(net, points, signs)
+    torch.testing.assert_close(found, torch.linalg.slogdet(torch.stack(jacobians))[1])
+
+
+def test_a_residual_flow_of_empty_networks_is_its_mixture() -> None:
+    vectors = blobs(600, 6)
+    flow = fitted("residual_flow", vectors)
+    for name, value in flow.state.items():
+        if ".nnet." in name and name.endswith((".weight", ".bias")):
+            value.zero_()
+    empty = FittedBaseline(flow.method, flow.state, 6)
+    mixture = make("gmm", components=4, whiten=False, max_iterations=50).fit(vectors, seed=3)
+    test = blobs(50, 6, seed=1)
+    np.testing.assert_allclose(scores(empty, test), scores(mixture, test), rtol=1e-5)
 
 
 @pytest.mark.parametrize(("metric", "k"), [("cosine", 1), ("cosine", 3), ("l2", 1), ("l2", 3)])

@@ -14,6 +14,9 @@ import pytest
 import torch
 from support.scenes import write_labelled_scenes
 
+from anomaly_detector_ros.baselines.base import BASELINES
+from anomaly_detector_ros.baselines.gmm import Gmm
+from anomaly_detector_ros.baselines.nearest import Nearest
 from anomaly_detector_ros.cli.main import main
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.errors import UserError
@@ -22,7 +25,13 @@ from anomaly_detector_ros.evaluation.cache import Cache
 from anomaly_detector_ros.evaluation.cached import CachedParts
 from anomaly_detector_ros.evaluation.datasets.base import open_dataset
 from anomaly_detector_ros.evaluation.run import Evaluation
-from anomaly_detector_ros.evaluation.table.methods import ROWS, TABLE1_ROWS, with_overrides
+from anomaly_detector_ros.evaluation.table.methods import (
+    PRESETS,
+    ROWS,
+    TABLE1_ROWS,
+    Preset,
+    with_overrides,
+)
 from anomaly_detector_ros.features.base import FEATURES
 from anomaly_detector_ros.profiles import Profile, load_profile
 
@@ -157,6 +166,39 @@ def test_baselines_need_nominal_images(make):
     evaluation.nominal = None
     with pytest.raises(UserError, match="gmm is fitted on nominal images: give --train-root"):
         evaluation.run(("gmm",))
+
+
+def test_the_authors_baselines_look_at_every_pixel_of_the_whole_image():
+    settings = PRESETS["paper"].features(load_profile("paper_rugd"))
+    network = {"name": "maskclip", "as_in_featup": True, "dtype": "auto"}
+    assert FEATURES.read(settings) == FEATURES.read(
+        {
+            "name": "upsampled",
+            "network": network,
+            "input_size": [546, 686],
+            "weights": "featup_maskclip_jbu",
+        }
+    )
+    made = {name: BASELINES.read(of) for name, of in PRESETS["paper"].settings.items()}
+    assert made["nearest"] == Nearest(metric="l2", k=1)
+    assert made["gmm"] == Gmm(20, "full", None, whiten=False, max_iterations=50)
+    flow = made["flow"]
+    assert (flow.blocks, flow.layers, flow.epochs, flow.learning_rate) == (10, 10, 2, 1e-6)
+
+
+def test_a_preset_says_how_baselines_are_made(make, monkeypatch):
+    small = {"name": "rgb", "input_size": (8, 12)}
+    preset = Preset({"nearest": {"name": "nearest", "metric": "l2"}}, lambda profile: small)
+    monkeypatch.setitem(PRESETS, "small", preset)
+    evaluation = make(baselines="small")
+    report = evaluation.run(["nearest", "gmm"])
+    assert report.to_dict()["baselines"] == "small"
+    nearest, gmm = evaluation.methods
+    assert nearest.baseline.method == Nearest(metric="l2")
+    assert gmm.baseline.method == Gmm()
+    assert nearest.features.extract(torch.zeros(1, 3, 40, 60)).shape == (1, 3, 8, 12)
+    with pytest.raises(UserError, match="unknown baselines 'mine': choose one of ours, paper"):
+        make(baselines="mine").run(["nearest"])
 
 
 def test_another_data_set_fits_baselines_but_weighs_no_classes(make, scenes, tmp_path):

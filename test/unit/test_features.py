@@ -427,9 +427,10 @@ def test_settings_that_make_no_sense_are_refused(settings: dict, message: str) -
 
 def test_weights_needed_are_the_registrys() -> None:
     named = {name: FEATURES.read({"name": name}) for name in FEATURES.names() if name != "timm"}
-    own = {"dinov2_vits14", "dinov2_vits14_focus"}
+    own = {name: [name] for name in ("dinov2_vits14", "dinov2_vits14_focus")}
+    own["upsampled"] = ["featup_maskclip_jbu"]
     assert {name: settings.models() for name, settings in named.items()} == {
-        name: [name] if name in own else [] for name in named
+        name: own.get(name, []) for name in named
     }
     for name, weights, models in (
         ("dinov2_vits14_focus", "random", []),

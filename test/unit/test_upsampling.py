@@ -11,6 +11,7 @@ from torch import Tensor
 
 from anomaly_detector_ros.distances.cosine import cosine_distance
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.features.base import FEATURES
 from anomaly_detector_ros.features.featup import FeatUpUpsampler, JbuStack, UpsampledFeatures
 from anomaly_detector_ros.features.preprocessing import (
     IMAGENET_MEAN,
@@ -107,6 +108,37 @@ def test_featup_compares_the_upsampled_features(
     torch.testing.assert_close(found, resize(distances[:, None], size)[:, 0], rtol=0, atol=1e-5)
     assert found.min() >= 0
     assert found.max() <= 2
+
+
+def test_upsampled_features_are_the_stacks_own_at_every_pixel(
+    stack: JbuStack, checkpoint: Path, nothing: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    colours = JbuStack(3).eval().requires_grad_(False)
+    state = {f"upsampler.{name}": value for name, value in colours.state_dict().items()}
+    path = checkpoint.with_name("colours.ckpt")
+    torch.save({"state_dict": state}, path)
+    settings = {"name": "upsampled", "network": {"name": "rgb"}, "input_size": [3, 4]}
+    made = FEATURES.read({**settings, "weights": str(path)})
+    assert made.weights_used() == (str(path),)
+    monkeypatch.setattr("anomaly_detector_ros.features.upsampled._TILE", 20)
+    images = torch.rand(2, 3, 30, 40) * 2 - 1
+    found = made.build(Loader(nothing, torch.device("cpu"))).extract(images)
+    assert found.shape == (2, 3, 48, 64)
+    small = resize(images, (3, 4))
+    for each, features in zip(found, small, strict=True):
+        guide = normalise(features[None], (3, 4), IMAGENET_MEAN, IMAGENET_STD)[0]
+        whole = UpsampledFeatures(colours, features, guide, levels=4, fixup=True)
+        expected = whole.window(slice(0, 48), slice(0, 64)).permute(2, 0, 1)
+        torch.testing.assert_close(each, expected, rtol=0, atol=1e-5)
+
+
+def test_upsampled_features_say_what_is_wrong_with_their_network() -> None:
+    network = {"name": "rgb", "size": 3}
+    with pytest.raises(UserError, match="features rgb has no setting 'size'"):
+        FEATURES.read({"name": "upsampled", "network": network})
+    with pytest.raises(UserError, match="upsampled features are of whole images"):
+        FEATURES.read({"name": "upsampled", "network": {"name": "rgb"}, "mode": "tiles"})
 
 
 def test_featup_is_guided_by_each_image(stack: JbuStack) -> None:

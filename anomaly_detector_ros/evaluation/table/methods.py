@@ -21,14 +21,16 @@ from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.evaluation.cache import array_digest
 from anomaly_detector_ros.evaluation.cached import CachedParts
 from anomaly_detector_ros.evaluation.datasets.base import LabelledImage
-from anomaly_detector_ros.features.base import FeatureSettings
+from anomaly_detector_ros.features.base import FEATURES, FeatureSettings
+from anomaly_detector_ros.features.featup import FeatUp
+from anomaly_detector_ros.features.networks import FeatureExtractor
 from anomaly_detector_ros.features.preprocessing import resize
 from anomaly_detector_ros.features.upsampling import upsample_bilinear
 from anomaly_detector_ros.profiles import Profile
 from anomaly_detector_ros.runtime.tensors import to_tensor
 
 Settings = Mapping[str, Any]
-FitBaseline = Callable[[str, FeatureSettings], tuple[FittedBaseline, Any]]
+FitBaseline = Callable[[Settings, FeatureSettings], tuple[FittedBaseline, Any]]
 
 INPAINT_RADIUS = 5
 # Guidance scales of the published code: what suits one guidance is too weak or strong for another.
@@ -133,12 +135,13 @@ class Fitted:
 
     name: str
     baseline: FittedBaseline
+    features: FeatureExtractor
     detector: Detector
     key: Any
 
     def anomaly_map(self, truth: LabelledImage) -> np.ndarray:
         """See `Method`."""
-        raw = self.baseline.score_image(self.detector.features, truth.image)
+        raw = self.baseline.score_image(self.features, truth.image)
         return refined(self.detector, truth.image, raw)
 
 
@@ -243,12 +246,67 @@ def row_of(name: str) -> Row:
     return Row(BASELINES.get(name).name, method=Fitted)
 
 
-def build_method(name: str, profile: Profile, parts: CachedParts, fit: FitBaseline) -> Method:
+@dataclass(frozen=True)
+class Preset:
+    """How the baselines of the table are made.
+
+    Attributes:
+        settings: of the baseline of a row; by default the row's name alone.
+        features: of a profile, what the baselines look at; by default the profile's own.
+    """
+
+    settings: Mapping[str, Settings] = field(default_factory=dict)
+    features: Callable[[Profile], Settings] = lambda profile: profile.features
+
+
+def _upsampled(profile: Profile) -> Settings:
+    """FeatUp's features of the whole image at 546 x 686, their `new_size`."""
+    cut = ("mode", "tile_size", "input_size")
+    network = {key: value for key, value in profile.features.items() if key not in cut}
+    own = FEATURES.read(network).trained_upsampler
+    upsampler = FeatUp().for_features(own)
+    return {"name": "upsampled", "network": network, "input_size": (546, 686), **upsampler}
+
+
+PRESETS: Mapping[str, Preset] = {
+    "ours": Preset(),
+    # From baseline/ of xinyunsunshine/Tiny-Anomaly-by-Synthesis: knn.py, gmm.py, nf.py and
+    # run_baseline.py. What they do not set is scikit-learn's and normflows' default.
+    "paper": Preset(
+        {
+            "nearest": {"name": "nearest", "metric": "l2"},
+            "gmm": {"name": "gmm", "whiten": False, "pca_dims": None, "max_iterations": 50},
+            "flow": {"name": "residual_flow"},
+        },
+        _upsampled,
+    ),
+}
+
+
+def preset(name: str) -> Preset:
+    """The baselines of this name.
+
+    Raises:
+        UserError: there are none.
+    """
+    if name not in PRESETS:
+        raise UserError(f"unknown baselines '{name}': choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def build_method(
+    name: str,
+    profile: Profile,
+    parts: CachedParts,
+    fit: FitBaseline,
+    baselines: str = "ours",
+) -> Method:
     """The method of one row around a profile.
 
     Args:
         name: see `row_of`.
-        fit: gives the fitted baseline of a name on an extractor's features, and its key.
+        fit: gives the fitted baseline of some settings on an extractor's features, and its key.
+        baselines: how they are made: a key of `PRESETS`.
 
     Raises:
         UserError: unknown row, or weights that it needs cannot be had.
@@ -261,8 +319,16 @@ def build_method(name: str, profile: Profile, parts: CachedParts, fit: FitBaseli
     detector = Detector.from_parts(changed, parts, calibrated=False)
     if issubclass(row.method, Edited):
         return row.method(name, detector, parts)
-    baseline, key = fit(name, changed.parts.features)
-    return Fitted(name, baseline, detector, [key, parts.profile_key(changed)])
+    made = preset(baselines)
+    seen = FEATURES.read(made.features(changed))
+    for model in seen.models():
+        parts.registry.fetch(model, offline=parts.loader.offline)
+    baseline, key = fit(made.settings.get(name, {"name": name}), seen)
+    key = [key, parts.profile_key(changed)]
+    own = seen == changed.parts.features
+    # Those of every pixel are too many to be kept.
+    extractor = parts.features(seen) if own else parts.plain_features(seen)
+    return Fitted(name, baseline, extractor, detector, key)
 
 
 def with_overrides(profile: Profile, overrides: Mapping[str, Settings]) -> Profile:

@@ -30,6 +30,7 @@ class Report:
         dataset: name of the data set.
         profile: name of the profile the rows are built around.
         seed: of baselines, edits and resampling.
+        baselines: how they were made: a key of `methods.PRESETS`.
         metrics: by row.
         not_run: why, by row.
         train_images: how many nominal images the baselines were fitted on.
@@ -41,6 +42,7 @@ class Report:
     seed: int
     metrics: Mapping[str, Metrics]
     not_run: Mapping[str, str]
+    baselines: str = "ours"
     train_images: int = 0
     dataset_images: int = 0
 
@@ -50,6 +52,7 @@ class Report:
             "dataset": self.dataset,
             "profile": self.profile,
             "seed": self.seed,
+            "baselines": self.baselines,
             "train_images": self.train_images,
             "dataset_images": self.dataset_images,
             "versions": versions(),
