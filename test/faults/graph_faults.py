@@ -54,8 +54,11 @@ def qos_mismatch(bench: Bench) -> str:
 
 def camera_stops(bench: Bench) -> str:
     said = bench.client.diagnostics(CAMERA, lambda s: "no image on" in s["message"], "no image")
-    expect(said["level"] == "1", f"diagnostics level {said['level']}, not WARN")
-    return f'diagnostics WARN: "{said["message"]}"'
+    expect(said["level"] != "0", "diagnostics level OK")
+    first = "WARN" if said["level"] == "1" else "ERROR"
+    # Somebody listens, and after 5 s that is an error.
+    bench.client.diagnostics(CAMERA, lambda s: s["level"] == "2", "an error", 10.0)
+    return f'diagnostics {first}, then ERROR: "{said["message"]}"'
 
 
 def publisher_restarts(bench: Bench) -> str:
@@ -135,8 +138,8 @@ def publisher_returns(bench: Bench) -> str:
 FAULTS = [
     Fault("graph", "qos_mismatch", "a subscriber that asks for latched heatmaps",
           "event logged with the remedy, others undisturbed", qos_mismatch),
-    Fault("graph", "camera_stops", "no image for 3 s and more", "diagnostics warn and say for how "
-          "long", camera_stops),
+    Fault("graph", "camera_stops", "no image for 3 s and more", "diagnostics warn, then err, and "
+          "say for how long", camera_stops),
     Fault("graph", "publisher_returns", "the camera's publisher removed and made anew, three times",
           "images go on", publisher_returns),
     Fault("graph", "publisher_killed", "camera process killed with SIGKILL, then another started",
