@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,20 +16,27 @@ from rich.table import Table
 
 from anomaly_detector_ros.cli.common import (
     DeviceOption,
+    GreyRangeOption,
     JsonOption,
     OfflineOption,
+    OnError,
+    OnErrorOption,
     ProfileOption,
     cannot_write,
     console,
     fetch_missing,
     make_directory,
+    parse_grey_range,
     progress_bar,
+    tell,
     write_atomically,
 )
-from anomaly_detector_ros.cli.nominal import picture_files
+from anomaly_detector_ros.cli.nominal import DataOptions, keep_files, picture_files
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.evaluation.datasets.base import DATASETS
+from anomaly_detector_ros.evaluation.datasets.base import DATASETS, Dataset
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile
+from anomaly_detector_ros.sources.frames import Frame, Source, read_sources
+from anomaly_detector_ros.sources.tally import Tally
 
 if TYPE_CHECKING:
     import torch
@@ -126,6 +134,8 @@ def evaluate(
         ),
     ] = "ours",
     seed: Annotated[int, typer.Option(help="Of the baselines and the intervals.")] = 0,
+    grey_range: GreyRangeOption = (0.0, 0.0),
+    on_error: OnErrorOption = OnError.SKIP,
     profile: ProfileOption = DEFAULT_PROFILE,
     device: DeviceOption = "auto",
     offline: OfflineOption = False,
@@ -186,7 +196,12 @@ def evaluate(
     default = () if variants else DEFAULT_ROWS
     names = TABLE1_ROWS if table1 else tuple(dict.fromkeys(method or default))
     kept = Cache(cache or cache_directory() / "evaluation")
-    with progress_bar("methods") as advance:
+    options = DataOptions(grey_range=parse_grey_range(grey_range))
+    tally, unused = (Tally(stop=on_error is OnError.STOP) for _ in range(2))
+    with (
+        progress_bar("methods") as advance,
+        tempfile.TemporaryDirectory(prefix="anomaly-detector-frames-") as folder,
+    ):
         data = open_dataset(
             dataset, root, split or DATASETS.get(dataset).evaluated_split, advance, kept
         )
@@ -195,6 +210,8 @@ def evaluate(
             if train_root
             else None
         )
+        data = _readable(data, tally, options, Path(folder, "data"))
+        nominal = nominal and _readable(nominal, unused, options, Path(folder, "nominal"))
         evaluation = Evaluation(
             chosen,
             CachedParts(kept, _device_of_this_process(device), offline=offline),
@@ -203,6 +220,7 @@ def evaluate(
             baselines=baselines,
             count=count,
             seed=seed,
+            tally=tally,
             progress=advance,
         )
         # None on all but the first of several processes.
@@ -229,6 +247,27 @@ def evaluate(
         _print_edits(measured)
     elif report is not None:
         _print_rows(report)
+    if found is not None:
+        tally.processed = tally.processed or len(evaluation.indices)
+        tell(tally)
+
+
+def _readable(data: Dataset, tally: Tally, options: DataOptions, folder: Path) -> Dataset:
+    """The data set without images that cannot be read; `folder` is made for copies of images."""
+    labels = dict(data.pairs)
+    order: list[Path] = []
+
+    def noted() -> Iterator[Frame]:
+        sources = (Source(image, "picture") for image in labels)
+        for frame in read_sources(sources, tally, grey_range=options.grey_range):
+            order.append(frame.source.file)
+            yield frame
+
+    folder.mkdir()
+    files = keep_files(noted(), folder, options)
+    if not files:
+        tally.check()
+    return data.of([(file, labels[image]) for file, image in zip(files, order, strict=True)])
 
 
 def _device_of_this_process(name: str) -> torch.device:

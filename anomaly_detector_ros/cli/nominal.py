@@ -150,7 +150,8 @@ def keep_files(
             files.append(frame.source.file)
             continue
         # The name is for messages.
-        name = f"{frame.source.file.name[:100]} frame {frame.index or 0}"
+        number = "" if frame.index is None else f"_{frame.index:06d}"
+        name = f"{frame.source.file.stem[:60]}{number}"
         file = folder / f"{len(files)}" / f"{name}.png"
         file.parent.mkdir()
         pixels = np.ascontiguousarray(frame.pixels[..., ::-1])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from anomaly_detector_ros.evaluation.table.report import Report
 from anomaly_detector_ros.profiles import Profile
 from anomaly_detector_ros.runtime.progress import Progress, silent
 from anomaly_detector_ros.runtime.tensors import to_pictures
+from anomaly_detector_ros.sources.tally import Tally
 
 GALLERY_ROWS = 6
 
@@ -41,6 +42,8 @@ class Evaluation:
         baselines: how they are made: a key of `methods.PRESETS`.
         count: use only so many of the labelled images, evenly spread; all by default.
         seed: of the baselines and of the intervals.
+        tally: counts the images; those on which a method's models fail are left out of all
+            methods. By default such a one is an error.
         progress: called with (done, total, what is being done).
     """
 
@@ -54,8 +57,11 @@ class Evaluation:
         baselines: str = "ours",
         count: int | None = None,
         seed: int = 0,
+        tally: Tally | None = None,
         progress: Progress = silent,
     ) -> None:
+        self.tally = tally or Tally(stop=True)
+        self._failed: set[int] = set()
         self.profile, self.parts, self.cache = profile, parts, parts.cache
         self.data, self.nominal, self.seed = data, nominal, seed
         self.baselines = baselines
@@ -128,13 +134,35 @@ class Evaluation:
         """Computes this process's share of the maps and waits for the other processes."""
         state = PartialState()
         share = self.indices[state.process_index :: state.num_processes]
+        total = len(share) * len(self.methods)
         for done, index in enumerate(share):
-            truth = self.data[index]
-            for number, method in enumerate(self.methods):
-                self.anomaly_map(method, truth)
-                step = done * len(self.methods) + number + 1
-                self.progress(step, len(share) * len(self.methods), "anomaly maps")
+            self._maps(index, partial(self._tell, done * len(self.methods), total))
         state.wait_for_everyone()
+
+    def _tell(self, before: int, total: int, made: int) -> None:
+        self.progress(before + made, total, "anomaly maps")
+
+    def _maps(
+        self, index: int, made: Callable[[int], object] = lambda _: None
+    ) -> tuple[LabelledImage, list[np.ndarray]] | None:
+        """An image and its map by each method; None where one fails on it.
+
+        Args:
+            index: of the image.
+            made: called after each map with their number.
+        """
+        if index in self._failed:
+            return None
+        truth = self.data[index]
+        maps: list[np.ndarray] = []
+        for method in self.methods:
+            found = self.tally.tried(f"'{truth.file}'", self.anomaly_map, method, truth)
+            if found is None:
+                self._failed.add(index)
+                return None
+            maps.append(found)
+            made(len(maps))
+        return truth, maps
 
     def anomaly_map(self, method: Method, truth: LabelledImage) -> np.ndarray:
         """The method's map of one image, float32 (H, W), from the cache if it is there."""
@@ -164,10 +192,13 @@ class Evaluation:
         )
         for add, doing in passes:
             for done, index in enumerate(self.indices, 1):
-                truth = self.data[index]
-                for method in self.methods:
-                    add(self.measurements[method.name], self.anomaly_map(method, truth), truth)
+                if (found := self._maps(index)) is not None:
+                    truth, maps = found
+                    for method, scores in zip(self.methods, maps, strict=True):
+                        add(self.measurements[method.name], scores, truth)
                 self.progress(done, len(self.indices), doing)
+            self.tally.processed = len(self.indices) - len(self._failed)
+            self.tally.check()
 
     def plot(self, file: Path) -> None:
         """Writes precision-recall and ROC curves of all rows as one PNG."""
@@ -179,7 +210,8 @@ class Evaluation:
         ours = next((m for m in self.methods if m.name == "ours"), None)
         if not isinstance(ours, Synthesis):
             raise UserError("the gallery shows the profile: add --method ours")
-        shown = [self.indices[i] for i in spread(len(self.indices), GALLERY_ROWS)]
+        good = [index for index in self.indices if index not in self._failed]
+        shown = [good[i] for i in spread(len(good), GALLERY_ROWS)]
         threshold = self.measurements["ours"].result().threshold
         rows = [self._panels(ours, self.data[index], threshold) for index in shown]
         top = max(float(row.raw.max()) for row in rows)

@@ -6,7 +6,12 @@ from PIL import Image as PilImage
 from support.dataset_files import SIZE, blank, write
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.evaluation.datasets.base import DATASETS, open_dataset, open_nominal
+from anomaly_detector_ros.evaluation.datasets.base import (
+    DATASETS,
+    open_dataset,
+    open_nominal,
+    read_ids,
+)
 
 
 @pytest.fixture
@@ -73,6 +78,51 @@ def test_every_value_of_a_mask_but_0_and_255_is_anomalous(folder):
     assert dataset.class_frequencies() == {0: 1.0, 1: 0.5, 255: 1.0}
 
 
+@pytest.mark.parametrize("kind", ["P.png", "P.bmp", "L.bmp", "1.png", "mask"])
+def test_masks_as_tools_save_them(folder, kind):
+    """Palettes by index, BMP, one bit, and other names: the same anomalies as in a grey PNG."""
+    ids = np.zeros(SIZE, np.uint8)
+    ids[3:9, 4:20] = 1
+    for i in range(2):
+        file = folder / "masks" / f"{i}.png"
+        file.unlink()
+        mode, _, suffix = kind.partition(".")
+        if kind == "mask":
+            write(folder / "masks" / f"{i}_mask.png", ids)
+            continue
+        picture = PilImage.fromarray(ids * (255 if mode == "1" else 1))
+        if mode == "P":
+            picture.putpalette([0, 0, 0, 200, 0, 0] + [9] * 762)
+        picture = picture.convert("1") if mode == "1" else picture
+        picture.save(file.with_suffix(f".{suffix}"))
+    for each in open_dataset("folder", folder):
+        np.testing.assert_array_equal(each.anomaly, ids == 1)
+        assert each.valid.all()
+
+
+def test_masks_of_2_and_4_bits_hold_their_ids(tmp_path):
+    ids = np.arange(16, dtype=np.uint8).reshape(2, 8) % 4
+    for bits in (2, 4):
+        file = tmp_path / f"{bits}.png"
+        scaled = PilImage.fromarray(ids)
+        scaled.putpalette(bytes(range(256)) * 3)
+        scaled.save(file, bits=bits)
+        np.testing.assert_array_equal(read_ids(file), ids)
+
+
+def test_masks_of_0_and_255_alone_hold_no_void(folder, caplog):
+    ids = np.zeros(SIZE, np.uint8)
+    ids[3:9, 4:20] = 255
+    for i in range(2):
+        write(folder / "masks" / f"{i}.png", ids if i else ids * 0)
+    dataset = open_dataset("folder", folder)
+    assert [int(each.anomaly.sum()) for each in dataset] == [0, 96]
+    assert all(each.valid.all() for each in dataset)
+    assert "255 is the anomaly" in caplog.text
+    write(folder / "masks" / "0.png", ids // 255)  # an id of its own: 255 is void
+    assert [int(each.anomaly.sum()) for each in open_dataset("folder", folder)] == [96, 0]
+
+
 def test_a_folder_without_masks_is_nominal(folder):
     shutil.rmtree(folder / "masks")
     nominal = open_nominal("folder", folder)
@@ -113,13 +163,6 @@ def test_an_empty_root_is_named(name, tmp_path):
         open_dataset(name, tmp_path / "absent")
 
 
-def palette_png(file):
-    """A palette PNG of the right size, whose indices might be taken for ids."""
-    picture = PilImage.fromarray(np.zeros(SIZE, np.uint8), "P")
-    picture.putpalette([0, 0, 0, 255, 255, 255])
-    picture.save(file)
-
-
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -131,7 +174,6 @@ def palette_png(file):
         ),
         (lambda f: write(f, np.zeros((*SIZE, 4), np.uint8)), "is a RGBA PNG of 8 bits"),
         (lambda f: write(f, np.zeros((*SIZE, 3), np.uint8)), "is a RGB PNG of 8 bits"),
-        (palette_png, "is a palette PNG"),
         (lambda f: f.write_bytes(b"no picture"), "is no PNG file"),
         (lambda f: f.write_bytes(f.read_bytes()[:-30]), "is truncated or corrupt"),
         (lambda f: f.write_bytes(f.read_bytes()[:20]), "is no PNG file"),

@@ -28,7 +28,9 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Bytes of the header chunk, which comes first in every PNG file.
 _DEPTH, _COLOUR_TYPE = 24, 25
 _COLOUR_TYPES = {0: "grey", 2: "RGB", 3: "palette", 4: "grey-alpha", 6: "RGBA"}
-_GREY, _RGB = 0, 2
+_GREY, _RGB, _PALETTE = 0, 2, 3
+# What labelling tools add to an image's name.
+_ADDED = ("", "_mask", "_masks", "_label", "_labels", "_gt", "_segmentation")
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,12 @@ class LabelledImage:
 
 
 def read_ids(file: Path) -> np.ndarray:
-    """An 8-bit grey PNG whose values are class ids: uint8 (H, W).
+    """A grey or palette PNG or BMP whose values or indices are class ids: uint8 (H, W).
 
     Raises:
-        UserError: unreadable, no PNG, truncated, or of another kind (16 bit, palette, RGBA, ...).
+        UserError: unreadable, neither, truncated, or of another kind (16 bit, RGB, RGBA, ...).
     """
-    return _read_png(file, _GREY)
+    return _read_label(file, (_GREY, _PALETTE))
 
 
 def read_colours(file: Path) -> np.ndarray:
@@ -92,29 +94,41 @@ def read_colours(file: Path) -> np.ndarray:
     Raises:
         UserError: unreadable, no PNG, truncated, or of another kind (16 bit, palette, RGBA, ...).
     """
-    return _read_png(file, _RGB)
+    return _read_label(file, (_RGB,))
 
 
-def _read_png(file: Path, colour_type: int) -> np.ndarray:
+def _read_label(file: Path, colour_types: tuple[int, ...]) -> np.ndarray:
     try:
         data = file.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read label '{file}' ({error.strerror}): mend the file") from error
+    if data.startswith(b"BM") and _GREY in colour_types:
+        return _decode_label(file, data, ("1", "L", "P"))
     if not data.startswith(_PNG_SIGNATURE) or len(data) <= _COLOUR_TYPE:
         raise UserError(f"label '{file}' is no PNG file: save it as PNG")
-    if (data[_DEPTH], data[_COLOUR_TYPE]) != (8, colour_type):
-        kind = _COLOUR_TYPES.get(data[_COLOUR_TYPE], "unknown")
+    depth, colour_type = data[_DEPTH], data[_COLOUR_TYPE]
+    if depth > 8 or colour_type not in colour_types:
+        kind = _COLOUR_TYPES.get(colour_type, "unknown")
         raise UserError(
-            f"label '{file}' is a {kind} PNG of {data[_DEPTH]} bits: "
-            f"save it as {_COLOUR_TYPES[colour_type]} of 8 bits"
+            f"label '{file}' is a {kind} PNG of {depth} bits: "
+            f"save it as {_COLOUR_TYPES[colour_types[0]]} of 8 bits"
         )
+    labels = _decode_label(file, data, ("1", "L", "P", "RGB"))
+    if colour_type == _GREY and depth in (2, 4):  # which Pillow stretches to 8 bits
+        labels //= 255 // (2**depth - 1)
+    return labels
+
+
+def _decode_label(file: Path, data: bytes, modes: tuple[str, ...]) -> np.ndarray:
     with (
         as_user_error(f"label '{file}' is truncated or corrupt", "copy it anew"),
-        PilImage.open(io.BytesIO(data), formats=("PNG",)) as picture,
+        PilImage.open(io.BytesIO(data), formats=("PNG", "BMP")) as picture,
     ):
         picture.load()
-        labels = np.array(picture)
-    return labels
+        mode, labels = picture.mode, np.array(picture)
+    if mode not in modes:
+        raise UserError(f"label '{file}' is of colours ({mode}): save it as grey PNG of 8 bits")
+    return labels.astype(np.uint8)
 
 
 class Dataset:
@@ -130,6 +144,9 @@ class Dataset:
             its anomalous pixels and of all. By default one such pixel is enough.
         ood: whether all images count as out of distribution, or none, where that is known.
         index: what is known of the label files, see `Layout.index`.
+
+    Attributes:
+        pairs: as given.
 
     Raises:
         UserError: no image, or one without a label file.
@@ -152,12 +169,12 @@ class Dataset:
             if not label.is_file():
                 raise UserError(f"no readable label '{label}' for image '{image}': add it")
         self.name, self.root, self.classes = name, root, classes
-        self._pairs = list(pairs)
+        self.pairs = list(pairs)
         self._read, self._counts_as_ood, self._ood = read, counts_as_ood, ood
         self._index = index or LabelIndex()
 
     def __len__(self) -> int:
-        return len(self._pairs)
+        return len(self.pairs)
 
     def __iter__(self) -> Iterator[LabelledImage]:
         return (self[i] for i in range(len(self)))
@@ -168,7 +185,7 @@ class Dataset:
         Raises:
             UserError: a file that cannot be read, an unknown label, or sizes that differ.
         """
-        file, label_file = self._pairs[index]
+        file, label_file = self.pairs[index]
         image, labels = read_rgb(file), self._labels(label_file)
         if labels.shape != image.shape[:2]:
             raise UserError(
@@ -192,7 +209,7 @@ class Dataset:
 
     def image_files(self) -> list[Path]:
         """The image files in order."""
-        return [image for image, _ in self._pairs]
+        return [image for image, _ in self.pairs]
 
     def class_frequencies(self, progress: Progress | None = None) -> dict[int, float]:
         """The share of these images that hold each class, [0, 1] by id, as the paper weights them.
@@ -224,12 +241,16 @@ class Dataset:
             )
             for held in self._class_pixels(progress)
         ]
-        pairs = [pair for pair, flag in zip(self._pairs, flags, strict=True) if flag == ood]
+        pairs = [pair for pair, flag in zip(self.pairs, flags, strict=True) if flag == ood]
         if not pairs:
             raise UserError(
                 f"none of the {len(self)} images in '{self.root}' "
                 f"{'counts as out of distribution' if ood else 'is nominal'}: choose another split"
             )
+        return self.of(pairs, ood)
+
+    def of(self, pairs: Sequence[tuple[Path, Path]], ood: bool | None = None) -> Dataset:
+        """The same data set of other image and label files; UserError where there are none."""
         return Dataset(
             self.name,
             self.root,
@@ -237,12 +258,12 @@ class Dataset:
             pairs,
             self._read,
             self._counts_as_ood,
-            ood,
+            self._ood if ood is None else ood,
             self._index,
         )
 
     def _class_pixels(self, progress: Progress | None) -> list[Mapping[int, int]]:
-        return self._index.class_pixels([label for _, label in self._pairs], self._labels, progress)
+        return self._index.class_pixels([label for _, label in self.pairs], self._labels, progress)
 
 
 @dataclass(frozen=True)
@@ -344,12 +365,18 @@ def open_nominal(
 
 
 def pairs_below(images: Path, labels: Path) -> list[tuple[Path, Path]]:
-    """Every picture below a folder with the PNG file of the same path below another.
+    """Every picture below a folder with the label of the same path below another.
+
+    That is a PNG of the same stem; where there is none, a BMP, or a stem with `_mask` and the like.
 
     Raises:
         UserError: the first folder does not exist or holds no picture.
     """
-    return [
-        (file, (labels / file.relative_to(images)).with_suffix(".png"))
-        for file in find_images(images)
-    ]
+    return [(file, _label_of(labels / file.relative_to(images))) for file in find_images(images)]
+
+
+def _label_of(path: Path) -> Path:
+    """The label file that there is for this path, whatever its suffix; else what it should be."""
+    names = [f"{path.stem}{added}{suffix}" for added in _ADDED for suffix in (".png", ".bmp")]
+    candidates = [path.with_name(name) for name in names]
+    return next((each for each in candidates if each.is_file()), candidates[0])
