@@ -21,7 +21,7 @@ def write_random(profile: Profile, folder: Path, registry: Registry, preset: str
 
     Random are those of the features, of SAM, and of a denoiser that is not here, in whose place
     comes the network of a training preset. MobileSAM and FeatUp keep theirs. There is no
-    calibration, and the distance is the cosine's.
+    calibration, and a distance that needs one is replaced by the cosine's.
 
     Args:
         profile: any.
@@ -40,6 +40,7 @@ def write_random(profile: Profile, folder: Path, registry: Registry, preset: str
         "sampler": dict(profile.sampler),
         "features": {**profile.features, **parts.features.random_weights()},
         "upsampler": dict(profile.upsampler),
+        "distance": {"name": "cosine"} if parts.distance.fitted else dict(profile.distance),
         "segmenter": {**profile.segmenter, **parts.segmenter.random_weights()},
         "threshold": profile.threshold,
     }

@@ -314,7 +314,9 @@ def _print_rows(report: Report) -> None:
     table = Table("", *COLUMNS, title=f"{report.dataset}, profile {report.profile}", box=None)
     for name, found in report.metrics.items():
         theirs = (found.envelope_auc_pr, found.weighted_auc_pr, found.weighted_f1_star)
-        table.add_row(row_of(name).title, *_quality(found), *map(number, theirs))
+        quality = _quality(found)
+        quality.insert(2, report.margin(name))
+        table.add_row(row_of(name).title, *quality, *map(number, theirs))
     _print(table)
     for name, why in report.not_run.items():
         console.print(f"not run: {row_of(name).title}: {why}", markup=False, soft_wrap=True)

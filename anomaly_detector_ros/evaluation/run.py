@@ -14,7 +14,7 @@ from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.evaluation.cached import CachedParts
 from anomaly_detector_ros.evaluation.datasets.base import Dataset, LabelledImage
 from anomaly_detector_ros.evaluation.fits import Fits
-from anomaly_detector_ros.evaluation.metrics.measures import Measurement
+from anomaly_detector_ros.evaluation.metrics.measures import Measurement, differences
 from anomaly_detector_ros.evaluation.table.gallery import Panels, gallery
 from anomaly_detector_ros.evaluation.table.methods import Method, Synthesis, build_method, row_of
 from anomaly_detector_ros.evaluation.table.plots import plot_curves
@@ -89,12 +89,15 @@ class Evaluation:
         """
         if not self.measure(self.build(names, strict=strict)):
             return None
+        ours = self.measurements.get("ours")
+        others = {name: m for name, m in self.measurements.items() if name != "ours"}
         return Report(
             dataset=self.data.name,
             profile=self.profile.name,
             seed=self.seed,
             baselines=self.baselines,
             metrics={name: m.result() for name, m in self.measurements.items()},
+            ours_minus={name: differences(ours, m) for name, m in others.items()} if ours else {},
             not_run=self.not_run,
             train_images=len(self.nominal) if self.nominal else 0,
             dataset_images=len(self.data),

@@ -168,6 +168,21 @@ def test_baselines_need_nominal_images(make):
         evaluation.run(("gmm",))
 
 
+def test_ours_minus_each_row_is_on_the_same_resamples(make):
+    evaluation = make()
+    report = evaluation.run(["ours", "nearest", "rgb"])
+    assert set(report.ours_minus) == {"nearest", "rgb"}
+    ours, nearest = (evaluation.measurements[name] for name in ("ours", "nearest"))
+    drawn = ours.resampled["auc_pr"] - nearest.resampled["auc_pr"]
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    assert report.ours_minus["nearest"]["auc_pr"] == pytest.approx((low, high))
+    assert f"| {low:.3f} to {high:.3f} |" in report.to_markdown()
+    rows = {row["name"]: row for row in report.to_dict()["rows"]}
+    assert rows["nearest"]["ours_minus"]["auc_pr"] == pytest.approx([low, high])
+    assert rows["ours"]["ours_minus"] == {}
+    assert not make().run(["nearest"]).ours_minus
+
+
 def test_the_authors_baselines_look_at_every_pixel_of_the_whole_image():
     settings = PRESETS["paper"].features(load_profile("paper_rugd"))
     network = {"name": "maskclip", "as_in_featup": True, "dtype": "auto"}

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from anomaly_detector_ros import __version__
-from anomaly_detector_ros.evaluation.metrics.measures import Metrics
+from anomaly_detector_ros.evaluation.metrics.measures import Metrics, plain
 from anomaly_detector_ros.evaluation.table.methods import ROWS, row_of
+from anomaly_detector_ros.runtime.statistics import Interval
 
 WEIGHTED = ("weighted AUC-PR", "weighted F1*")
 COLUMNS = (
-    "AUC-PR (AP)", "95% interval", "AUROC", "FPR95", "F1* (SMIYC)", "AUC-PR (envelope)", *WEIGHTED
+    "AUC-PR (AP)", "95% interval", "ours minus it", "AUROC", "FPR95", "F1* (SMIYC)",
+    "AUC-PR (envelope)", *WEIGHTED,
 )  # fmt: skip
 """Titles of the metrics; docs/evaluation.md says what each is."""
 
@@ -32,6 +33,8 @@ class Report:
         seed: of baselines, edits and resampling.
         baselines: how they were made: a key of `methods.PRESETS`.
         metrics: by row.
+        ours_minus: 95% intervals of each metric of the profile itself minus that of each other row,
+            on the same resamples; none without the row "ours".
         not_run: why, by row.
         train_images: how many nominal images the baselines were fitted on.
         dataset_images: how many images the data set has, of which some may have been left out.
@@ -43,6 +46,7 @@ class Report:
     metrics: Mapping[str, Metrics]
     not_run: Mapping[str, str]
     baselines: str = "ours"
+    ours_minus: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
     train_images: int = 0
     dataset_images: int = 0
 
@@ -57,7 +61,12 @@ class Report:
             "dataset_images": self.dataset_images,
             "versions": versions(),
             "rows": [
-                {"name": name, "title": row_of(name).title, **metrics.to_dict()}
+                {
+                    "name": name,
+                    "title": row_of(name).title,
+                    **metrics.to_dict(),
+                    "ours_minus": plain(dict(self.ours_minus.get(name, {}))),
+                }
                 for name, metrics in self.metrics.items()
             ],
             "not_run": dict(self.not_run),
@@ -80,17 +89,21 @@ class Report:
         if published:
             lines.append(
                 "\nThe weighted columns alone are, most likely, the published metrics. Even these "
-                "compare only as far as images and class frequencies are the paper's."
+                "compare only as far as images and class frequencies are the paper's: what can be "
+                "compared is the order of the rows, not their values."
             )
         lines += subset_note(self.metrics.values(), self.dataset_images)
         return "\n".join(lines) + "\n"
 
+    def margin(self, name: str) -> str:
+        """The interval of "ours" minus a row, of average precision; empty where there is none."""
+        return span(self.ours_minus.get(name, {}).get("auc_pr"))
+
     def _cells(self, name: str, published: bool) -> list[str]:
         m, row = self.metrics[name], row_of(name)
-        low, high = m.intervals.get("auc_pr", (math.nan, math.nan))
         cells = [
-            row.title, number(m.auc_pr), f"{number(low)} to {number(high)}", number(m.auroc),
-            number(m.fpr95), number(m.f1_star), number(m.envelope_auc_pr),
+            row.title, number(m.auc_pr), span(m.intervals.get("auc_pr")), self.margin(name),
+            number(m.auroc), number(m.fpr95), number(m.f1_star), number(m.envelope_auc_pr),
         ]  # fmt: skip
         pair = row.published.get(self.dataset)
         for i, ours in enumerate((m.weighted_auc_pr, m.weighted_f1_star)):
@@ -98,6 +111,11 @@ class Report:
             if published:
                 cells.append(number(pair[i]) if pair else "")
         return cells
+
+
+def span(interval: Interval | None) -> str:
+    """An interval in words; empty for none."""
+    return f"{number(interval[0])} to {number(interval[1])}" if interval else ""
 
 
 def number(value: float | None) -> str:
