@@ -19,7 +19,7 @@ from anomaly_detector_ros.runtime.devices import available_cores
 def facts(device: torch.device) -> dict[str, Any]:
     """What times depend on: processor, cores, threads, GPU, versions."""
     found = {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": available_cores(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -31,7 +31,7 @@ def facts(device: torch.device) -> dict[str, Any]:
     return found
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     """The processor's name; on Arm, which tells none, the board's."""
     for file, pattern in (
         ("/proc/cpuinfo", r"model name\s*:\s*(.+)"),

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 import yaml
 
-from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.profiles import Profile
 from anomaly_detector_ros.synthesis.schedule import Schedule
 from anomaly_detector_ros.training.config import TrainingConfig, build_unet
@@ -33,7 +32,7 @@ def write_random(profile: Profile, folder: Path, registry: Registry, preset: str
         The file, which `profiles.load_profile` reads.
     """
     denoiser, parts = dict(profile.denoiser), profile.parts
-    if not profile.denoiser_is_path() and not _is_here(str(denoiser["model"]), registry):
+    if not profile.denoiser_is_path() and not registry.has(str(denoiser["model"])):
         denoiser["model"] = str(_write_denoiser(folder / "denoiser", denoiser["size"], preset))
     content = {
         "denoiser": denoiser,
@@ -47,14 +46,6 @@ def write_random(profile: Profile, folder: Path, registry: Registry, preset: str
     file = folder / "profile.yaml"
     file.write_text(yaml.safe_dump({f"{Path(profile.name).stem} (random)": content}), "utf-8")
     return file
-
-
-def _is_here(model: str, registry: Registry) -> bool:
-    try:
-        registry.path(model)
-    except UserError:
-        return False
-    return True
 
 
 def _write_denoiser(directory: Path, size: Sequence[int], preset: str) -> Path:

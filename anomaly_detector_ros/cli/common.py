@@ -101,9 +101,7 @@ def fetch_missing(names: Iterable[str], offline: bool) -> None:
     with ExitStack() as stack:
         bar = None
         for name in names:
-            try:
-                registry.path(name)
-            except UserError:
+            if not registry.has(name):
                 bar = bar or stack.enter_context(download_bar())
                 registry.fetch(name, offline=offline, progress=bar)
 

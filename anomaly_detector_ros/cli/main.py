@@ -16,6 +16,7 @@ from anomaly_detector_ros.cli.demo import demo
 from anomaly_detector_ros.cli.detect import detect
 from anomaly_detector_ros.cli.evaluate import evaluate
 from anomaly_detector_ros.cli.models import app as models
+from anomaly_detector_ros.cli.selfcheck import selfcheck
 from anomaly_detector_ros.cli.train import train
 from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.runtime.allocator import tune
@@ -29,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (detect, bag, train, calibrate, evaluate, benchmark, demo):
+for command in (detect, bag, train, calibrate, evaluate, benchmark, demo, selfcheck):
     app.command()(command)
 app.add_typer(models, name="models")
 

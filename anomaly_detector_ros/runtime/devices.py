@@ -48,7 +48,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         if device.type == "cuda":
             return _cuda_dtype(torch.cuda.get_device_capability(device))
-        return torch.bfloat16 if _has_bfloat16(_cpu_flags()) else torch.float32
+        return torch.bfloat16 if _has_bfloat16(cpu_flags()) else torch.float32
     if name not in DTYPES:
         raise UserError(f"unknown dtype '{name}': choose auto, {', '.join(DTYPES)}")
     return DTYPES[name]
@@ -66,7 +66,7 @@ def _has_bfloat16(flags: Collection[str]) -> bool:
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
 
 
-def _cpu_flags() -> set[str]:
+def cpu_flags() -> set[str]:
     """The processor's features by the kernel's names; empty where it does not tell."""
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()

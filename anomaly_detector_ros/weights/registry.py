@@ -103,10 +103,24 @@ class Registry:
                 raise UserError(f"model {name!r}: {_complaint(entry, status)}")
         return self.directory(name)
 
-    def verify(self, name: str, *, progress: DownloadProgress | None = None) -> list[FileStatus]:
-        """The state of every file of the model, hashed anew whatever is remembered of it."""
+    def has(self, name: str) -> bool:
+        """Whether all files of a model are here with the right sizes."""
+        try:
+            self.path(name)
+        except UserError:
+            return False
+        return True
+
+    def verify(
+        self, name: str, *, anew: bool = True, progress: DownloadProgress | None = None
+    ) -> list[FileStatus]:
+        """The state of every file of the model.
+
+        Args:
+            anew: hash all, whatever is remembered of files that have not changed since.
+        """
         entry = self.entry(name)
-        return [self._status(entry, file, anew=True, progress=progress) for file in entry.files]
+        return [self._status(entry, file, anew=anew, progress=progress) for file in entry.files]
 
     def fetch(
         self, name: str, *, offline: bool = False, progress: DownloadProgress | None = None

@@ -80,7 +80,7 @@ def test_torch_has_no_more_threads_than_cores(monkeypatch: pytest.MonkeyPatch) -
 def test_precision_of_a_processor(
     monkeypatch: pytest.MonkeyPatch, flags: str, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(devices, "_cpu_flags", lambda: set(flags.split()))
+    monkeypatch.setattr(devices, "cpu_flags", lambda: set(flags.split()))
     assert choose_dtype("auto", CPU) is dtype
     assert choose_dtype("float16", CPU) is torch.float16
 
@@ -104,7 +104,7 @@ def test_precision_of_a_gpu(
 
 def test_flags_are_whole_words_of_this_processor() -> None:
     if Path("/proc/cpuinfo").is_file():
-        assert {"fpu", "asimd", "fp"} & devices._cpu_flags()
+        assert {"fpu", "asimd", "fp"} & devices.cpu_flags()
 
 
 def test_a_tensor_stays_where_it_is() -> None:
