@@ -20,6 +20,8 @@ from anomaly_detector_ros.calibration.calibration import load_calibration
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.distances.base import Distance
 from anomaly_detector_ros.errors import as_user_error, one_line
+from anomaly_detector_ros.features.base import FEATURES
+from anomaly_detector_ros.features.featup import FeatUpUpsampler, JbuStack
 from anomaly_detector_ros.profiles import Profile, load_profile
 from anomaly_detector_ros.runtime.resources import share_dir
 from anomaly_detector_ros.runtime.tensors import to_device, to_tensor
@@ -27,6 +29,7 @@ from anomaly_detector_ros.selfcheck.finding import Finding
 from anomaly_detector_ros.synthesis.denoisers.loading import DenoiserSettings
 from anomaly_detector_ros.synthesis.editor import Editor
 from anomaly_detector_ros.synthesis.spaces import space_of
+from anomaly_detector_ros.weights.loading import RANDOM
 
 FILE = "selfcheck.safetensors"
 SIZE = (136, 256)
@@ -43,7 +46,8 @@ class Part:
 
     Attributes:
         name: for people; the stored tensor's.
-        profile: whose models it needs.
+        profile: whose models it needs; None for random weights, whose results are not stored: a
+            GPU is compared with the CPU alone.
         run: what is compared; bool tensors are compared by the share of them that differs, others
             by |a - b| / |b| in the Euclidean norm.
         tolerance: between CPUs, whose libraries sum in another order.
@@ -51,7 +55,7 @@ class Part:
     """
 
     name: str
-    profile: str
+    profile: str | None
     run: Callable[[Parts], Tensor]
     tolerance: float
     gpu_tolerance: float
@@ -110,6 +114,25 @@ def _features(parts: Parts) -> Tensor:
     return extractor.extract(_pixels(parts, SIZE))[:, ::8, ::2, ::2]
 
 
+def _random_features(name: str, **settings: Any) -> Callable[[Parts], Tensor]:
+    def run(parts: Parts) -> Tensor:
+        given = {"name": name, "weights": RANDOM, "input_size": [96, 160], **settings}
+        return parts.features(FEATURES.read(given)).extract(_pixels(parts, SIZE))
+
+    return run
+
+
+def _featup(parts: Parts) -> Tensor:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        stack = JbuStack(8).eval().requires_grad_(False)
+        maps = torch.rand(3, 8, 8, 15)
+    upsampler = FeatUpUpsampler(stack, device=parts.device)
+    images, maps = _pixels(parts, SIZE), to_device(maps, parts.device)
+    edits = torch.cat([images.flip(-1), images.neg()])
+    return upsampler.distance(maps[:1], maps[1:], images, edits, SIZE)
+
+
 def _novelty(parts: Parts) -> Tensor:
     profile = _exact("light")
     generator = torch.Generator().manual_seed(0)
@@ -153,6 +176,10 @@ PARTS = (
     Part("distance (novelty)", "light", _novelty, 1e-3, 1e-2),
     Part("superpixels", "light", _segments("light"), 0.0, 0.0),
     Part("MobileSAM", "embedded", _segments("embedded"), 1e-2, 2e-2),
+    Part("MaskCLIP, random weights", None, _random_features("maskclip"), 0.0, 1e-2),
+    Part("DINO, random weights", None, _random_features("dino"), 0.0, 1e-2),
+    Part("ResNet-50, random weights", None, _random_features("resnet"), 0.0, 1e-2),
+    Part("FeatUp, random weights", None, _featup, 0.0, 1e-2),
     Part("detection (light)", "light", _detection("light"), 1e-2, 5e-2),
     Part("detection (embedded)", "embedded", _detection("embedded"), 2e-2, 5e-2),
 )
@@ -174,7 +201,7 @@ def check(
         remedy: for one that differs by more.
     """
     for part in PARTS:
-        models = load_profile(part.profile).model_names()
+        models = load_profile(part.profile).model_names() if part.profile else ()
         absent = [name for name in models if not parts.registry.has(name)]
         if absent:
             fetch = f"run `anomaly-detector models fetch {' '.join(absent)}`"
@@ -187,7 +214,7 @@ def check(
             yield Finding(section, part.name, told, "error", "attach this report to an issue"), None
             continue
         if part.name not in wanted:
-            yield Finding(section, part.name, "computed"), found
+            yield Finding(section, part.name, "runs"), found
             continue
         apart, allowed = difference(found, wanted[part.name]), tolerance(part)
         told = f"differs by {apart:.2g}, {allowed:g} allowed"
