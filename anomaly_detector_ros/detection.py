@@ -26,8 +26,10 @@ class Detection:
         timings: seconds by stage: synthesis, features, upsampling, segmentation, scoring, total.
         uncertainty: float32 (H, W), standard deviation of the raw distances of the edits, before
             the average over segments; 0 where there is one edit.
-        scores: float32 (H, W), what the heatmap was made of: raw distances averaged over segments.
+        scores: float32 (H, W), what the heatmap was made of: raw distances averaged over segments,
+            less what the distance takes off for the level of the last frames.
         calibrated: whether the heatmap is.
+        level: the median of the raw distances; see `calibration.level`.
     """
 
     heatmap: np.ndarray
@@ -39,6 +41,7 @@ class Detection:
     uncertainty: np.ndarray
     scores: np.ndarray
     calibrated: bool = False
+    level: float = 0.0
 
 
 def check_image(image: np.ndarray) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from anomaly_detector_ros.building import Parts
 from anomaly_detector_ros.calibration.calibration import DEFAULT_CAMERA, Calibration
+from anomaly_detector_ros.calibration.level import frame_level, level_among
 from anomaly_detector_ros.detection import Detection, check_image, frame_score
 from anomaly_detector_ros.distances.base import Distance
 from anomaly_detector_ros.distances.cosine import CosineDistance
@@ -142,23 +143,27 @@ class Detector:
         image: np.ndarray,
         camera: str = DEFAULT_CAMERA,
         *,
+        before: Sequence[float] = (),
         callback: Callback | None = None,
     ) -> Detection:
         """Finds the anomalies of one image, uint8 RGB (H, W, 3).
 
         Args:
             camera: whose calibrated scores count.
+            before: `Detection.level` of the last frames of a stream; none of a single picture. See
+                `calibration.level.StreamLevels`.
             callback: called after every step of the sampler; see `Editor.edit`.
 
         Raises:
             UserError: the image has another shape or dtype, or no pixels.
         """
-        return self.detect_batch([image], [camera], callback=callback)[0]
+        return self.detect_batch([image], [camera], [before], callback=callback)[0]
 
     def detect_batch(
         self,
         images: Sequence[np.ndarray],
         cameras: Sequence[str] | None = None,
+        before: Sequence[Sequence[float]] | None = None,
         *,
         callback: Callback | None = None,
     ) -> list[Detection]:
@@ -168,6 +173,7 @@ class Detector:
 
         Args:
             cameras: of each image, the camera whose calibrated scores count; the default one's.
+            before: of each image, see `detect`.
             callback: see `detect`.
         """
         for image in images:
@@ -185,6 +191,7 @@ class Detector:
             maps = self._extract(seen)
         shares = {stage: seconds / len(images) for stage, seconds in clock.seconds.items()}
         names = cameras or [DEFAULT_CAMERA] * len(images)
+        levels = before or [()] * len(images)
         return [
             self._conclude(
                 image,
@@ -193,6 +200,7 @@ class Detector:
                 seen[i],
                 StageClock(self.device, **shares),
                 camera,
+                levels[i],
             )
             for i, (image, camera) in enumerate(zip(images, names, strict=True))
         ]
@@ -253,6 +261,7 @@ class Detector:
         seen: Tensor,
         clock: StageClock,
         camera: str = DEFAULT_CAMERA,
+        before: Sequence[float] = (),
     ) -> Detection:
         """What `edits` changed in an image, given what is ``seen`` of both and its features."""
         size = image.shape[:2]
@@ -262,7 +271,7 @@ class Detector:
         with clock.measure("segmentation"):
             segments = self.segment(image, raw)
         with clock.measure("scoring"):
-            scores = self.refine(raw, segments)
+            scores = self.scores(raw, segments, before)
             heatmap = self._to_heatmap(scores, camera)
             score = frame_score(heatmap)
         mask = heatmap >= self.threshold
@@ -276,6 +285,7 @@ class Detector:
             uncertainty,
             scores,
             self.calibrated,
+            frame_level(raw),
         )
 
     @torch.inference_mode()
@@ -323,6 +333,20 @@ class Detector:
         if self.segmenter is None:
             return raw
         return segment_average(raw, segments, self.profile.parts.segmenter.uncovered)
+
+    def scores(
+        self, raw: np.ndarray, segments: np.ndarray, before: Sequence[float] = ()
+    ) -> np.ndarray:
+        """What a calibration is of, float32 (H, W): `refine`, less a share of the level.
+
+        Args:
+            before: see `detect`.
+        """
+        refined = self.refine(raw, segments)
+        share = self.distance.frame_level
+        if not share:
+            return refined
+        return refined - np.float32(share * level_among(frame_level(raw), before))
 
     def _to_heatmap(self, scores: np.ndarray, camera: str) -> np.ndarray:
         if not np.isfinite(scores).all():

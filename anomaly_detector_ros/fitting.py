@@ -89,6 +89,7 @@ def fit_calibration(
     files: Sequence[Path],
     *,
     memory: Sequence[Path] = (),
+    shared: Path | None = None,
     seed: int = 0,
     tally: Tally | None = None,
     progress: Progress = silent,
@@ -104,6 +105,8 @@ def fit_calibration(
         files: nominal images; neighbours in a video stand side by side.
         memory: other nominal images, such as those the denoiser was trained on, to fit the
             distance on; then no folds are needed.
+        shared: another calibration, whose distance is taken over; its file must lie in the folder
+            where this one will.
         seed: of what is drawn; goes into the file.
         tally: counts the images; by default a bad one is an error.
 
@@ -111,13 +114,15 @@ def fit_calibration(
         UserError: an image is bad and the tally is to stop at that, images that are all alike, or
             a single one where two are needed.
     """
-    profile = replace(profile, calibration={})
+    profile = replace(profile, calibration={"file": str(shared)} if shared else {})
     pool = ScorePool()
     with tempfile.TemporaryDirectory(prefix="anomaly-detector-") as folder:
         tally = tally or Tally(stop=True)
         images = NominalFiles(profile, parts, files, seed, progress, Path(folder), tally=tally)
         others = NominalFiles(profile, parts, memory, seed, progress, tally=tally)
-        distance, folds = _fit_distance(profile, images, others)
+        distance, folds = (
+            _taken_over(profile, images) if shared else _fit_distance(profile, images, others)
+        )
         tally.processed += len(others)
         for run, seen in folds:
             detector = Detector.from_parts(
@@ -130,8 +135,15 @@ def fit_calibration(
                     tally.processed += 1
                 progress(index + 1, len(files), "scores")
     tally.check()
-    of = fingerprint(profile, parts.registry)
-    return Calibration({DEFAULT_CAMERA: NominalScores.of(pool)}, of, distance.tensors(), seed)
+    of, name = fingerprint(profile, parts.registry), shared.name if shared else ""
+    return Calibration({DEFAULT_CAMERA: NominalScores.of(pool)}, of, distance.tensors(), seed, name)
+
+
+def _taken_over(
+    profile: Profile, images: NominalFiles
+) -> tuple[Distance, list[tuple[list[int], Distance]]]:
+    distance = images.parts.distance(profile)
+    return distance, [(list(range(len(images))), distance)]
 
 
 def _fit_distance(
@@ -293,7 +305,7 @@ class NominalFiles:
         """Raw scores of a file averaged over segments, float32 (H, W)."""
         image, original, edits = self.edited(index, detector)
         raw = detector.compare(image, original, edits)
-        return detector.refine(raw, detector.segment(image, raw))
+        return detector.scores(raw, detector.segment(image, raw))
 
     def compare(self, distance: Distance) -> None:
         """See `NominalImages`."""
@@ -307,7 +319,7 @@ class NominalFiles:
     def _compare(self, index: int, detector: Detector) -> np.ndarray:
         return detector.compare(*self.edited(index, detector, keep=True))
 
-    def sample(self, count: int) -> Tensor:
+    def sample(self, count: int, lights: int = 0) -> Tensor:
         """See `NominalImages`."""
         indices = list(self)
         return sample_features(
@@ -315,6 +327,7 @@ class NominalFiles:
             [self.files[index] for index in indices],
             count,
             self._seed,
+            lights,
             lambda done: self._progress(self._indices[0] + done, len(self.files), "memory"),
             lambda number, work: self.tried(indices[number], work),
         )

@@ -26,11 +26,13 @@ class FrameResult:
         messages: serialised outputs by name, in the order in which they are written.
         error: why there are none; "" where there are.
         unreadable: whether that is the frame's fault, not the models'.
+        level: `Detection.level`, which counts for the frames behind it.
     """
 
     messages: dict[str, bytes | memoryview] = field(default_factory=dict)
     error: str = ""
     unreadable: bool = False
+    level: float = 0.0
 
 
 class BagJournal:
@@ -88,13 +90,13 @@ class BagJournal:
         for name, size in head["messages"]:
             messages[name] = data[start : start + size]
             start += size
-        return FrameResult(messages, head["error"], head["unreadable"])
+        return FrameResult(messages, head["error"], head["unreadable"], head["level"])
 
     def append(self, result: FrameResult) -> None:
         """Add a finished frame; raises OSError."""
         sizes = [(name, len(data)) for name, data in result.messages.items()]
-        told = {"error": result.error, "unreadable": result.unreadable}
-        head = json.dumps({"messages": sizes, **told}).encode()
+        about = {"error": result.error, "unreadable": result.unreadable, "level": result.level}
+        head = json.dumps({"messages": sizes, **about}).encode()
         parts = [head, *result.messages.values()]
         check = 0
         for part in parts:

@@ -22,6 +22,7 @@ from anomaly_detector_ros.bags.outputs import (
     output_qos,
     output_topic,
 )
+from anomaly_detector_ros.calibration.level import StreamLevels
 from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.imaging.images import ImageError, Range
 from anomaly_detector_ros.runtime.progress import Progress
@@ -99,25 +100,27 @@ class BagReport:
 
 @dataclass
 class _Camera:
-    """One camera of the bag: its report, where its outputs go, and its latest CameraInfo."""
+    """One camera of the bag: its report, where its outputs go, its latest CameraInfo and levels."""
 
     report: CameraReport
     info_topic: str
     info: Any
     targets: dict[str, Connection]
+    levels: StreamLevels = field(default_factory=StreamLevels)
 
 
 @dataclass
 class _Message:
     """A message on its way through; `camera` is None unless it is a frame.
 
-    `found` is None unless the frame is with the detector: the journal has the other results.
+    Of a frame there is either `known`, from the journal, or `found`, from the detector.
     """
 
     connection: Connection
     timestamp: int
     raw: bytes
     camera: _Camera | None = None
+    known: FrameResult | None = None
     found: Future[tuple[Any, np.ndarray, Detection]] | None = None
 
 
@@ -186,9 +189,19 @@ class BagPass:
             message = _Message(connection, timestamp, raw, self.cameras.get(connection.topic))
             if message.camera is not None:
                 frames += 1
-                if frames > self.journal.left:
-                    message.found = pool.submit(_detect, detector, connection, raw, self.grey_range)
+                if frames <= self.journal.left:
+                    message.known = self._known(message.camera, timestamp)
+                else:
+                    message.found = pool.submit(
+                        _detect, detector, message.camera, message, self.grey_range
+                    )
             yield message
+
+    def _known(self, camera: _Camera, timestamp: int) -> FrameResult:
+        result = self.journal.next()
+        if not result.error:
+            camera.levels.add(result.level, timestamp)
+        return result
 
     def _copy(self, message: _Message) -> None:
         connection = message.connection
@@ -206,7 +219,8 @@ class BagPass:
         """Write the outputs of frame `number`, the detector's or the journal's."""
         report = camera.report
         if message.found is None:
-            result = self.journal.next()
+            assert message.known is not None
+            result = message.known
             self.report.resumed += 1
         else:
             result = _result(camera, message.found)
@@ -270,12 +284,15 @@ def _behind(messages: Iterator[_Message]) -> Iterator[_Message]:
 
 
 def _detect(
-    detector: Detector, connection: Connection, raw: bytes, grey_range: Range | None
+    detector: Detector, camera: _Camera, frame: _Message, grey_range: Range | None
 ) -> tuple[Any, np.ndarray, Detection]:
     """Header and picture of a frame, and what is found in it."""
-    message = deserialize(raw, connection.msgtype)
-    image = message_to_rgb(message, connection.msgtype, connection.topic, grey_range)
-    return message.header, image, detector.detect(image)
+    msgtype, topic = frame.connection.msgtype, frame.connection.topic
+    message = deserialize(frame.raw, msgtype)
+    image = message_to_rgb(message, msgtype, topic, grey_range)
+    found = detector.detect(image, before=camera.levels.before(frame.timestamp))
+    camera.levels.add(found.level, frame.timestamp)
+    return message.header, image, found
 
 
 def _result(camera: _Camera, found: Future[tuple[Any, np.ndarray, Detection]]) -> FrameResult:
@@ -284,7 +301,8 @@ def _result(camera: _Camera, found: Future[tuple[Any, np.ndarray, Detection]]) -
     except Exception as error:  # models and the libraries below them raise many kinds
         return FrameResult(error=one_line(error), unreadable=isinstance(error, ImageError))
     names = list(camera.targets)
-    return FrameResult(dict(frame_messages(names, header, image, detection, camera.info)))
+    messages = frame_messages(names, header, image, detection, camera.info)
+    return FrameResult(dict(messages), level=detection.level)
 
 
 def _add_copies(

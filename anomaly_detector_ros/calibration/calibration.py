@@ -13,7 +13,8 @@ from torch import Tensor
 
 from anomaly_detector_ros.calibration.distribution import ScoreDistribution, ScorePool
 from anomaly_detector_ros.calibration.drift import LEVELS, NominalFrames, fit_nominal_frames
-from anomaly_detector_ros.runtime.fitted_file import open_fitted, save_fitted
+from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.runtime.fitted_file import digest, open_fitted, save_fitted
 
 KIND = "calibration"
 
@@ -62,12 +63,15 @@ class Calibration:
         distance: what the distance of all cameras learnt, as `DistanceSettings.build` takes it;
             empty where it is not one that is fitted.
         seed: that chose the images.
+        shared: the name of another calibration's file in the same folder, which holds the distance
+            for both; "" where its own file does.
     """
 
     cameras: Mapping[str, NominalScores]
     fingerprint: Mapping[str, Any]
     distance: Mapping[str, Tensor] = field(default_factory=dict)
     seed: int = 0
+    shared: str = ""
 
     def nominal(self, camera: str = DEFAULT_CAMERA) -> NominalScores:
         """The nominal scores of a camera: its own if it has some, else the default ones."""
@@ -87,13 +91,16 @@ class Calibration:
             OSError: the file cannot be written.
         """
         cameras, tensors = pack(self.cameras)
-        tensors |= self.distance
-        header = {
+        header: dict[str, Any] = {
             "format": _FORMAT,
             "fingerprint": self.fingerprint,
             "cameras": cameras,
             "seed": self.seed,
         }
+        if self.shared:
+            header["shared"] = {"file": self.shared, "sha256": digest(self.distance)}
+        else:
+            tensors |= self.distance
         save_fitted(path, KIND, header, tensors, _LIBRARIES)
 
 
@@ -108,7 +115,17 @@ def load_calibration(path: Path) -> Calibration:
             raise ValueError(f"format {header['format']}, this release reads {_FORMAT}")
         cameras = unpack(header["cameras"], tensors)
         distance = {name: each for name, each in tensors.items() if not _is_of_a_camera(name)}
-        return Calibration(cameras, dict(header["fingerprint"]), distance, int(header["seed"]))
+        shared = dict(header.get("shared", {"file": "", "sha256": ""}))
+        name = Path(str(shared["file"])).name
+        of, seed = dict(header["fingerprint"]), int(header["seed"])
+    if name:
+        distance = dict(load_calibration(path.with_name(name)).distance)
+        if digest(distance) != shared["sha256"]:
+            raise UserError(
+                f"calibration '{path}' is for another '{name}' than the one beside it: run "
+                "anomaly-detector calibrate again"
+            )
+    return Calibration(cameras, of, distance, seed, name)
 
 
 def pack(cameras: Mapping[str, NominalScores]) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:

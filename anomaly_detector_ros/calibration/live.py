@@ -84,7 +84,8 @@ class LiveCalibration:
         """
         own = {camera: NominalScores.of(self._pools[camera]) for camera in self.cameras}
         if present is not None:
-            return replace(present, cameras={**present.cameras, **own})
+            # Its file may lie in another folder.
+            return replace(present, cameras={**present.cameras, **own}, shared="")
         together = NominalScores.of(ScorePool(self._pools[camera] for camera in self.cameras))
         return Calibration(
             cameras={DEFAULT_CAMERA: together, **own},

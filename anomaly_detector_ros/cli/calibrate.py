@@ -71,7 +71,7 @@ def calibrate(
         list[Path] | None,
         typer.Option(
             help="Other nominal images, as --data, to fit the distance on: those that the denoiser "
-            "was trained on; repeatable."
+            "was trained on; repeatable. Or a calibration beside --output, to share its distance."
         ),
     ] = None,
     dataset: Annotated[
@@ -133,7 +133,13 @@ def calibrate(
         dataset, topic, stride, min_sharpness, min_change, parse_grey_range(grey_range)
     )
     tally = Tally(stop=on_error is OnError.STOP)
-    given = [find_nominal(paths, split, options) if paths else [] for paths in (data, memory)]
+    shared = memory[0] if memory and memory[0].suffix == ".safetensors" else None
+    if shared and shared.resolve().parent != output.resolve().parent:
+        raise UserError(f"--memory {shared}: a calibration is shared in one folder: copy it there")
+    given = [
+        find_nominal(paths, split, options) if paths else []
+        for paths in (data, None if shared else memory)
+    ]
     make_directory(output.parent)
     parts = _load(chosen, device, offline)
     with tempfile.TemporaryDirectory(prefix="anomaly-detector-frames-") as folder:
@@ -150,7 +156,7 @@ def calibrate(
         _warn(len(fitted), len(held_out), holdout)
         with progress_bar("calibration") as advance:
             calibration = _fit(
-                chosen, parts, fitted, remembered, camera, output, seed, tally, advance
+                chosen, parts, fitted, remembered, shared, camera, output, seed, tally, advance
             )
             try:
                 calibration.save(output)
@@ -192,6 +198,7 @@ def _fit(
     parts: Parts,
     files: list[Path],
     memory: list[Path],
+    shared: Path | None,
     camera: str,
     output: Path,
     seed: int,
@@ -204,7 +211,14 @@ def _fit(
 
     if not (camera and output.exists()):
         calibration = fit_calibration(
-            profile, parts, files, memory=memory, seed=seed, tally=tally, progress=progress
+            profile,
+            parts,
+            files,
+            memory=memory,
+            shared=shared,
+            seed=seed,
+            tally=tally,
+            progress=progress,
         )
         own = {camera: calibration.nominal()}
     else:

@@ -6,7 +6,7 @@ import hashlib
 import io
 import itertools
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from enum import Enum
 from functools import partial
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from anomaly_detector_ros.calibration.level import FRAMES
 from anomaly_detector_ros.cli.common import (
     DeviceOption,
     GreyRangeOption,
@@ -104,12 +105,17 @@ def detect(
     results: list[dict[str, Any]] = []
     total = sum(source.expected() for source in sources)
     with progress_bar("pictures", total) as advance:
+        source, levels = None, deque[float]()
         for frame in read_sources(sources, tally, grey_range=chosen_range):
+            if frame.source is not source:
+                source, levels = frame.source, deque[float](maxlen=FRAMES - 1)
             recorder = _recorder(detector) if record_diffusion else None
             found = tally.tried(
-                frame.name, partial(detector.detect, frame.pixels, callback=recorder)
+                frame.name,
+                partial(detector.detect, frame.pixels, before=levels, callback=recorder),
             )
             if found is not None:
+                levels.append(found.level)
                 name = result_name(names[frame.source], frame.index)
                 if recorder is not None and record_diffusion is not None:
                     file = output / f"{name}_diffusion.{record_diffusion.value}"

@@ -24,9 +24,11 @@ class Distance(ABC):
         full_resolution: whether the image is seen as the camera gave it, or as small as its edits,
             so that detail that only the image has does not count as a change. A profile may say
             otherwise (`DistanceSettings.compared_with`).
+        frame_level: share of a frame's level that is taken off its scores; see `calibration.level`.
     """
 
     full_resolution: ClassVar[bool] = False
+    frame_level: float = 0.0
 
     @abstractmethod
     def __call__(self, original: Tensor, edits: Tensor) -> Tensor:
@@ -57,8 +59,12 @@ class NominalImages(Protocol):
         """Calls ``distance`` with the features of every image and of its edits."""
         ...
 
-    def sample(self, count: int) -> Tensor:
-        """Up to ``count`` feature vectors (N, C) float32, every position equally likely."""
+    def sample(self, count: int, lights: int = 0) -> Tensor:
+        """Up to ``count`` feature vectors (N, C) float32, every position equally likely.
+
+        Args:
+            lights: in how many other lights each image is seen besides its own.
+        """
         ...
 
 
@@ -81,6 +87,11 @@ class DistanceSettings(ABC):
     collects_edits: ClassVar[bool] = False
 
     compared_with: Literal["image", "model_input"] | None = field(default=None, kw_only=True)
+
+    @property
+    def lights(self) -> int:
+        """In how many other lights `collect` sees each image besides its own."""
+        return 0
 
     @abstractmethod
     def build(self, learnt: Tensors) -> Distance:

@@ -23,45 +23,75 @@ from anomaly_detector_ros.distances.base import (
 @DISTANCES.register("novelty")
 @dataclass(frozen=True)
 class Novelty(DistanceSettings):
-    """Settings of the novelty distance.
+    """Settings of the novelty distance; see `NoveltyDistance`.
 
     Attributes:
         memory: how many feature vectors it holds.
-        edit_weight: w; see `NoveltyDistance`.
+        candidates: how many are drawn for each that it holds; see `spread_out`. 1 holds all drawn.
+        lights: in how many other lights it remembers each nominal image besides its own; see
+            `imaging.light.vary_light`.
+        neighbours: k.
+        edit_weight: w; 0 leaves the edits out.
+        frame_level: share of a frame's level that is taken off its scores, in [0, 1]; see
+            `calibration.level`.
     """
 
     fitted = True
 
-    memory: Annotated[int, Ge(1), Le(200_000)] = 8000
+    memory: Annotated[int, Ge(1), Le(200_000)] = 4000
+    candidates: Annotated[int, Ge(1), Le(100)] = 10
+    lights: Annotated[int, Ge(0), Le(20)] = 0
+    neighbours: Annotated[int, Ge(1), Le(100)] = 3
     edit_weight: Annotated[float, Ge(0), Le(10)] = 0.25
+    frame_level: Annotated[float, Ge(0), Le(1)] = 0.5
 
     def build(self, learnt: Tensors) -> NoveltyDistance:
         """See `DistanceSettings`."""
         memory = learnt["memory"]
-        if memory.ndim != 2 or not len(memory) or not torch.isfinite(memory).all():
+        if memory.ndim != 2 or not len(memory) or not memory.isfinite().all():
             raise ValueError("its memory of nominal features is damaged")
-        return NoveltyDistance(memory, self.edit_weight)
+        return NoveltyDistance(memory, self)
 
     def collect(self, images: NominalImages, sets: int) -> Tensors:
         """See `DistanceSettings`: this set's share of the memory."""
-        return {"memory": images.sample(-(-self.memory // sets))}
+        count = -(-self.memory // sets)
+        return {"memory": spread_out(images.sample(count * self.candidates, self.lights), count)}
 
     def collect_key(self) -> Mapping[str, object]:
         """See `DistanceSettings`."""
-        return {"memory": self.memory}
+        return {name: getattr(self, name) for name in ("memory", "candidates", "lights")}
 
     def fit(self, collected: Sequence[Tensors]) -> NoveltyDistance:
-        """See `DistanceSettings`."""
-        return NoveltyDistance(torch.cat([each["memory"] for each in collected]), self.edit_weight)
+        """See `DistanceSettings`: as a file gives it back, so that it scores the same."""
+        memory = torch.cat([each["memory"] for each in collected])
+        return self.build(NoveltyDistance(memory, self).tensors())
+
+
+def spread_out(vectors: Tensor, count: int) -> Tensor:
+    """Up to ``count`` of the vectors (N, C), such that none of them is far from the nearest one.
+
+    The greedy coreset of Gonzalez (1985) by the angle, as in PatchCore (Roth et al. 2022): each is
+    the one farthest from those before it. So rare nominal things are remembered as well as the
+    common ones, of which a random draw would hold many alike.
+    """
+    if count >= len(vectors):
+        return vectors
+    directions = F.normalize(vectors, dim=1)
+    chosen = [0]
+    nearest = directions @ directions[0]
+    while len(chosen) < count:
+        chosen.append(int(nearest.argmin()))
+        nearest = torch.maximum(nearest, directions @ directions[chosen[-1]])
+    return vectors[chosen]
 
 
 class NoveltyDistance(Distance):
     """Distance of the image from nominal features, and nearness of its edits to them.
 
-    With N(a) = min over memory m of 1 - cos(a, m), a the features of the image as the camera gave
-    it and b_k those of its K edits:
+    With N(a) = mean over the k nearest m of the memory of 1 - cos(a, m), a the features of the
+    image as the camera gave it and b_j those of its J edits:
 
-        mean_k [N(a) + w (1 - N(b_k))]
+        mean_j [N(a) + w (1 - N(b_j))]
 
     N alone is the nearest-neighbour baseline. What stays new to the memory in the edits too, such
     as foliage that looks unlike that of the training images, counts for less than what the edits
@@ -69,31 +99,40 @@ class NoveltyDistance(Distance):
 
     Args:
         memory: m, (M, C) nominal feature vectors of any lengths but 0.
-        edit_weight: w, at least 0.
+        settings: k, w and the share of a frame's level.
     """
 
     full_resolution = True
 
-    def __init__(self, memory: Tensor, edit_weight: float) -> None:
-        self.memory = F.normalize(memory.float(), dim=1)
-        self.edit_weight = edit_weight
+    def __init__(self, memory: Tensor, settings: Novelty) -> None:
+        self.memory, self.settings = F.normalize(memory.float(), dim=1), settings
+        self.frame_level = settings.frame_level
 
     def to(self, device: torch.device | str) -> NoveltyDistance:
         """See `Distance`."""
-        return NoveltyDistance(self.memory.to(device), self.edit_weight)
+        return NoveltyDistance(self.memory.to(device), self.settings)
 
     def tensors(self) -> dict[str, Tensor]:
-        """See `Distance`; half precision moves a distance by less than 0.001."""
-        return {"memory": self.memory.half().cpu()}
+        """See `Distance`: directions in 8 bits, which move a distance by less than 0.001."""
+        largest = self.memory.abs().amax(1, keepdim=True).clamp(min=1e-12)
+        steps = self.memory * (127 / largest)
+        return {"memory": steps.round().to(torch.int8).cpu()}
 
     def __call__(self, original: Tensor, edits: Tensor) -> Tensor:
-        """See `Distance`: one map per edit, at least 0."""
-        novelty = self._novelty(torch.cat([original.float(), edits.float()]))
-        return (novelty[:1] + self.edit_weight * (1 - novelty[1:])).clamp(min=0)
+        """See `Distance`: one map per edit, at least 0; one map where edits are left out."""
+        novelty = self._novelty(original)
+        weight = self.settings.edit_weight
+        if weight:
+            novelty = novelty + weight * (1 - self._novelty(edits))
+        return novelty.clamp(min=0)
 
     def _novelty(self, features: Tensor) -> Tensor:
-        """N of features (B, C, h, w): (B, h, w)."""
-        vectors = F.normalize(features.permute(0, 2, 3, 1), dim=-1)
+        """N of features (B, C, h, w): (B, h, w) float32."""
+        vectors = F.normalize(features.float().permute(0, 2, 3, 1), dim=-1)
+        count = min(self.settings.neighbours, len(self.memory))
         # One image at a time: the products with all of the memory are many.
-        nearest = [(each.flatten(0, 1) @ self.memory.T).amax(1) for each in vectors]
+        nearest = [
+            (each.flatten(0, 1) @ self.memory.T).topk(count, dim=1, sorted=False).values.mean(1)
+            for each in vectors
+        ]
         return (1 - torch.stack(nearest)).view(len(features), *features.shape[-2:])

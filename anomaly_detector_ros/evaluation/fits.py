@@ -48,9 +48,12 @@ class Fits:
         self.seed, self.progress = seed, progress
 
     def baseline(
-        self, settings: Mapping[str, Any], features: FeatureSettings
+        self, settings: Mapping[str, Any], features: FeatureSettings, lights: int = 0
     ) -> tuple[FittedBaseline, Any]:
         """The baseline of these settings fitted on an extractor's features, and its key.
+
+        Args:
+            lights: in how many other lights it sees each image besides its own.
 
         Raises:
             UserError: unknown settings, or there are no nominal images.
@@ -58,14 +61,14 @@ class Fits:
         method = BASELINES.read(settings)
         if not self.images:
             raise UserError(f"{method.name} is fitted on nominal images: give --train-root")
-        space = self._space(features)
+        space = self._space(features, lights)
         # Its code too: a baseline of one's own is edited between runs.
         code = files_digest([Path(inspect.getfile(type(method)))])
         key = [method.name, asdict(method), code, space]
         file = self.cache.path("baselines", key, ".safetensors")
         with PartialState().main_process_first():
             if not file.is_file():
-                vectors = self.vectors(features)
+                vectors = self.vectors(features, lights)
                 fitted = method.fit(vectors, self.seed, self.progress)
                 self.cache.keep(file, fitted.save)
         return FittedBaseline.load(file), key
@@ -109,12 +112,15 @@ class Fits:
     def _images_digest(self) -> str:
         return files_digest(self.images)
 
-    def _space(self, features: FeatureSettings) -> Any:
+    def _space(self, features: FeatureSettings, lights: int) -> Any:
         """A key for `vectors`."""
-        return [self.parts.part_key(features), self._images_digest, VECTORS, self.seed]
+        return [self.parts.part_key(features), self._images_digest, VECTORS, lights, self.seed]
 
-    def vectors(self, features: FeatureSettings) -> Tensor:
+    def vectors(self, features: FeatureSettings, lights: int = 0) -> Tensor:
         """At most `VECTORS` feature vectors (N, C) of the nominal images, always the same ones.
+
+        Args:
+            lights: in how many other lights each image is seen besides its own.
 
         Raises:
             UserError: there are no nominal images.
@@ -127,10 +133,11 @@ class Fits:
                 self.images,
                 VECTORS,
                 self.seed,
+                lights,
                 lambda done: self.progress(done, len(self.images), "training features"),
             ).numpy()
 
-        return torch.from_numpy(self.cache.array("vectors", self._space(features), compute))
+        return torch.from_numpy(self.cache.array("vectors", self._space(features, lights), compute))
 
 
 class _CachedEdits(NominalFiles):

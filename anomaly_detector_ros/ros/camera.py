@@ -13,6 +13,7 @@ from rclpy.clock import Clock
 from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
+from anomaly_detector_ros.calibration.level import StreamLevels
 from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.imaging.messages import compressed_to_rgb, image_to_rgb
 from anomaly_detector_ros.imaging.skipping import FrameSkipper
@@ -51,6 +52,11 @@ class Picture(NamedTuple):
     age: float
     taken: Taken
     seconds: float
+
+    @property
+    def stamp(self) -> int:
+        """Of the message, nanoseconds."""
+        return _nanoseconds(self.header)
 
 
 def input_topic(camera: str, transport: str) -> str:
@@ -96,6 +102,7 @@ class Camera:
         self._enabled, self._clock, self._logger = enabled, clock, logger
         self._info: CameraInfo | None = None
         self._filter = TemporalFilter()
+        self.levels = StreamLevels()
         self.skipper: FrameSkipper[Detection] = FrameSkipper()
         self._logged: dict[str, float] = {}
         self._noted: set[str] = set()
@@ -138,6 +145,7 @@ class Camera:
     def reset(self) -> None:
         """Forgets the images seen, as when the clock jumps."""
         self._filter.reset()
+        self.levels.reset()
         self.skipper.reset()
         self._obstacles.depth.clear()
 

@@ -131,7 +131,10 @@ class Detectors:
             detector.recalibrate(calibration, file)
 
     def detect(
-        self, cameras: Sequence[str], images: Sequence[np.ndarray]
+        self,
+        cameras: Sequence[str],
+        images: Sequence[np.ndarray],
+        before: Sequence[Sequence[float]] | None = None,
     ) -> list[Detection | Exception]:
         """Finds the anomalies of images, uint8 RGB (H, W, 3), edited in one batch.
 
@@ -140,13 +143,15 @@ class Detectors:
 
         Args:
             cameras: of each image; they must share a detector.
+            before: of each image, see `Detector.detect`.
         """
+        levels = before or [()] * len(images)
         if self._ladder.up():
             self._detectors.clear()
         while True:
             try:
                 self.load()
-                found = self._detectors[cameras[0]].detect_batch(images, cameras)
+                found = self._detectors[cameras[0]].detect_batch(images, cameras, levels)
                 return [_checked(detection) for detection in found]
             except Exception as error:
                 problem = _bare(error)
@@ -156,8 +161,8 @@ class Detectors:
                     continue
             elif len(images) > 1:
                 return [
-                    self.detect([camera], [image])[0]
-                    for camera, image in zip(cameras, images, strict=True)
+                    self.detect([camera], [image], [seen])[0]
+                    for camera, image, seen in zip(cameras, images, levels, strict=True)
                 ]
             return [problem] * len(images)
 

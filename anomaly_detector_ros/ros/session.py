@@ -303,7 +303,11 @@ class Session:
         """Takes images of cameras with the same calibration through the models in one batch."""
         names = [self.cameras[turn.index].name for turn in pictures]
         level = detectors.level
-        found = detectors.detect(names, [picture.pixels for picture in pictures.values()])
+        before = [
+            self.cameras[turn.index].levels.before(picture.stamp)
+            for turn, picture in pictures.items()
+        ]
+        found = detectors.detect(names, [each.pixels for each in pictures.values()], before)
         if detectors.level != level:
             doing = detectors.problem or "memory suffices again: the models are as the profile says"
             self._logger.warning(f"models changed: {doing}")
@@ -314,6 +318,7 @@ class Session:
                 problem = f"detection failed: {type(detection).__name__}: {detection}"
                 camera.drop(turn, Dropped("failed", problem))
             elif self._finish(turn, picture, detection):
+                camera.levels.add(detection.level, picture.stamp)
                 camera.skipper.remember(picture.pixels, replace(detection, timings={}))
                 done.append((camera.name, detection))
         # At the end, as this may change what heatmap values mean; and only here, as an image that

@@ -43,7 +43,7 @@ def save_fitted(
     whole = {
         **header,
         "libraries": {library: version(library) for library in libraries},
-        "sha256": _digest(plain),
+        "sha256": digest(plain),
     }
     data = save(plain, metadata={header_key(kind): json.dumps(whole)})
     replace_file(path, lambda partial: partial.write_bytes(data))
@@ -74,7 +74,7 @@ def open_fitted(
             reason = one_line(error, 200)
             raise UserError(f"cannot read {kind} '{path}' ({reason}): give another") from error
         header = json.loads(text)
-        if header["sha256"] != _digest(tensors):
+        if header["sha256"] != digest(tensors):
             raise ValueError("it is altered, its sha256 does not fit")
         yield header, tensors
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -84,7 +84,7 @@ def open_fitted(
         ) from error
 
 
-def _digest(tensors: Tensors) -> str:
+def digest(tensors: Tensors) -> str:
     """sha256 of the tensors' names and bytes."""
     sha = hashlib.sha256()
     for name in sorted(tensors):

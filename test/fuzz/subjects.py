@@ -66,7 +66,7 @@ class Quick:
     profile = Profile("quick")
     threshold = 0.5
 
-    def detect(self, image: np.ndarray) -> Detection:
+    def detect(self, image: np.ndarray, **options: object) -> Detection:
         assert image.dtype == np.uint8
         assert image.shape[2] == 3
         zeros = np.zeros(image.shape[:2], np.float32)

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from anomaly_detector_ros.bags.processing import partial_path, process_bag
 from anomaly_detector_ros.cli.main import app
 from anomaly_detector_ros.detection import Detection
 from anomaly_detector_ros.detector import Detector
+from anomaly_detector_ros.distances.cosine import CosineDistance
 from anomaly_detector_ros.errors import UserError
 
 FRAMES = 6
@@ -34,19 +36,27 @@ class Counting:
         self.detector, self.file, self.pause = detector, file, pause
         self.profile, self.threshold = detector.profile, detector.threshold
 
-    def detect(self, image: np.ndarray) -> Detection:
+    def detect(self, image: np.ndarray, **options: Any) -> Detection:
         with self.file.open("ab") as out:
             out.write(b".")
         time.sleep(self.pause)
-        return self.detector.detect(image)
+        return self.detector.detect(image, **options)
 
     def calls(self) -> int:
         return self.file.stat().st_size if self.file.exists() else 0
 
 
+class Levelled(CosineDistance):
+    """A distance by which what is found in a frame depends on those before it."""
+
+    frame_level = 0.5
+
+
 @pytest.fixture(scope="session")
 def detector(light_profile: str) -> Detector:
-    return Detector.from_profile(light_profile, device="cpu", offline=True)
+    found = Detector.from_profile(light_profile, device="cpu", offline=True)
+    found.distance = Levelled()
+    return found
 
 
 @pytest.fixture(params=STORAGES, ids=lambda s: s.name.lower())
@@ -166,7 +176,7 @@ def test_an_interruption_before_the_first_frame_leaves_nothing(
     source: Path, tmp_path: Path, detector: Detector
 ) -> None:
     class Stopped(Counting):
-        def detect(self, image: np.ndarray) -> Detection:
+        def detect(self, image: np.ndarray, **options: Any) -> Detection:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -189,7 +199,7 @@ def test_two_processes_do_not_write_one_bag(
 
 def test_journal_gives_back_what_was_added(tmp_path: Path) -> None:
     results = [
-        FrameResult({"mask": b"abc", "overlay/compressed": b""}),
+        FrameResult({"mask": b"abc", "overlay/compressed": b""}, level=0.25),
         FrameResult(error="no picture"),
         FrameResult({"mask": bytes(START.to_bytes(8, "big"))}),
     ]

@@ -151,3 +151,17 @@ def replaced(profile: Path, folder: Path) -> Path:
     file = folder / "other.yaml"
     file.write_text(yaml.safe_dump({"other": settings}))
     return file
+
+
+def test_a_second_calibration_shares_the_distance_of_the_first(
+    nominal: Path, whitened: Path, tmp_path: Path
+):
+    first, second = tmp_path / "c.safetensors", tmp_path / "second.safetensors"
+    plain = ("--data", nominal, "--profile", whitened, "--holdout", 0, "--count", 3)
+    for output, memory in ((first, ()), (second, ("--memory", first))):
+        result = run(*plain, *memory, "--output", output)
+        assert result.exception is None, result.output
+    assert load_calibration(second).shared == "c.safetensors"
+    assert second.stat().st_size < first.stat().st_size
+    elsewhere = tmp_path / "elsewhere" / "c.safetensors"
+    assert "in one folder" in refusal(*plain, "--memory", first, "--output", elsewhere)

@@ -99,15 +99,22 @@ def test_whitened_scores_come_from_images_that_the_whitening_has_not_seen(
 def test_novelty_is_that_of_a_memory_without_the_image_itself(
     light_profile: str, pictures: list[Path], parts: Parts
 ):
-    novelty = {"distance": {"name": "novelty", "memory": 5000, "edit_weight": 0.5}}
-    profile = load_profile(light_profile, overrides=novelty)
+    plain = {
+        "memory": 5000,
+        "candidates": 1,
+        "lights": 0,
+        "neighbours": 1,
+        "edit_weight": 0.5,
+        "frame_level": 0.0,
+    }
+    profile = load_profile(light_profile, overrides={"distance": {"name": "novelty", **plain}})
     files = pictures[:3]
     alone = fit_calibration(profile, parts, files)
     assert len(alone.distance["memory"]) == 3 * 32 * 48  # every pixel: there are fewer than 5000
 
     def scores(index: int, memory: list[Path]) -> np.ndarray:
         nominal = NominalFiles(profile, parts, memory, 0, lambda done, total, doing: None)
-        settings = Novelty(5000, 0.5)
+        settings = Novelty(**plain)
         distance = settings.fit([settings.collect(nominal, 1)])
         detector = Detector.from_parts(profile, parts, distance=distance, calibrated=False)
         image = read(files[index])
@@ -124,10 +131,51 @@ def test_novelty_is_that_of_a_memory_without_the_image_itself(
     for index in range(3):
         pool.add(scores(index, pictures[3:6]))
     np.testing.assert_allclose(
-        given.nominal().distribution.scores, pool.distribution().scores, rtol=1e-4, atol=1e-5
+        given.nominal().distribution.scores, pool.distribution().scores, rtol=1e-3, atol=1e-5
     )
     with pytest.raises(UserError, match="at least 2 nominal images"):
         fit_calibration(profile, parts, files[:1])
+
+
+def test_the_level_is_taken_off_alike_when_fitted_and_when_used(
+    light_profile: str, pictures: list[Path], parts: Parts, tmp_path: Path
+):
+    novelty = {"name": "novelty", "memory": 500, "frame_level": 0.5}
+    profile = load_profile(light_profile, overrides={"distance": novelty})
+    calibration = fit_calibration(profile, parts, pictures[:4], memory=pictures[4:8])
+    assert len(calibration.distance["memory"]) == 500
+    calibration.save(tmp_path / "c.safetensors")
+    calibrated = replace(profile, calibration={"file": str(tmp_path / "c.safetensors")})
+    detector = Detector.from_parts(calibrated, parts)
+    pool = ScorePool()
+    for file in pictures[:4]:
+        image = read(file)
+        original, edits = detector.synthesize([image])
+        raw = detector.compare(image, original, edits[0])
+        found = detector.detect(image)
+        pool.add(raw - np.float32(0.5 * np.median(raw)))
+        np.testing.assert_allclose(found.scores, raw - 0.5 * np.median(raw), atol=1e-5)
+        assert found.level == pytest.approx(np.median(raw))
+    np.testing.assert_allclose(
+        calibration.nominal().distribution.scores, pool.distribution().scores, rtol=1e-4, atol=1e-5
+    )
+    # In a stream the level of the last frames counts.
+    later = detector.detect(image, before=[0.0, 0.1, 0.1])
+    np.testing.assert_allclose(later.scores, raw - 0.5 * 0.1, atol=1e-5)
+
+
+def test_a_memory_of_other_lights_knows_what_it_did_not_see(
+    light_profile: str, pictures: list[Path], parts: Parts
+):
+    def memory(lights: int) -> torch.Tensor:
+        images = NominalFiles(profile, parts, pictures[:3], 0, lambda done, total, doing: None)
+        return Novelty(memory=20_000, lights=lights).collect(images, 1)["memory"]
+
+    profile = load_profile(light_profile)
+    own, lit = memory(0), memory(2)
+    assert len(lit) == 3 * len(own)
+    assert torch.equal(memory(2), lit)
+    assert ((own[:50, None] - lit).abs().amax(2).amin(1) < 1e-4).all()
 
 
 def test_a_calibrated_detector_shows_shares_of_nominal_pixels(

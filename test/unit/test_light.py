@@ -16,7 +16,8 @@ def varied(seed: int) -> torch.Tensor:
 def test_a_seed_gives_the_same_lights_and_pixels_stay_in_range() -> None:
     assert torch.equal(varied(3), varied(3))
     assert not torch.equal(varied(3), varied(4))
-    assert varied(3).min() >= -1 and varied(3).max() <= 1
+    assert varied(3).min() >= -1
+    assert varied(3).max() <= 1
     assert varied(3).dtype == torch.float32
 
 

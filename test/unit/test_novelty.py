@@ -8,7 +8,7 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from anomaly_detector_ros.distances.base import DISTANCES
-from anomaly_detector_ros.distances.novelty import Novelty, NoveltyDistance
+from anomaly_detector_ros.distances.novelty import Novelty, NoveltyDistance, spread_out
 from anomaly_detector_ros.errors import UserError
 
 
@@ -16,27 +16,31 @@ def features(seed: int, count: int) -> torch.Tensor:
     return torch.randn(count, 8, 5, 6, generator=torch.Generator().manual_seed(seed))
 
 
-def nearest(memory: torch.Tensor, vectors: torch.Tensor) -> np.ndarray:
-    """Cosine distance to the nearest memory of features (B, C, h, w): (B, h, w)."""
-    index = NearestNeighbors(n_neighbors=1, metric="cosine").fit(memory.numpy())
+def nearest(memory: torch.Tensor, vectors: torch.Tensor, count: int) -> np.ndarray:
+    """Mean cosine distance to the nearest memories of features (B, C, h, w): (B, h, w)."""
+    index = NearestNeighbors(n_neighbors=count, metric="cosine").fit(memory.numpy())
     found, _ = index.kneighbors(vectors.permute(0, 2, 3, 1).flatten(0, 2).numpy())
-    return found.reshape(len(vectors), *vectors.shape[-2:])
+    return found.mean(1).reshape(len(vectors), *vectors.shape[-2:])
 
 
-def test_it_is_the_novelty_of_the_image_and_the_nearness_of_its_edits() -> None:
+@pytest.mark.parametrize("neighbours", [1, 3])
+def test_it_is_the_novelty_of_the_image_and_the_nearness_of_its_edits(neighbours: int) -> None:
     memory = torch.randn(40, 8, generator=torch.Generator().manual_seed(1)) * 3
     original, edits = features(2, 1), features(3, 2)
-    distance = NoveltyDistance(memory, 0.25)
+    distance = NoveltyDistance(memory, Novelty(neighbours=neighbours, edit_weight=0.25))
     maps = distance(original, edits)
-    expected = nearest(memory, original) + 0.25 * (1 - nearest(memory, edits))
+    novelty = nearest(memory, original, neighbours)
+    expected = novelty + 0.25 * (1 - nearest(memory, edits, neighbours))
     np.testing.assert_allclose(maps.numpy(), expected, atol=1e-5)
     np.testing.assert_allclose(distance.anomaly(maps), expected.mean(0), atol=1e-5)
     np.testing.assert_allclose(distance.spread(maps), expected.std(0), atol=1e-5)
+    alone = NoveltyDistance(memory, Novelty(neighbours=neighbours, edit_weight=0))
+    np.testing.assert_allclose(alone(original, edits).numpy(), novelty, atol=1e-5)
 
 
 def test_what_the_edit_made_familiar_scores_highest() -> None:
     known, new = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
-    distance = NoveltyDistance(known[None], 0.5)
+    distance = NoveltyDistance(known[None], Novelty(edit_weight=0.5))
 
     def score(image: torch.Tensor, edit: torch.Tensor) -> float:
         return float(distance(image.view(1, 2, 1, 1), edit.view(1, 2, 1, 1)))
@@ -48,16 +52,50 @@ def test_what_the_edit_made_familiar_scores_highest() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"memory": 0}, {"memory": 2.5}, {"edit_weight": -1}, {"edit_weight": math.nan}]
+    "wrong",
+    [
+        {"memory": 0},
+        {"memory": 2.5},
+        {"candidates": 0},
+        {"lights": -1},
+        {"neighbours": 0},
+        {"edit_weight": -1},
+        {"edit_weight": math.nan},
+        {"frame_level": 1.5},
+    ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
-    assert Novelty().memory == 8000
+    assert Novelty().memory == 4000
     with pytest.raises(UserError, match=next(iter(wrong))):
         DISTANCES.read({"name": "novelty", **wrong})
 
 
+def test_a_memory_is_kept_in_bytes_that_hardly_move_a_distance() -> None:
+    memory = torch.randn(500, 384, generator=torch.Generator().manual_seed(0)) * 7
+    memory[0] = 0  # such as a black image's colours
+    whole = NoveltyDistance(memory, Novelty(edit_weight=0))
+    kept = whole.tensors()
+    assert kept["memory"].dtype == torch.int8
+    vectors = torch.randn(1, 384, 8, 8, generator=torch.Generator().manual_seed(1))
+    read = Novelty(edit_weight=0).build(kept)
+    torch.testing.assert_close(read(vectors, vectors), whole(vectors, vectors), atol=1e-3, rtol=0)
+
+
+def test_rare_things_are_remembered() -> None:
+    generator = torch.Generator().manual_seed(0)
+    common = torch.tensor([1.0, 0, 0, 0]) + 0.01 * torch.randn(500, 4, generator=generator)
+    rare = torch.eye(4)[1:] * 3
+    drawn = torch.cat([common[:300], rare, common[300:]])
+    kept = spread_out(drawn, 20)
+    assert len(kept) == 20
+    for vector in rare:
+        assert (kept == vector).all(1).any()
+    assert torch.equal(spread_out(drawn, 600), drawn)
+    assert torch.equal(spread_out(drawn, 503), drawn)
+
+
 def test_a_damaged_memory_is_refused() -> None:
-    good = NoveltyDistance(torch.eye(3), 0.25)
+    good = NoveltyDistance(torch.eye(3), Novelty())
     assert torch.equal(Novelty().build(good.tensors()).memory, good.memory)
     for wrong in (torch.full((2, 3), math.nan), torch.zeros(0, 3)):
         with pytest.raises(ValueError, match="memory"):

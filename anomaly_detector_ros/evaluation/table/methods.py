@@ -30,7 +30,7 @@ from anomaly_detector_ros.profiles import Profile
 from anomaly_detector_ros.runtime.tensors import to_tensor
 
 Settings = Mapping[str, Any]
-FitBaseline = Callable[[Settings, FeatureSettings], tuple[FittedBaseline, Any]]
+FitBaseline = Callable[[Settings, FeatureSettings, int], tuple[FittedBaseline, Any]]
 
 INPAINT_RADIUS = 5
 # Guidance scales of the published code: what suits one guidance is too weak or strong for another.
@@ -87,6 +87,11 @@ class Synthesis(Edited):
         """See `Edited`."""
         return self.detector.compare(image, original, edits)
 
+    def anomaly_map(self, truth: LabelledImage) -> np.ndarray:
+        """See `Method`: less the share of the frame's level that the distance takes off."""
+        raw = self.raw_map(truth)
+        return self.detector.scores(raw, self.detector.segment(truth.image, raw))
+
 
 class PixelDifference(Edited):
     """Distance of the pictures themselves: no network looks at input and edit."""
@@ -114,7 +119,7 @@ class SquaredColours(PixelDifference):
     measure = staticmethod(squared_distance)
 
 
-class PerfectEdit(Edited):
+class PerfectEdit(Synthesis):
     """The detector's analysis of an edit in which the labelled anomalies are inpainted.
 
     Telea's method (2004), at full resolution, and nothing else changes: the ceiling for any better
@@ -305,7 +310,8 @@ def build_method(
 
     Args:
         name: see `row_of`.
-        fit: gives the fitted baseline of some settings on an extractor's features, and its key.
+        fit: gives the fitted baseline of some settings on an extractor's features of nominal
+            images, each seen in so many other lights too, and its key.
         baselines: how they are made: a key of `PRESETS`.
 
     Raises:
@@ -323,7 +329,8 @@ def build_method(
     seen = FEATURES.read(made.features(changed))
     for model in seen.models():
         parts.registry.fetch(model, offline=parts.loader.offline)
-    baseline, key = fit(made.settings.get(name, {"name": name}), seen)
+    lights = changed.parts.distance.lights
+    baseline, key = fit(made.settings.get(name, {"name": name}), seen, lights)
     key = [key, parts.profile_key(changed)]
     own = seen == changed.parts.features
     # Those of every pixel are too many to be kept.
