@@ -77,7 +77,8 @@ class Edited:
 
     def anomaly_map(self, truth: LabelledImage) -> np.ndarray:
         """See `Method`."""
-        return refined(self.detector, truth.image, self.raw_map(truth))
+        raw = self.raw_map(truth)
+        return self.detector.scores(raw, self.detector.segment(truth.image, raw))
 
 
 class Synthesis(Edited):
@@ -87,16 +88,15 @@ class Synthesis(Edited):
         """See `Edited`."""
         return self.detector.compare(image, original, edits)
 
-    def anomaly_map(self, truth: LabelledImage) -> np.ndarray:
-        """See `Method`: less the share of the frame's level that the distance takes off."""
-        raw = self.raw_map(truth)
-        return self.detector.scores(raw, self.detector.segment(truth.image, raw))
-
 
 class PixelDifference(Edited):
     """Distance of the pictures themselves: no network looks at input and edit."""
 
     measure: Callable[[Tensor, Tensor], Tensor]
+
+    def anomaly_map(self, truth: LabelledImage) -> np.ndarray:
+        """See `Method`."""
+        return refined(self.detector, truth.image, self.raw_map(truth))
 
     def distance(self, image: np.ndarray, original: Tensor, edits: Tensor) -> np.ndarray:
         """See `Edited`."""
@@ -119,7 +119,7 @@ class SquaredColours(PixelDifference):
     measure = staticmethod(squared_distance)
 
 
-class PerfectEdit(Synthesis):
+class PerfectEdit(Edited):
     """The detector's analysis of an edit in which the labelled anomalies are inpainted.
 
     Telea's method (2004), at full resolution, and nothing else changes: the ceiling for any better
