@@ -205,8 +205,11 @@ def _start_node(
         "grey_range": list(playback.grey_range),
     }
     if playback.rate is None:
-        # A picture that is sent when the one before is answered is never late, only the machine is.
-        own["max_input_age"] = 0.0
+        # A picture that is sent when the one before is answered is never late, only the machine is;
+        # and it must arrive, as it is not followed by another one.
+        own["max_input_age"] = own["watchdog_timeout"] = 0.0
+        topic = f"/{CAMERA}/image_raw" + ("/compressed" * (playback.transport == "compressed"))
+        own[f"qos_overrides.{topic}.subscription.reliability"] = "reliable"
     # ROS reads values as YAML, of which JSON is a part.
     pairs = {**parameters, **own}.items()
     arguments = [part for k, v in pairs for part in ("-p", f"{k}:={json.dumps(v)}")]

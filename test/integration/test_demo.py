@@ -89,6 +89,29 @@ def test_demo_brings_every_picture_through(played: tuple[Path, dict[str, object]
     assert json.loads((output / "summary.json").read_text()) == result
 
 
+def test_no_picture_is_lost_on_a_machine_busy_with_other_things(
+    tmp_path: Path, light_profile: str
+) -> None:
+    for index in range(PICTURES):
+        cv2.imwrite(str(tmp_path / f"{index}.png"), np.full((720, 1280, 3), 40 * index, np.uint8))
+    busy = [start_python("-c", "while True: pass") for _ in range(2 * (os.cpu_count() or 1))]
+    try:
+        process = demo(
+            *("--images", tmp_path, "--profile", light_profile, "--output", tmp_path / "out"),
+            *("--count", 3 * PICTURES, "--device", "cpu", "--offline", "--json"),
+        )
+        out, err = finish(process, 600)
+    finally:
+        for each in busy:
+            each.kill()
+            each.wait()
+    assert process.returncode == 0, err
+    found = json.loads(out)
+    stages = ("played", "received", "processed", "recorded")
+    assert [found[stage] for stage in stages] == [3 * PICTURES] * 4
+    assert found["dropped"] == 0
+
+
 def test_bag_tool_and_node_agree_to_the_bit(
     played: tuple[Path, dict[str, object]], light_profile: str, tmp_path: Path
 ) -> None:
