@@ -11,7 +11,7 @@ import yaml
 from anomaly_detector_ros.profiles import Profile
 from anomaly_detector_ros.synthesis.schedule import Schedule
 from anomaly_detector_ros.training.config import TrainingConfig, build_unet
-from anomaly_detector_ros.training.ddpm import save_model
+from anomaly_detector_ros.training.denoising import write_pipeline
 from anomaly_detector_ros.weights.registry import Registry
 
 
@@ -53,5 +53,5 @@ def _write_denoiser(directory: Path, size: Sequence[int], preset: str) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         unet = build_unet(TrainingConfig(size=(height, width), preset=preset))
-    save_model(unet, Schedule.named("cosine"), directory)
+    write_pipeline(unet, Schedule.named("cosine"), directory)
     return directory

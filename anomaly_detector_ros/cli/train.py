@@ -42,18 +42,30 @@ from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.runtime.parts import read_settings
 from anomaly_detector_ros.sources.frames import Source
 from anomaly_detector_ros.sources.tally import Tally
+from anomaly_detector_ros.training.defaults import SHIPPED_AUTOENCODER, STAGE_DEFAULTS
 
 if TYPE_CHECKING:
     import numpy as np
 
     from anomaly_detector_ros.training.config import TrainingConfig
     from anomaly_detector_ros.training.dataset import TrainingImages
-    from anomaly_detector_ros.training.ddpm import Trainer
+    from anomaly_detector_ros.training.trainer import Trainer
 
 FEW_IMAGES = 200
 """Fewer training images than this are worth a warning."""
 
 _SAMPLES = 32
+_RECONSTRUCTION = ("psnr", "cosine", "gradients_kept")
+
+
+def _defaults(setting: str) -> str:
+    """For help texts: the default of each stage, or the one of all."""
+    values = {stage: each[setting] for stage, each in STAGE_DEFAULTS.items()}
+    shown = {
+        stage: "x".join(map(str, of)) if isinstance(of, tuple) else f"{of}"
+        for stage, of in values.items()
+    }
+    return "default: " + ", ".join(f"{value} ({stage})" for stage, value in shown.items())
 
 
 def train(
@@ -89,16 +101,46 @@ def train(
     min_change: MinChangeOption = MIN_CHANGE,
     grey_range: GreyRangeOption = (0.0, 0.0),
     on_error: OnErrorOption = OnError.SKIP,
-    size: Annotated[str, typer.Option(help="Training HEIGHTxWIDTH, multiples of 8.")] = "64x120",
+    stage: Annotated[
+        str,
+        typer.Option(
+            help="pixels: a denoiser of pixels; autoencoder; denoiser: one of an autoencoder's "
+            "latents."
+        ),
+    ] = "pixels",
+    autoencoder: Annotated[
+        str,
+        typer.Option(
+            help="Whose latents a denoiser works on: a model's name, or with a slash its directory."
+        ),
+    ] = SHIPPED_AUTOENCODER,
+    size: Annotated[
+        str | None,
+        typer.Option(help=f"Training HEIGHTxWIDTH, multiples of 8; {_defaults('size')}."),
+    ] = None,
     preset: Annotated[
-        str, typer.Option(help="Network: small (7.1 M parameters) or base (35.0 M, for a GPU).")
-    ] = "small",
+        str | None,
+        typer.Option(
+            help="Denoiser: small (7.1 M parameters of pixels, 7.4 of latents) or base (35.0, 15.5)"
+            f"; {_defaults('preset')}."
+        ),
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps in all.")] = 20_000,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a step and process.")] = 8,
-    learning_rate: Annotated[float, typer.Option(min=0, help="Peak learning rate.")] = 4e-4,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"Images a step and process; {_defaults('batch_size')}."),
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(min=0, help=f"Peak learning rate; {_defaults('learning_rate')}."),
+    ] = None,
     min_crop: Annotated[
-        float, typer.Option(help="Smallest training crop as a share of each side.")
-    ] = 0.8,
+        float | None,
+        typer.Option(
+            help="Smallest training crop as a share of each side, of an autoencoder the one of "
+            f"all; {_defaults('min_crop')}."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, batches and noise.")] = 0,
     init: Annotated[
         Path | None, typer.Option(help="Model directory whose weights to start from.")
@@ -119,9 +161,16 @@ def train(
     --snapshot-every N keeps the model of every N steps as OUTPUT/snapshots/step_NNNNNNN; evaluate
     --sweep draws their quality over the images seen.
 
+    --stage denoiser trains on latents of the shipped autoencoder: sharp edits at the camera's
+    resolution. An autoencoder of one's own is another run, --stage autoencoder, and then
+    --autoencoder RUN/model.
+
     Several GPUs or machines that share OUTPUT: accelerate launch -m anomaly_detector_ros train ...
 
     Example: anomaly-detector train --data my_robot/nominal --output runs/my_robot --size 96x176
+
+    Example: anomaly-detector train --stage denoiser --data nominal --validation held_out --output
+    runs/latent
 
     Example: anomaly-detector train --data drive_1.mcap --data drive_2.mcap --topic
     /camera/image_raw --stride 5 --validation drive_3.mcap --output runs/drives
@@ -130,19 +179,22 @@ def train(
     --size 176x216 --batch-size 32 --output runs/rugd
     """
     from anomaly_detector_ros.training.config import TrainingConfig
-    from anomaly_detector_ros.training.ddpm import Trainer
+    from anomaly_detector_ros.training.trainer import Trainer
 
     # Under `accelerate launch` one process speaks for all.
     console.quiet = int(os.environ.get("RANK", "0")) > 0
-    settings = {
-        "size": parse_size(size, "--size"),
+    given = {
+        "size": parse_size(size, "--size") if size else None,
         "preset": preset,
-        "steps": steps,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "min_crop": min_crop,
-        "seed": seed,
         "init": str(init) if init else None,
+    }
+    settings = {
+        **STAGE_DEFAULTS.get(stage, {}),
+        **{name: value for name, value in given.items() if value is not None},
+        **{"stage": stage, "autoencoder": autoencoder, "steps": steps, "seed": seed},
     }
     config = read_settings(TrainingConfig, settings, "training")
     options = DataOptions(
@@ -166,7 +218,8 @@ def train(
         return
     summary = {
         "model": str(output / "model"),
-        "preset": preset,
+        "stage": config.stage,
+        "preset": config.preset,
         "parameters": trainer.parameters,
         "size": list(config.size),
         "images": len(images),
@@ -176,7 +229,9 @@ def train(
         "images_seen": trainer.images_seen,
         "images_per_second": rate,
         "losses": trainer.journal.records[-1],
-        "memorisation": _check_memorisation(trainer, images, held_out),
+        "memorisation": None
+        if config.stage == "autoencoder"
+        else _check_memorisation(trainer, images, held_out),
     }
     _print(summary, as_json)
     tell(tally)
@@ -208,7 +263,9 @@ def read_images(
     total = len(sources) if pictures else None  # of recordings nobody knows how many are good
     with progress_bar(what, total) as advance:
         frames = _Frames(sources, config.size, options, tally)
-        images = TrainingImages(frames, config.size, config.min_crop, advance)
+        # An autoencoder's crops are cut from what is kept, not brought to the size.
+        min_crop = 1.0 if config.stage == "autoencoder" else config.min_crop
+        images = TrainingImages(frames, config.size, min_crop, advance)
     if tally.failed or tally.processed == before:
         tell(tally)
     if tally.failed:
@@ -285,6 +342,9 @@ def _log(record: dict[str, Any]) -> None:
     """One line for each checkpoint, which stays above the progress bar and in log files."""
     validation = [value for name, value in record.items() if name.startswith("validation_")]
     held_out = f", validation {sum(validation) / len(validation):.4f}" if validation else ""
+    held_out += "".join(
+        f", {name} {record[name]:.4f}" for name in _RECONSTRUCTION if name in record
+    )
     console.print(
         f"step {record['step']}, {record['images']} images: loss {record['loss']:.4f}{held_out}, "
         f"{record['images_per_second']:.1f} images/s",
@@ -326,7 +386,10 @@ def _print(summary: dict[str, Any], as_json: bool) -> None:
         f"training loss {losses['loss']:.4f}{speed}"
     )
     memorisation = summary["memorisation"]
-    if memorisation["ratio"] is None:
+    if memorisation is None:
+        quality = ", ".join(f"{name} {losses[name]:.3f}" for name in _RECONSTRUCTION)
+        typer.echo(f"reconstruction: {quality}")
+    elif memorisation["ratio"] is None:
         typer.echo("memorisation: no number without --validation; see memorisation.png")
     else:
         typer.echo(

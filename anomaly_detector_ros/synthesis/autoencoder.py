@@ -74,9 +74,14 @@ class Autoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers t
         pictures: Tensor = self.decoder(latents)
         return pictures
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Pictures as they come back."""
-        return self.decode(self.encode(pictures))
+    def forward(self, pictures: Tensor, noise: float = 0.0) -> Tensor:
+        """Pictures as they come back.
+
+        Args:
+            noise: standard deviation of what is added to the latents on the way.
+        """
+        latents = self.encode(pictures)
+        return self.decode(latents + noise * torch.randn_like(latents) if noise else latents)
 
 
 class _Block(nn.Module):

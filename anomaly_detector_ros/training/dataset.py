@@ -67,7 +67,9 @@ class TrainingImages:
                 )
             image = crop_to_aspect(image, size)
             self.enlarged += image.shape[0] < stored[0] or image.shape[1] < stored[1]
-            self.images.append(_resize(image, stored))
+            # Enlarged now, a crop would be blurred a second time when it is brought to its size.
+            large = image.shape[0] > stored[0] and image.shape[1] > stored[1]
+            self.images.append(_resize(image, stored) if large else image)
             if on_image:
                 on_image(len(self))
 
@@ -78,14 +80,19 @@ class TrainingImages:
         """One image without augmentation, uint8 (H, W, 3) at the training size."""
         return _resize(self.images[index], self.size)
 
-    def augmented(self, index: int, rng: np.random.Generator) -> np.ndarray:
+    def augmented(self, index: int, rng: np.random.Generator, uncropped: float = 0.0) -> np.ndarray:
         """A random crop of at least ``min_crop`` of each side, mirrored half of the time.
 
         The horizon stays level and colours stay true: the scene remains one the robot could see.
+
+        Args:
+            uncropped: the share of images that are left whole, and so as sharp as they are.
         """
         image = self.images[index]
         height, width = image.shape[:2]
         scale = rng.uniform(self.min_crop, 1)
+        if uncropped and rng.random() < uncropped:
+            scale = 1.0
         crop_height, crop_width = round(height * scale), round(width * scale)
         top = rng.integers(height - crop_height + 1)
         left = rng.integers(width - crop_width + 1)
@@ -94,10 +101,11 @@ class TrainingImages:
             crop = crop[:, ::-1]
         return _resize(crop, self.size)
 
-    def batch(self, batch_size: int, rng: np.random.Generator) -> Tensor:
-        """Augmented images, float32 (B, 3, H, W) in [-1, 1]."""
+    def batch(self, batch_size: int, rng: np.random.Generator, uncropped: float = 0.0) -> Tensor:
+        """Augmented images, float32 (B, 3, H, W) in [-1, 1]; see `augmented`."""
         indices = rng.integers(len(self), size=batch_size)
-        return to_tensor(np.stack([self.augmented(i, rng) for i in indices])).contiguous()
+        pictures = [self.augmented(i, rng, uncropped) for i in indices]
+        return to_tensor(np.stack(pictures)).contiguous()
 
     def spread(self, count: int) -> list[int]:
         """At most ``count`` indices, evenly spread: neighbours are often frames of one drive."""
@@ -128,7 +136,7 @@ def crop_to_aspect(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
-    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
     return cv2.resize(image, size[::-1], interpolation=interpolation)
 
 

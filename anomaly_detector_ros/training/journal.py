@@ -78,7 +78,7 @@ def plot_losses(records: list[dict[str, Any]], file: Path) -> None:
         label = name.replace("validation_", "validation, noise level ").replace("loss", "training")
         # A single checkpoint is a point that a line would not show.
         axes.plot(*zip(*points, strict=True), marker="o" if len(points) < 3 else "", label=label)
-    axes.set(xlabel="Step", ylabel="Mean squared error of v", yscale="log")
+    axes.set(xlabel="Step", ylabel="Loss", yscale="log")
     axes.grid(alpha=0.3, which="both")
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     replace_file(file, lambda path: figure.savefig(path, format="png", dpi=120))

@@ -14,6 +14,7 @@ from anomaly_detector_ros.runtime.files import replace_file
 from anomaly_detector_ros.runtime.tensors import to_pictures, to_tensor
 from anomaly_detector_ros.synthesis.denoisers.base import Denoiser
 from anomaly_detector_ros.synthesis.samplers.few_step import FewStep
+from anomaly_detector_ros.synthesis.spaces import space_of
 from anomaly_detector_ros.training.dataset import TrainingImages
 
 VALIDATION_LEVELS = (0.2, 0.4, 0.6, 0.8)
@@ -31,7 +32,7 @@ def validation_losses(denoiser: Denoiser, images: TrainingImages, seed: int) -> 
     """Mean squared error of v per noise level, by name, on the same noise for the same seed."""
     rng = np.random.default_rng(seed)
     pictures = np.stack([images.whole(i) for i in images.spread(_IMAGES)])
-    x0 = to_tensor(pictures).contiguous()
+    x0 = space_of(denoiser).encode(to_tensor(pictures).contiguous())
     losses = {}
     for level in VALIDATION_LEVELS:
         t = denoiser.schedule.timestep_at(level)
@@ -43,16 +44,18 @@ def validation_losses(denoiser: Denoiser, images: TrainingImages, seed: int) -> 
     return losses
 
 
+@torch.no_grad()
 def draw_samples(
     denoiser: Denoiser, count: int, size: tuple[int, int], seed: int, batch_size: int = 8
 ) -> np.ndarray:
     """Pictures from noise alone in a few deterministic steps, uint8 RGB (N, H, W, 3)."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn((count, 3, *size), generator=generator)
+    generator, space = torch.Generator().manual_seed(seed), space_of(denoiser)
     # From the highest noise level nothing is left of the input.
-    sampler = FewStep(noise_level=1.0, steps=_SAMPLING_STEPS)
+    shape = space.encode(torch.zeros(1, 3, *size)).shape[1:]
+    noise = torch.randn((count, *shape), generator=generator)
+    sampler = FewStep(noise_level=1.0, steps=_SAMPLING_STEPS, clip=space.bounded)
     samples = [
-        to_pictures(sampler(denoiser, torch.zeros_like(part), initial_noise=part))
+        to_pictures(space.decode(sampler(denoiser, torch.zeros_like(part), initial_noise=part)))
         for part in noise.split(batch_size)
     ]
     return np.concatenate(samples)

@@ -8,15 +8,24 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
+import torch
 
 from anomaly_detector_ros.sources.folders import find_images
-from anomaly_detector_ros.training import measures
+from anomaly_detector_ros.training import autoencoding, config, measures
 from anomaly_detector_ros.training.config import SIZE_PRESETS, TrainingConfig
 from anomaly_detector_ros.training.dataset import TrainingImages
-from anomaly_detector_ros.training.ddpm import Trainer
+from anomaly_detector_ros.training.losses import PatchFeatures
+from anomaly_detector_ros.training.trainer import Trainer
 
 NARROW = (32, 32)
 SIZE = (16, 24)
+TINY_AUTOENCODER = {
+    "latent_channels": 4,
+    "channels": (8, 8, 16),
+    "encoder_blocks": (0, 0, 1),
+    "decoder_blocks": (0, 0, 1),
+}
 CONFIG = TrainingConfig(size=SIZE, steps=6, batch_size=2, warmup_steps=2)
 
 
@@ -50,6 +59,31 @@ def shrink() -> None:
     measures._SAMPLING_STEPS = 2
 
 
+class FewFeatures(PatchFeatures):
+    """Random weights in one layer stand for DINOv2's."""
+
+    def __init__(self):
+        torch.nn.Module.__init__(self)
+        self.layer = torch.nn.Conv2d(3, 8, 14, 14)
+        self.requires_grad_(False)
+
+    @classmethod
+    def fetched(cls):
+        return cls()
+
+    def forward(self, pictures):
+        return [self.layer(pictures)]
+
+
+def shrink_latents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the networks of latent diffusion tiny; DINOv2 is not needed."""
+    monkeypatch.setattr(config, "AUTOENCODER", TINY_AUTOENCODER)
+    monkeypatch.setitem(config.LATENT_PRESETS, "small", (32, 64, 64))
+    monkeypatch.setattr(measures, "_SAMPLING_STEPS", 2)
+    monkeypatch.setattr(autoencoding, "_STATISTICS_BATCHES", 2)
+    monkeypatch.setattr(autoencoding, "PatchFeatures", FewFeatures)
+
+
 def train_on_and_on(images: Path, output: Path, config: TrainingConfig) -> None:
     """For a process that is to be killed."""
     shrink()
@@ -76,7 +110,7 @@ def train_as_one_of_two(
     losses: list[float] = []
     run.on_step = lambda step, loss: losses.append(loss)
     run.run(save_every=3)
-    weights = [p.detach().double().sum().item() for p in run.unet.parameters()]
+    weights = [p.detach().double().sum().item() for p in run.network.parameters()]
     np.savez(output.with_name(f"{output.name}_{rank}.npz"), losses=losses, weights=weights)
 
 

@@ -47,7 +47,7 @@ def held_out(tmp_path_factory):
 def processes():
     """Starts processes that have imported torch already, but not run it."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["anomaly_detector_ros.training.ddpm"])
+    context.set_forkserver_preload(["anomaly_detector_ros.training.trainer"])
     return context
 
 
@@ -71,7 +71,7 @@ def train(images, output, config=CONFIG, held_out=None, until=None, save_every=2
 
 
 def weights(run):
-    return run.accelerator.unwrap_model(run.unet).state_dict()
+    return run.stage.network.state_dict()
 
 
 def test_a_run_leaves_a_model_that_diffusers_loads(images, held_out, tmp_path):
@@ -224,7 +224,7 @@ def test_training_starts_from_given_weights_or_says_why_not(images, tmp_path):
     train(images, tmp_path / "first", until=1)
     config = replace(CONFIG, init=str(tmp_path / "first" / "model"))
     given = DDPMPipeline.from_pretrained(tmp_path / "first" / "model").unet.state_dict()
-    found = trainer(images, tmp_path / "second", config).unet.state_dict()
+    found = trainer(images, tmp_path / "second", config).stage.network.state_dict()
     assert all(torch.allclose(given[name].float(), found[name], atol=1e-3) for name in given)
     absent = replace(CONFIG, init=str(tmp_path / "absent"))
     with pytest.raises(UserError, match=r"cannot start from the weights of '.*absent'"):
@@ -269,7 +269,7 @@ def test_a_full_disk_is_refused_before_training(images, tmp_path, monkeypatch):
 def test_a_diverging_run_stops_and_keeps_its_last_checkpoint(images, tmp_path):
     run, _ = train(images, tmp_path / "run", until=4)
     with torch.no_grad():
-        next(run.unet.parameters()).fill_(torch.nan)
+        next(run.network.parameters()).fill_(torch.nan)
     with pytest.raises(UserError, match="diverged at step 5"):
         run.run(save_every=1)
     resumed = trainer(images, tmp_path / "run")

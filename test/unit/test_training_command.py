@@ -12,7 +12,7 @@ import pytest
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 from support.dataset_files import write
-from support.training_runs import NARROW, SIZE, scene, write_scenes
+from support.training_runs import NARROW, SIZE, scene, shrink_latents, write_scenes
 from typer.testing import CliRunner
 
 from anomaly_detector_ros.cli import train
@@ -165,6 +165,36 @@ def test_a_run_from_the_command_line(tmp_path):
     assert "25 training images are few" in result.stderr
     assert "24 of the validation files are trained on" in result.stderr
     assert "step 4" in result.stdout
+
+
+def test_latent_diffusion_from_the_command_line(tmp_path, monkeypatch):
+    shrink_latents(monkeypatch)
+    common = ("--data", write_scenes(tmp_path / "data"), "--size", "40x56", "--device", "cpu")
+    common = (*common, "--steps", 2, "--batch-size", 2, "--json")
+
+    def summary(*arguments):
+        result = CliRunner().invoke(app, ["train", *map(str, (*common, *arguments))])
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    first = summary("--stage", "autoencoder", "--output", tmp_path / "autoencoder")
+    assert first["memorisation"] is None
+    assert first["losses"]["psnr"] > 0
+    assert json.loads((tmp_path / "autoencoder" / "training.json").read_text())["min_crop"] == 0.75
+    arguments = ("--stage", "denoiser", "--preset", "small", "--output", tmp_path / "denoiser")
+    second = summary(*arguments, "--autoencoder", tmp_path / "autoencoder" / "model")
+    assert (second["stage"], second["images_seen"]) == ("denoiser", 4)
+    assert {f.name for f in (tmp_path / "denoiser" / "model").iterdir()} == {
+        "model_index.json", "scheduler", "unet", "vae"
+    }  # fmt: skip
+    assert (tmp_path / "denoiser" / "memorisation.png").is_file()
+
+
+def test_an_unknown_stage_is_refused(tmp_path):
+    arguments = ("--data", write_scenes(tmp_path / "data"), "--output", tmp_path / "run")
+    result = CliRunner().invoke(app, ["train", "--stage", "latents", *map(str, arguments)])
+    assert "stage is 'latents'" in str(result.exception)
+    assert "'autoencoder' or 'denoiser'" in str(result.exception)
 
 
 def test_help_shows_every_kind_of_source():

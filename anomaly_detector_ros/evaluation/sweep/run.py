@@ -251,7 +251,7 @@ def _put_together(
 
 
 def _images_seen(profile: Profile) -> int | None:
-    """What a snapshot of a training run says of itself; see `training.ddpm.save_model`."""
+    """What a snapshot of a training run says of itself; see `training.stage.Stage.save`."""
     if not profile.denoiser_is_path():
         return None
     file = Path(str(profile.denoiser["model"])).expanduser() / "snapshot.json"

@@ -1,19 +1,17 @@
-"""Training of a denoising diffusion model (Ho et al. 2020) on nominal images.
+"""Training of one stage on nominal images: steps, averaged weights, checkpoints and their record.
 
-The model directory is a diffusers `DDPMPipeline`: ``unet/``, ``scheduler/``, ``model_index.json``.
 Batches, noise and timesteps of a step depend on (seed, step, process) alone, so a run that was
 killed and resumed is the run that was not killed.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -22,18 +20,23 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from diffusers import DDPMPipeline, UNet2DModel
 from diffusers.training_utils import EMAModel
 
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.runtime.devices import choose_device, choose_dtype
-from anomaly_detector_ros.runtime.files import replace_directory, replace_file
-from anomaly_detector_ros.synthesis.denoisers.unet import DiffusersDenoiser
-from anomaly_detector_ros.synthesis.schedule import Schedule
-from anomaly_detector_ros.training.config import TrainingConfig, build_unet
+from anomaly_detector_ros.runtime.files import replace_file
+from anomaly_detector_ros.training.autoencoding import AutoencoderStage
+from anomaly_detector_ros.training.config import TrainingConfig
 from anomaly_detector_ros.training.dataset import TrainingImages
+from anomaly_detector_ros.training.denoising import LatentStage, PixelStage
 from anomaly_detector_ros.training.journal import Journal
-from anomaly_detector_ros.training.measures import draw_samples, make_grid, validation_losses
+from anomaly_detector_ros.training.stage import Stage
+
+_STAGES: dict[str, type[Stage]] = {
+    "pixels": PixelStage,
+    "autoencoder": AutoencoderStage,
+    "denoiser": LatentStage,
+}
 
 MIN_IMAGES = 20
 """Fewer training images are refused: a network knows them by heart in no time."""
@@ -57,12 +60,13 @@ class Trainer:
         output: directory for the model, ``checkpoint.pt``, ``losses.jsonl``, ``curves.png``,
             ``samples/``, on request ``snapshots/`` and, where TensorBoard is installed,
             ``tensorboard/``.
-        validation: nominal images held out, for the loss per noise level; optional.
+        validation: nominal images held out, to measure on; optional.
         on_step: called after each step with (step, loss).
         device: auto, cpu, cuda or cuda:N; several processes share the GPUs out with auto.
 
     Attributes:
         step: optimiser steps done.
+        stage: what is trained.
         images_seen: training images in these steps, by all processes together.
         on_save: called by the main process with each line of losses.
 
@@ -85,19 +89,17 @@ class Trainer:
                 f"{len(images)} training images are too few: give {MIN_IMAGES} at least, "
                 "some hundreds for a useful model"
             )
-        self.config, self.images, self.output = config, images, output
-        self.validation, self.on_step = validation, on_step
-        self.schedule = Schedule.named(config.beta_schedule)
+        self.config, self.output, self.on_step = config, output, on_step
         self.accelerator, self.dtype = _accelerator(device)
         torch.manual_seed(config.seed)
-        unet = build_unet(config)
-        self.parameters = sum(p.numel() for p in unet.parameters())
+        self.stage = _STAGES[config.stage](config, images, validation, self.accelerator, self.dtype)
+        network = self.stage.network
+        self.parameters = sum(p.numel() for p in network.parameters())
         self._check_output()
-        self.ema = EMAModel(unet.parameters(), decay=config.ema_decay, use_ema_warmup=True)
+        self.ema = EMAModel(network.parameters(), decay=config.ema_decay, use_ema_warmup=True)
         self.ema.to(self.accelerator.device)
-        unet = unet.to(memory_format=torch.channels_last)
-        optimizer = torch.optim.AdamW(unet.parameters(), lr=config.learning_rate)
-        self.unet, self.optimizer = self.accelerator.prepare(unet, optimizer)
+        network.to(memory_format=torch.channels_last)
+        self.network, self.optimizer = self.accelerator.prepare(network, self.stage.optimizer)
         self.step = self.images_seen = 0
         self.on_save: Callable[[dict[str, Any]], None] | None = None
         self._resume()
@@ -136,7 +138,9 @@ class Trainer:
         checkpoint = self.output / "checkpoint.pt"
         if checkpoint.exists():
             state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-            self.accelerator.unwrap_model(self.unet).load_state_dict(state["unet"])
+            # Checkpoints of version 0.1.0 know of one stage, and call its network by its kind.
+            self.stage.network.load_state_dict(state.get("network", state.get("unet")))
+            self.stage.load_state(state.get("stage", {}))
             self.optimizer.load_state_dict(state["optimizer"])
             self.ema.load_state_dict(state["ema"])
             self.ema.to(self.accelerator.device)
@@ -168,22 +172,18 @@ class Trainer:
         Raises:
             UserError: the loss is no number any more.
         """
-        config, device = self.config, self.accelerator.device
-        rng = np.random.default_rng([config.seed, self.step, self.accelerator.process_index])
-        x0 = self.images.batch(config.batch_size, rng)
-        noise = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32))
-        t = torch.from_numpy(rng.integers(self.schedule.num_train_timesteps, size=len(x0)))
-        x = self.schedule.add_noise(x0, noise, t)
-        target = self.schedule.training_target(x0, noise, t).to(device)
-        x = x.to(device, memory_format=torch.channels_last)
+        of_this_step = [self.config.seed, self.step, self.accelerator.process_index]
+        rng = np.random.default_rng(of_this_step)
+        torch.manual_seed(int(np.random.SeedSequence(of_this_step).generate_state(1)[0]))
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(self.step)
-        loss = (self.unet(x, t.to(device)).sample.float() - target).square().mean()
+        loss = self.stage.loss(self.network, rng, self.step / self.config.steps)
         self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.unet.parameters(), 1.0)
+        self.accelerator.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.ema.step(self.unet.parameters())
+        self.stage.after_step()
+        self.ema.step(self.network.parameters())
         self.step += 1
         self.images_seen += self.images_per_step
         value = float(loss.detach())
@@ -234,17 +234,16 @@ class Trainer:
             "images_per_second": round(images_per_second, 2),
             "loss": loss,
         }
-        with self._averaged() as unet:
-            save_model(unet, self.schedule, self.output / "model")
-            denoiser = DiffusersDenoiser(unet, self.schedule, self.dtype)
-            if self.validation:
-                record |= validation_losses(denoiser, self.validation, self.config.seed)
-            samples = draw_samples(denoiser, 8, self.config.size, self.config.seed)
-        self.journal.add(record, make_grid(samples, columns=4))
+        with self._averaged():
+            self.stage.save(self.output / "model")
+            measured, samples = self.stage.measure()
+        record |= measured
+        self.journal.add(record, samples)
         state = {
             "step": self.step,
             "images_seen": self.images_seen,
-            "unet": self.accelerator.unwrap_model(self.unet).state_dict(),
+            "network": self.stage.network.state_dict(),
+            "stage": self.stage.state(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict(),
         }
@@ -258,20 +257,25 @@ class Trainer:
             return
         directory = snapshot_directory(self.output, self.step)
         directory.parent.mkdir(exist_ok=True)
-        with self._averaged() as unet:
-            facts = {"step": self.step, "images": self.images_seen}
-            save_model(unet, self.schedule, directory, facts)
+        with self._averaged():
+            self.stage.save(directory, {"step": self.step, "images": self.images_seen})
 
     @contextmanager
-    def _averaged(self) -> Iterator[UNet2DModel]:
-        """The network with its averaged weights for a while."""
-        unet = self.accelerator.unwrap_model(self.unet)
-        self.ema.store(unet.parameters())
-        self.ema.copy_to(unet.parameters())
+    def _averaged(self) -> Iterator[None]:
+        """Gives the network its averaged weights for a while."""
+        network = self.stage.network
+        buffers = [buffer.clone() for buffer in network.buffers()]
+        self.ema.store(network.parameters())
+        self.ema.copy_to(network.parameters())
+        network.eval()
+        self.stage.settle()
         try:
-            yield unet
+            yield
         finally:
-            self.ema.restore(unet.parameters())
+            network.train()
+            self.ema.restore(network.parameters())
+            for buffer, old in zip(network.buffers(), buffers, strict=True):
+                buffer.copy_(old)
 
 
 def _accelerator(device: str) -> tuple[Accelerator, torch.dtype]:
@@ -291,30 +295,6 @@ def _accelerator(device: str) -> tuple[Accelerator, torch.dtype]:
 
 def _as_json(settings: dict[str, object]) -> str:
     return json.dumps(settings, indent=2)
-
-
-def save_model(
-    unet: UNet2DModel,
-    schedule: Schedule,
-    directory: Path,
-    facts: Mapping[str, object] | None = None,
-) -> None:
-    """Writes a `DDPMPipeline`, which appears under its name only when it is whole.
-
-    Args:
-        directory: replaced if it exists.
-        facts: what ``snapshot.json`` says of it; None for no such file.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-
-    def write(partial: Path) -> None:
-        DDPMPipeline(copy.deepcopy(unet).half(), schedule.to_diffusers()).save_pretrained(partial)
-        if facts is not None:
-            (partial / "snapshot.json").write_text(json.dumps(facts) + "\n")
-
-    replace_directory(directory, write)
 
 
 def snapshot_directory(output: Path, step: int) -> Path:
