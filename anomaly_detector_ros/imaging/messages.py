@@ -31,12 +31,14 @@ class Encoding(NamedTuple):
         to_rgb: OpenCV's conversion code; None: RGB already.
         dtype: of a sample.
         chroma: planes behind that of Y, each of a quarter of the pixels, or one of pairs; 0: none.
+        full_chroma: they have as many pixels as that of Y.
     """
 
     channels: int
     to_rgb: int | None
     dtype: str = "u1"
     chroma: int = 0
+    full_chroma: bool = False
 
 
 # OpenCV names a Bayer pattern by the second row's second and third pixel, ROS by the first row's
@@ -55,12 +57,15 @@ _ENCODINGS: dict[str, Encoding] = {
     "mono8": Encoding(1, cv2.COLOR_GRAY2RGB),
     "rgb16": Encoding(3, None, "u2"),
     "bgr16": Encoding(3, cv2.COLOR_BGR2RGB, "u2"),
+    "rgba16": Encoding(4, cv2.COLOR_RGBA2RGB, "u2"),
+    "bgra16": Encoding(4, cv2.COLOR_BGRA2RGB, "u2"),
     "mono16": Encoding(1, cv2.COLOR_GRAY2RGB, "u2"),
     "32FC1": Encoding(1, cv2.COLOR_GRAY2RGB, "f4"),
     "yuv422": Encoding(2, cv2.COLOR_YUV2RGB_UYVY),
     "yuv422_yuy2": Encoding(2, cv2.COLOR_YUV2RGB_YUY2),
     "nv12": Encoding(1, cv2.COLOR_YUV2RGB_NV12, chroma=1),
     "nv21": Encoding(1, cv2.COLOR_YUV2RGB_NV21, chroma=1),
+    "nv24": Encoding(1, cv2.COLOR_YUV2RGB_NV12, chroma=1, full_chroma=True),
     "i420": Encoding(1, cv2.COLOR_YUV2RGB_I420, chroma=2),
     **{f"bayer_{pattern}8": Encoding(1, code) for pattern, code in _BAYER.items()},
     **{f"bayer_{pattern}16": Encoding(1, code, "u2") for pattern, code in _BAYER.items()},
@@ -74,11 +79,17 @@ _ALIASES = {
     "yuy2": "yuv422_yuy2",
     "yuv420": "i420",
     "yuv420p": "i420",
+    "yu12": "i420",
+    "grey": "mono8",
+    "y8": "mono8",
+    "y16": "mono16",
     "8UC1": "mono8",
+    "8UC2": "yuv422_yuy2",  # of two samples a pixel there is no other
     "8UC3": "bgr8",
     "8UC4": "bgra8",
     "16UC1": "mono16",
     "16UC3": "bgr16",
+    "16UC4": "bgra16",
 }
 
 ENCODINGS: tuple[str, ...] = (*_ENCODINGS, *_ALIASES)
@@ -108,7 +119,8 @@ def image_to_rgb(
     samples = _unpack(msg, encoding)
     if samples.dtype != np.uint8:
         samples = to_8_bit(samples, grey_range, note)
-    return _colour(samples, msg.encoding)
+    rgb = _colour(samples, msg.encoding)
+    return np.ascontiguousarray(rgb[::2, ::2]) if encoding.full_chroma else rgb
 
 
 def compressed_to_rgb(
@@ -188,7 +200,8 @@ def _buffer(data: Any) -> np.ndarray:
 def _unpack(msg: Any, encoding: Encoding) -> np.ndarray:
     """The message's samples without padding, in native byte order: (H, W) or (H, W, C).
 
-    With planes of chroma it is (H * 3 / 2, W), one plane after the other, as OpenCV takes them.
+    With planes of chroma it is (H * 3 / 2, W), one plane after the other, as OpenCV takes them;
+    with full chroma, which OpenCV does not take, that of the image with each pixel four times.
     """
     height, width, step = int(msg.height), int(msg.width), int(msg.step)
     if height <= 0 or width <= 0:
@@ -204,16 +217,18 @@ def _unpack(msg: Any, encoding: Encoding) -> np.ndarray:
     # Offset, rows, bytes of a row and stride of each plane.
     planes = [(0, height, row, step)]
     if encoding.chroma:
-        if height % 2 or width % 2:
+        if not encoding.full_chroma and (height % 2 or width % 2):
             raise ImageError(
                 f"image of {width}x{height} pixels cannot be {msg.encoding}, which halves both "
                 "sides: check the camera driver"
             )
-        if data.size == height * width * 3 // 2:  # some count the chroma's bytes into the step
-            step = width
-        half, narrow = height // 2, step // encoding.chroma
+        rows = height if encoding.full_chroma else height // 2
+        each = 2 if encoding.full_chroma else 1  # bytes of a row, for one of Y
+        if data.size == height * width + rows * width * each:
+            step = width  # some count the chroma's bytes into the step
+        narrow = step * each // encoding.chroma
         planes = [(0, height, row, step)] + [
-            (height * step + plane * half * narrow, half, row // encoding.chroma, narrow)
+            (height * step + plane * rows * narrow, rows, row * each // encoding.chroma, narrow)
             for plane in range(encoding.chroma)
         ]
     offset, rows, length, stride = planes[-1]
@@ -232,6 +247,10 @@ def _unpack(msg: Any, encoding: Encoding) -> np.ndarray:
     else:
         data = np.concatenate([_without_padding(data[first:], *rest) for first, *rest in planes])
     samples = data.view(dtype).astype(dtype.newbyteorder("="), copy=False)
+    if encoding.full_chroma:
+        luma = samples[: height * width].reshape(height, width)
+        pairs = samples[height * width :].reshape(height, 2 * width)
+        return np.concatenate([luma.repeat(2, 0).repeat(2, 1), pairs])
     if encoding.chroma:
         return samples.reshape(height * 3 // 2, width)
     shape = (height, width) if encoding.channels == 1 else (height, width, encoding.channels)

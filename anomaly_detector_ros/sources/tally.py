@@ -60,11 +60,13 @@ class Tally:
             UserError: the tally is to stop at errors.
         """
         if error is not None and self.stop:
-            raise UserError(f"{name}: {one_line(error)}") from error
+            why = one_line(error)
+            raise UserError(why if name in why else f"{name}: {why}") from error
         skipped = self.skipped.setdefault(reason, Skipped())
         skipped.count += 1
         if len(skipped.first) < _NAMED:
-            skipped.first.append(name if error is None else f"{name}: {one_line(error)}")
+            why = "" if error is None else one_line(error)
+            skipped.first.append(why if name in why else f"{name}: {why}" if why else name)
 
     def fail(self, source: str, error: Exception) -> None:
         """Note a source that is not whole.

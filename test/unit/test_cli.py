@@ -160,7 +160,7 @@ def test_corrupt_picture_is_skipped_and_counted(
     assert result.returncode == 0
     *_, counts, first = result.stderr.splitlines()
     assert counts == "3 read, 2 processed, 1 skipped (1 unreadable)"
-    assert re.match(r"unreadable: '.*a_cut.jpg': .*truncated or corrupt", first)
+    assert re.match(r"unreadable: cannot read '.*a_cut.jpg': .*truncated or corrupt", first)
     assert len((tmp_path / "skip" / "results.jsonl").read_text().splitlines()) == 2
     stopped = run(*arguments, "--output", tmp_path / "stop", "--on-error", "stop")
     assert "a_cut.jpg" in only_line(stopped)

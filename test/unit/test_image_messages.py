@@ -160,8 +160,8 @@ def test_steps_far_beyond_the_data_are_refused(step: int) -> None:
         image_to_rgb(msg)
 
 
-PLANAR = ("nv12", "nv21", "i420", "yuv420", "yuv420p")
-YUV = (*PLANAR, "uyvy", "yuv422", "yuyv", "yuy2", "yuv422_yuy2")
+I420 = ("i420", "yu12", "yuv420", "yuv420p")
+YUV = (*I420, "nv12", "nv21", "nv24", "8uc2", "uyvy", "yuv422", "yuyv", "yuy2", "yuv422_yuy2")
 
 
 @st.composite
@@ -191,7 +191,10 @@ def _messages(draw: st.DrawFn) -> tuple[Any, np.ndarray, tuple[float, float] | N
             if name in ("nv12", "nv21"):
                 pairs = np.tile([u, v] if name == "nv12" else [v, u], (height // 2, width // 2))
                 planes = [np.hstack([rows, spare]), np.hstack([pairs, spare[: height // 2]])]
-            elif name in ("i420", "yuv420", "yuv420p"):
+            elif name == "nv24":
+                pairs = np.tile([u, v], (height, width))
+                planes = [np.hstack([rows, spare]), np.hstack([pairs, spare, spare])]
+            elif name in I420:
                 half = np.full((height // 2, width // 2), 1)
                 spare_half = spare[: height // 2, : padding // 2]
                 planes = [np.hstack([rows, spare]),
@@ -209,8 +212,8 @@ def _messages(draw: st.DrawFn) -> tuple[Any, np.ndarray, tuple[float, float] | N
                 [luma + 1.596 * cr, luma - 0.813 * cr - 0.391 * cb, luma + 2.018 * cb]
             )
         return msg, np.broadcast_to(colour, (height, width, 3)), limits
-    channels = {"mono8": 1, "8uc1": 1, "mono16": 1, "16uc1": 1, "32fc1": 1}.get(name, 3)
-    channels = 4 if name in ("rgba8", "bgra8", "8uc4") else channels
+    grey = ("mono8", "8uc1", "grey", "y8", "mono16", "16uc1", "y16", "32fc1")
+    channels = 1 if name in grey else 4 if "a" in name or name.endswith("4") else 3
     dtype = np.float32 if name == "32fc1" else np.uint16 if "16" in name else np.uint8
     samples = rng.integers(0, 256 if dtype == np.uint8 else 16384, (height, width, channels))
     samples = samples.astype(dtype)
@@ -235,7 +238,7 @@ def test_any_encoding_size_byte_order_and_step(
     found = image_to_rgb(msg, grey_range=limits)
     assert found.dtype == np.uint8
     assert found.shape == expected.shape
-    assert np.abs(found - expected).max() <= (2 if msg.encoding in YUV else 1)
+    assert np.abs(found - expected).max() <= (2 if msg.encoding.lower() in YUV else 1)
 
 
 @pytest.mark.parametrize("encoding", ["nv12", "nv21", "i420", "NV12", "YUV420"])
@@ -255,6 +258,16 @@ def test_planes_of_pixels_that_differ(encoding: str) -> None:
     msg.height = 5
     with pytest.raises(ImageError, match="halves both sides"):
         image_to_rgb(msg)
+
+
+def test_full_chroma_of_pixels_that_differ() -> None:
+    rng = np.random.default_rng(4)
+    yuv = rng.integers(60, 180, (5, 7, 3), np.uint8)  # odd sides too
+    data = yuv[..., 0].tobytes() + yuv[..., 1:].tobytes()
+    msg = SimpleNamespace(height=5, width=7, encoding="nv24", is_bigendian=0, step=7, data=data)
+    luma, cb, cr = 1.164 * (yuv[..., 0] - 16.0), yuv[..., 1] - 128.0, yuv[..., 2] - 128.0
+    expected = [luma + 1.596 * cr, luma - 0.813 * cr - 0.391 * cb, luma + 2.018 * cb]
+    assert np.abs(image_to_rgb(msg) - np.stack(expected, 2).clip(0, 255)).max() <= 2
 
 
 def test_14_bit_counts_keep_their_contrast() -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image as PilImage
 from support.image_data import SMOOTH, compressed, encoded, grey_rgb, message
 
@@ -128,3 +130,88 @@ def test_altered_png_files_are_refused(tmp_path: Path) -> None:
     file.write_bytes(data)
     with pytest.raises(ImageError, match="corrupt"):
         read_rgb(file)
+
+
+_MODES = {
+    "png": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"],
+    "tiff": ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"],
+    "webp": ["RGB", "RGBA"],
+    "bmp": ["1", "L", "P", "RGB"],
+    "ppm": ["L", "RGB"],
+    "jpeg": ["L", "RGB", "CMYK"],
+}
+_TURNS = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: lambda a: np.rot90(a),
+}
+
+
+@settings(max_examples=250, deadline=None)
+@given(
+    kind=st.sampled_from([(form, mode) for form, modes in _MODES.items() for mode in modes]),
+    orientation=st.integers(1, 8),
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    seed=st.integers(0, 2**32),
+    ranged=st.booleans(),
+)
+def test_any_format_mode_and_orientation(
+    tmp_path_factory: pytest.TempPathFactory,
+    kind: tuple[str, str],
+    orientation: int,
+    size: tuple[int, int],
+    seed: int,
+    ranged: bool,
+) -> None:
+    form, mode = kind
+    rng = np.random.default_rng(seed)
+    limits = (100.0, 3000.0) if ranged else None
+    if mode in ("I;16", "I", "F"):
+        dtype = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
+        samples = rng.integers(0, 4096, size).astype(dtype)
+        picture = PilImage.fromarray(samples)
+        expected = grey_rgb(to_8_bit(samples, limits))
+    else:
+        colours = np.tile(rng.integers(0, 256, (*size, 1), np.uint8), 3) // [1, 2, 3]
+        picture = PilImage.fromarray(colours.astype(np.uint8)).convert(mode)
+        # Not through RGB, where Pillow spreads what has one channel.
+        flat = picture.convert("L" if mode in ("1", "L", "LA") else "RGB")
+        expected = np.array(flat.convert("RGB"))
+    options: dict[str, object] = {"exif": PilImage.Exif()}
+    options["exif"][0x0112] = orientation
+    if form in ("bmp", "ppm"):  # which have no place for it
+        orientation, options = 1, {}
+    lossless = {"quality": 100, "subsampling": 0} if form == "jpeg" else {}
+    lossless = {"lossless": True, "exact": True} if form == "webp" else lossless
+    file = tmp_path_factory.mktemp("pictures") / f"picture.{form}"
+    picture.save(file, **options, **lossless)
+    found = read_rgb(file, limits)
+    upright = _TURNS[orientation](expected)
+    assert found.shape == upright.shape
+    assert np.abs(found.astype(int) - upright).max() <= (12 if form == "jpeg" else 0)
+
+
+def test_a_jpeg_without_its_end_is_read_alike_in_files_and_messages(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = encoded(SMOOTH, "jpg")
+    file = tmp_path / "cut.jpg"
+    file.write_bytes(whole[:-2])
+    msg, notes = compressed(whole[:-2], "jpeg"), []
+    found = compressed_to_rgb(msg, note=notes.append)
+    np.testing.assert_array_equal(found, compressed_to_rgb(compressed(whole, "jpeg")))
+    np.testing.assert_array_equal(read_rgb(file), found)
+    assert "without an end marker" in notes[0]
+    assert notes[0] in caplog.text
+    file.write_bytes(whole[: len(whole) // 2])
+    for read in (
+        lambda: read_rgb(file),
+        lambda: compressed_to_rgb(compressed(file.read_bytes(), "")),
+    ):
+        with pytest.raises(ImageError, match="truncated"):
+            read()
