@@ -16,6 +16,7 @@ import torch
 
 from anomaly_detector_ros import __version__
 from anomaly_detector_ros.benchmarking.machine import cpu_name
+from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile, profile_names
 from anomaly_detector_ros.runtime import allocator
 from anomaly_detector_ros.runtime.devices import available_cores, choose_dtype, cpu_flags
@@ -256,7 +257,11 @@ def weights(quick: bool) -> Iterator[Finding]:
     registry = Registry.default()
     needed, absent = load_profile(DEFAULT_PROFILE).model_names(), []
     for name in registry.names():
-        states = registry.verify(name, anew=not quick)
+        try:
+            states = registry.verify(name, anew=not quick)
+        except UserError as error:
+            yield Finding(section, name, str(error), "error", "make its files readable")
+            continue
         bad = [each for each in states if each.state != "ok"]
         size = sum(each.bytes or 0 for each in states) / 1e6
         if not bad:

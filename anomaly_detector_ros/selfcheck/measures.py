@@ -30,6 +30,7 @@ SLOW = 1.0
 """Seconds a frame from which there is advice."""
 BUDGET = 60.0
 """Seconds that the runs of a batch may take."""
+QUICK_BUDGET = 10.0
 TESTS = ("test_compiled.py", "test_devices.py", "test_node_models.py")
 
 
@@ -48,17 +49,17 @@ def speed(profile: str, device: torch.device, quick: bool) -> Iterator[Finding]:
     name = f"{profile}: loading, first and second frame"
     yield Finding(section, name, f"{loaded:.1f} s, {first:.2f} s, {usual:.2f} s")
     for batch in BATCHES[:1] if quick else BATCHES:
-        # One run more is not measured.
-        repeats = min(3 if quick else 10, int(BUDGET / (usual * batch)) - 1)
+        warmup = int(batch > 1)  # single frames have run already
+        repeats = int((QUICK_BUDGET if quick else BUDGET) / (usual * batch)) - warmup
+        repeats = min(3 if quick else 10, repeats)
         if repeats < 1 and batch > 1:
             told = f"left out: two runs would take {2 * usual * batch:.0f} s"
             remedy = f"run `anomaly-detector benchmark --profile {profile} --batch {batch}`"
             yield Finding(section, f"{profile}, batch {batch}", told, "skipped", remedy)
             continue
         case = Case(profile, detector, batch)
-        measure(
-            [case], picture, repeats=max(1, repeats), warmup=1, meters={}, advance=lambda done: None
-        )
+        runs = {"repeats": max(1, repeats), "warmup": warmup}
+        measure([case], picture, **runs, meters={}, advance=lambda done: None)
         found = summarise(case.runs)["stages"]
         whole = found.pop(END_TO_END)
         stages = ", ".join(f"{k} {v['median'] * 1e3:.0f}" for k, v in found.items())

@@ -175,3 +175,30 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert str(error) == "1 wrong, the first: edit: tell us"
     assert not json.loads(written)["ok"]
     assert "differs by 3" in (tmp_path / "report.md").read_text()
+
+
+def test_it_goes_on_after_what_it_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without stored results, with a detector that runs out of memory, and without a GPU."""
+
+    def missing() -> None:
+        raise UserError("cannot read it")
+
+    def too_much(*arguments: object) -> Iterator[Finding]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+        yield
+
+    monkeypatch.setattr(run, "stored", missing)
+    monkeypatch.setattr(run, "check", lambda *arguments: iter(()))
+    monkeypatch.setattr(environment, "runnable_profiles", lambda: ["light", "embedded"])
+    monkeypatch.setattr(measures, "speed", too_much)
+    monkeypatch.setattr(measures, "transport", lambda quick: iter([FINDINGS[0]]))
+    monkeypatch.setattr(environment, "gpu", lambda wanted: iter(()))
+    found = list(run.selfcheck(gpu=False, quick=False))
+    errors = [(each.name, each.remedy) for each in found if each.status == "error"]
+    memory = "end what else uses the memory, or take smaller batches"
+    assert errors == [
+        ("stored results", "reinstall the package"),
+        ("light", memory),
+        ("embedded", memory),
+    ]
+    assert found[-1] == FINDINGS[0]
