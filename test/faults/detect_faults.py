@@ -60,12 +60,17 @@ def broken_picture(bench: Bench) -> str:
     whole = (folder / "0000.png").read_bytes()
     (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
     (folder / "text.jpg").write_text("no picture")
-    happened = refused(
-        bench, command(bench, *detect_words(bench, folder, output)), "2 of 4", "could not"
-    )
+    words = detect_words(bench, folder, output)
+    process = command(bench, *words)
+    told, _ = process.communicate(timeout=240.0)
+    expect(process.returncode == 0, f"exit code {process.returncode}: {told}")
+    for said in ("4 read, 2 processed, 2 skipped", "cut.png", "text.jpg"):
+        expect(said in told, f"'{told}' without '{said}'")
     expect(len((output / "results.jsonl").read_text().splitlines()) == 2, "results.jsonl")
     nothing_partial(output)
-    return f"the 2 good pictures have results; {happened}"
+    words[words.index(str(output))] = str(bench.folder / "none_results")
+    stopped = refused(bench, command(bench, *words, "--on-error", "stop"), "cut.png")
+    return f"the 2 good pictures have results, the others are named; --on-error stop: {stopped}"
 
 
 def empty_folder(bench: Bench) -> str:
@@ -118,7 +123,8 @@ def _detect(name: str, injected: str, expected: str, act: Act) -> Fault:
 
 FAULTS = [
     _detect("broken_picture", "`detect` on 2 good and 2 broken pictures",
-            "results of the good ones, exit code 1 and one line", broken_picture),
+            "results of the good ones, the others counted and named; --on-error stop: exit code 1",
+            broken_picture),
     _detect("empty_folder", "`detect` on an empty folder", ONE_LINE, empty_folder),
     _detect("unwritable", "`detect` to a folder that cannot be made", ONE_LINE, unwritable),
     _detect("detect_full_disk", "`detect` to a disk of 400 kB", ONE_LINE, detect_full_disk),
