@@ -27,6 +27,12 @@ def shared_models() -> Path:
     return _shared("models", "published weights")
 
 
+@pytest.fixture(scope="session")
+def shared_cases() -> Path:
+    """Inputs that were trouble, beside the checkout; tests that need them skip without."""
+    return _shared("cases", "odd inputs")
+
+
 def _shared(folder: str, what: str) -> Path:
     if not (SHARED / folder).is_dir():
         pytest.skip(f"no {what} at {SHARED / folder}")
