@@ -150,6 +150,10 @@ def train(
         int | None,
         typer.Option(min=1, help="Steps between models to keep; default: the last one alone."),
     ] = None,
+    max_seconds: Annotated[
+        float,
+        typer.Option(min=0, help="Save and stop after these; the same command goes on later."),
+    ] = math.inf,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -213,7 +217,7 @@ def train(
         trainer = Trainer(config, images, output, held_out, device=device)
     if not (trainer.journal is None or trainer.journal.has_tensorboard):
         console.print("no TensorBoard files: pip install tensorboard for them")
-    rate = _run(trainer, save_every, snapshot_every)
+    rate = _run(trainer, save_every, snapshot_every, max_seconds)
     if trainer.journal is None:
         return
     summary = {
@@ -323,7 +327,9 @@ def _warn(images: TrainingImages, tally: Tally, shared: int) -> None:
         console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
 
 
-def _run(trainer: Trainer, save_every: int, snapshot_every: int | None) -> float | None:
+def _run(
+    trainer: Trainer, save_every: int, snapshot_every: int | None, max_seconds: float
+) -> float | None:
     """Trains under a progress bar; images per second, None where nothing was left to do."""
     first, start, rate = trainer.step, time.monotonic(), math.nan
     with progress_bar("training", trainer.config.steps) as advance:
@@ -334,7 +340,7 @@ def _run(trainer: Trainer, save_every: int, snapshot_every: int | None) -> float
             advance(step, doing=f"loss {loss:.4f}, {rate:.1f} images/s")
 
         trainer.on_step, trainer.on_save = on_step, _log
-        trainer.run(save_every, snapshot_every)
+        trainer.run(save_every, snapshot_every, max_seconds)
     return None if math.isnan(rate) else round(rate, 2)
 
 

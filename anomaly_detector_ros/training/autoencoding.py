@@ -16,7 +16,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.imaging.light import vary_light
 from anomaly_detector_ros.runtime.tensors import to_pictures, to_tensor
 from anomaly_detector_ros.synthesis.autoencoder import FACTOR, Autoencoder
 from anomaly_detector_ros.synthesis.spaces import LatentSpace
@@ -31,7 +30,7 @@ from anomaly_detector_ros.training.losses import (
     reconstruction_loss,
 )
 from anomaly_detector_ros.training.measures import make_grid
-from anomaly_detector_ros.training.stage import Stage
+from anomaly_detector_ros.training.stage import Stage, half_in_another_light
 
 LATENT_NOISE = 0.1
 """Added to the latents in training: those that a denoiser makes are off a little."""
@@ -125,11 +124,8 @@ class AutoencoderStage(Stage):
             )
             crop = image[top : top + height, left : left + width]
             crops.append(crop[:, ::-1] if rng.random() < 0.5 else crop)
-        pictures = to_tensor(np.stack(crops))
-        lit = vary_light(pictures, torch.default_generator)
-        other = torch.from_numpy(rng.random(len(pictures)) < 0.5).reshape(-1, 1, 1, 1)
-        pictures = torch.where(other, lit, pictures)
-        return pictures.to(self.accelerator.device, memory_format=torch.channels_last)
+        pictures = to_tensor(np.stack(crops), self.accelerator.device)
+        return half_in_another_light(pictures, rng).contiguous(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def settle(self) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import psutil
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from anomaly_detector_ros.errors import UserError
@@ -107,10 +109,45 @@ class TrainingImages:
         pictures = [self.augmented(i, rng, uncropped) for i in indices]
         return to_tensor(np.stack(pictures)).contiguous()
 
+    def on(self, device: torch.device) -> TrainingImages | DeviceImages:
+        """What makes batches for a device: where that is a GPU and all sizes are one, itself."""
+        alike = len({image.shape for image in self.images}) == 1
+        return DeviceImages(self, device) if alike and device.type == "cuda" else self
+
     def spread(self, count: int) -> list[int]:
         """At most ``count`` indices, evenly spread: neighbours are often frames of one drive."""
         spread = np.linspace(0, len(self) - 1, count).round().astype(int)
         return [int(index) for index in np.unique(spread)]
+
+
+class DeviceImages:
+    """Images of one size on a device, which cuts and resizes batches of them far faster than a CPU.
+
+    Args:
+        images: all of one size.
+        device: with room for them, uint8.
+    """
+
+    def __init__(self, images: TrainingImages, device: torch.device) -> None:
+        self.size, self.min_crop = images.size, images.min_crop
+        self.frames = torch.from_numpy(np.stack(images.images)).permute(0, 3, 1, 2).to(device)
+
+    def batch(self, batch_size: int, rng: np.random.Generator, uncropped: float = 0.0) -> Tensor:
+        """As `TrainingImages.batch`, on the device."""
+        indices = rng.integers(len(self.frames), size=batch_size)
+        scale = rng.uniform(self.min_crop, 1, size=batch_size)
+        scale[rng.random(batch_size) < uncropped] = 1
+        warp = np.zeros((batch_size, 2, 3), np.float32)
+        warp[:, 0, 0] = scale * np.where(rng.random(batch_size) < 0.5, -1, 1)
+        warp[:, 1, 1] = scale
+        warp[:, :, 2] = rng.uniform(-1, 1, size=(batch_size, 2)) * (1 - scale[:, None])
+        device = self.frames.device
+        grid = F.affine_grid(
+            torch.from_numpy(warp).to(device), [batch_size, 3, *self.size], align_corners=False
+        )
+        pictures = self.frames[torch.from_numpy(indices).to(device)].float().div(127.5).sub(1)
+        given = F.grid_sample(pictures, grid, "bicubic", "reflection", align_corners=False)
+        return given.clamp(-1, 1)
 
 
 def crop_to_aspect(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

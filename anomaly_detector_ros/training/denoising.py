@@ -18,7 +18,6 @@ from accelerate import Accelerator
 from diffusers import DDPMPipeline, UNet2DModel
 from torch import Tensor, nn
 
-from anomaly_detector_ros.imaging.light import vary_light
 from anomaly_detector_ros.synthesis.denoisers.inpainting import InpaintingUnet, inpainting_input
 from anomaly_detector_ros.synthesis.denoisers.unet import DiffusersDenoiser
 from anomaly_detector_ros.synthesis.schedule import Schedule
@@ -26,7 +25,7 @@ from anomaly_detector_ros.synthesis.spaces import PIXELS, LatentSpace, Space
 from anomaly_detector_ros.training.config import TrainingConfig, build_latent_unet, build_unet
 from anomaly_detector_ros.training.dataset import TrainingImages
 from anomaly_detector_ros.training.measures import draw_samples, make_grid, validation_losses
-from anomaly_detector_ros.training.stage import Stage
+from anomaly_detector_ros.training.stage import Stage, half_in_another_light
 from anomaly_detector_ros.weights.loading import is_path
 from anomaly_detector_ros.weights.registry import Registry
 
@@ -70,7 +69,7 @@ class PixelStage(Stage):
     def loss(self, network: nn.Module, rng: np.random.Generator, done: float) -> Tensor:
         """See `Stage`: the mean squared error of v."""
         x0 = self._points(rng)
-        noise = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32)).to(x0)
+        noise = torch.randn_like(x0)
         t = torch.from_numpy(rng.integers(self.schedule.num_train_timesteps, size=len(x0)))
         x = self.schedule.add_noise(x0, noise, t)
         target = self.schedule.training_target(x0, noise, t)
@@ -82,7 +81,7 @@ class PixelStage(Stage):
 
     def _points(self, rng: np.random.Generator) -> Tensor:
         """x_0 of a batch."""
-        return self.images.batch(self.config.batch_size, rng)
+        return self.batches.batch(self.config.batch_size, rng)
 
     def _input(self, x: Tensor, x0: Tensor) -> Tensor:
         """What the network sees of x_t, ``x``, and of x_0."""
@@ -132,11 +131,8 @@ class LatentStage(PixelStage):
 
     @torch.no_grad()
     def _points(self, rng: np.random.Generator) -> Tensor:
-        pictures = self.images.batch(self.config.batch_size, rng, uncropped=_UNCROPPED)
-        lit = vary_light(pictures, torch.default_generator)
-        other = torch.from_numpy(rng.random(len(pictures)) < 0.5).reshape(-1, 1, 1, 1)
-        pictures = torch.where(other, lit, pictures).to(self.accelerator.device)
-        return self.space.encode(pictures)
+        pictures = self.batches.batch(self.config.batch_size, rng, uncropped=_UNCROPPED)
+        return self.space.encode(half_in_another_light(pictures.to(self.accelerator.device), rng))
 
     def _input(self, x: Tensor, x0: Tensor) -> Tensor:
         return inpainting_input(x, x0, random_masks(len(x0), (x0.shape[2], x0.shape[3]), x0.device))

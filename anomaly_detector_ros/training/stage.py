@@ -13,9 +13,17 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from anomaly_detector_ros.imaging.light import vary_light
 from anomaly_detector_ros.runtime.files import replace_directory
 from anomaly_detector_ros.training.config import TrainingConfig
 from anomaly_detector_ros.training.dataset import TrainingImages
+
+
+def half_in_another_light(pictures: Tensor, rng: np.random.Generator) -> Tensor:
+    """Pictures (B, 3, H, W) in [-1, 1], about half of them as `vary_light` makes them."""
+    lit = vary_light(pictures, torch.default_generator)
+    other = torch.from_numpy(rng.random(len(pictures)) < 0.5).reshape(-1, 1, 1, 1)
+    return torch.where(other.to(pictures.device), lit, pictures)
 
 
 class Stage(ABC):
@@ -48,6 +56,7 @@ class Stage(ABC):
         dtype: torch.dtype,
     ) -> None:
         self.config, self.images, self.validation = config, images, validation
+        self.batches = images.on(accelerator.device)
         self.accelerator, self.dtype = accelerator, dtype
 
     @abstractmethod

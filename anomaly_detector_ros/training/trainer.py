@@ -96,7 +96,9 @@ class Trainer:
         network = self.stage.network
         self.parameters = sum(p.numel() for p in network.parameters())
         self._check_output()
-        self.ema = EMAModel(network.parameters(), decay=config.ema_decay, use_ema_warmup=True)
+        self.ema = EMAModel(
+            network.parameters(), decay=config.ema_decay, use_ema_warmup=True, foreach=True
+        )
         self.ema.to(self.accelerator.device)
         network.to(memory_format=torch.channels_last)
         self.network, self.optimizer = self.accelerator.prepare(network, self.stage.optimizer)
@@ -194,27 +196,38 @@ class Trainer:
             )
         return value
 
-    def run(self, save_every: int = 500, snapshot_every: int | None = None) -> None:
+    def run(
+        self,
+        save_every: int = 500,
+        snapshot_every: int | None = None,
+        max_seconds: float = math.inf,
+    ) -> None:
         """Trains up to ``config.steps``, saving every ``save_every`` steps and at the end.
 
         Args:
             snapshot_every: steps between models that are kept; None to keep the last one alone.
+            max_seconds: after these it saves and stops, as if it were interrupted.
 
         Raises:
-            UserError: no room for the snapshots; see also `train_step`.
+            UserError: no room for the snapshots; a time for several processes, whose clocks differ;
+                see also `train_step`.
         """
+        if max_seconds < math.inf and self.accelerator.num_processes > 1:
+            raise UserError("several processes cannot be timed: leave --max-seconds out")
         if snapshot_every:
             left = self.config.steps // snapshot_every - self.step // snapshot_every
             self._check_room("snapshots", BYTES_PER_PARAMETER * left)
         recent: list[float] = []
         start = time.monotonic()
-        while self.step < self.config.steps:
+        end, stopped = start + max_seconds, False
+        while self.step < self.config.steps and not stopped:
             recent.append(self.train_step())
             if self.on_step:
                 self.on_step(self.step, recent[-1])
             if snapshot_every and self.step % snapshot_every == 0:
                 self._snapshot()
-            if self.step % save_every == 0 or self.step == self.config.steps:
+            stopped = time.monotonic() >= end
+            if self.step % save_every == 0 or self.step == self.config.steps or stopped:
                 rate = len(recent) * self.images_per_step / (time.monotonic() - start)
                 self.save(float(np.mean(recent)), rate)
                 recent.clear()

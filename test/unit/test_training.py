@@ -162,6 +162,18 @@ def test_two_processes_resume_exactly(images, tmp_path, processes):
     assert np.array_equal(whole["weights"], resumed["weights"])
 
 
+def test_a_run_stops_in_time_and_goes_on_later(images, tmp_path):
+    whole, _ = train(images, tmp_path / "whole")
+    for steps_done in (1, 2):
+        run = trainer(images, tmp_path / "parts")
+        run.run(max_seconds=0)
+        assert run.step == steps_done
+    resumed, losses = train(images, tmp_path / "parts")
+    assert len(losses) == 4
+    expected, found = weights(whole), weights(resumed)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
 def test_snapshots_are_models_that_say_what_they_have_seen(images, tmp_path):
     output = tmp_path / "run"
     train(images, output, snapshots=3)

@@ -4,11 +4,14 @@ import cv2
 import numpy as np
 import psutil
 import pytest
+import torch
 from support.training_runs import SIZE, scene, write_scenes
 
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.runtime.tensors import to_pictures
 from anomaly_detector_ros.sources.folders import find_images
 from anomaly_detector_ros.training.dataset import (
+    DeviceImages,
     FrameFilter,
     TrainingImages,
     crop_to_aspect,
@@ -154,3 +157,23 @@ def test_the_ratio_tells_copies_from_new_scenes(tmp_path):
 def test_a_grid_goes_row_by_row():
     pictures = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1).repeat(3, 3)
     assert make_grid(pictures, 3)[:, :, 0].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_batches_made_on_a_device_are_crops_like_those_of_the_cpu(tmp_path):
+    """What a GPU does with images of one size, on the CPU."""
+    files = sorted(write_scenes(tmp_path / "scenes", 3).iterdir())
+    whole = TrainingImages(files, (40, 56), 1.0)
+    on_device = DeviceImages(whole, torch.device("cpu"))
+    given = to_pictures(on_device.batch(16, np.random.default_rng(0)))
+    views = [view for image in whole.images for view in (image, image[:, ::-1])]
+    found = [next(i for i, v in enumerate(views) if np.array_equal(v, each)) for each in given]
+    assert len(set(found)) > 3
+    cropped = DeviceImages(TrainingImages(files, (40, 56), 0.5), torch.device("cpu"))
+    rng = np.random.default_rng(0)
+    batch = cropped.batch(32, rng)
+    assert batch.shape == (32, 3, 40, 56)
+    # Enlarged, a crop is smoother than the image; left whole it is not.
+    left = cropped.batch(32, rng, uncropped=1.0)
+    assert batch.diff(dim=3).abs().mean() < 0.9 * left.diff(dim=3).abs().mean()
+    # Elsewhere, and where sizes differ, the CPU makes them.
+    assert whole.on(torch.device("cpu")) is whole
