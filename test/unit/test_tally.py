@@ -37,7 +37,7 @@ def test_frames_are_counted_by_what_became_of_them() -> None:
 
 def test_it_stops_where_asked_to() -> None:
     tally = Tally(stop=True)
-    with pytest.raises(UserError, match="'a.png': too odd"):
+    with pytest.raises(UserError, match=r"'a\.png': too odd"):
         tally.tried("'a.png'", failing, "too odd")
     with pytest.raises(UserError, match="not whole"):
         tally.fail("drive", ValueError("not whole"))
@@ -50,7 +50,7 @@ def test_what_is_not_whole_is_an_error_and_so_is_nothing_at_all() -> None:
     with pytest.raises(UserError, match="there was none"):
         tally.check()
     tally.skip("unreadable", "'a.png'", ValueError("cut off"))
-    with pytest.raises(UserError, match="no frame could be processed: 'a.png': cut off"):
+    with pytest.raises(UserError, match=r"no frame could be processed: 'a\.png': cut off"):
         tally.check()
     tally.processed = 1
     tally.check()
