@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -116,8 +117,10 @@ class LatentStage(PixelStage):
         dtype: torch.dtype,
     ) -> None:
         model = config.autoencoder
-        folder = Path(model) if is_path(model) else Registry.default().path(model)
-        self.space = LatentSpace.from_pretrained(folder, device=accelerator.device, dtype=dtype)
+        self._folder = Path(model) if is_path(model) else Registry.default().path(model)
+        self.space = LatentSpace.from_pretrained(
+            self._folder, device=accelerator.device, dtype=dtype
+        )
         super().__init__(config, images, validation, accelerator, dtype)
         self.optimizer = torch.optim.AdamW(
             self.unet.parameters(), lr=config.learning_rate, betas=(0.9, 0.99)
@@ -139,13 +142,10 @@ class LatentStage(PixelStage):
 
     def write(self, directory: Path) -> None:
         """See `Stage`."""
-        parts = {
-            "vae": copy.deepcopy(self.space.autoencoder).half(),
-            "unet": copy.deepcopy(self.unet).half(),
-            "scheduler": self.schedule.to_diffusers(),
-        }
-        for name, part in parts.items():
-            part.save_pretrained(directory / name)
+        # The file, not the network, which may have been rounded to the precision it runs in.
+        shutil.copytree(self._folder / "vae", directory / "vae")
+        copy.deepcopy(self.unet).half().save_pretrained(directory / "unet")
+        self.schedule.to_diffusers().save_pretrained(directory / "scheduler")
         (directory / "model_index.json").write_text(json.dumps(_MODEL_INDEX, indent=2) + "\n")
 
 

@@ -16,6 +16,7 @@ from anomaly_detector_ros.synthesis.denoisers.loading import load_denoiser
 from anomaly_detector_ros.training import losses
 from anomaly_detector_ros.training.config import TrainingConfig
 from anomaly_detector_ros.training.denoising import random_masks
+from anomaly_detector_ros.weights.registry import Registry
 
 AUTOENCODER = TrainingConfig(
     stage="autoencoder", size=(40, 56), batch_size=2, steps=6, warmup_steps=2, min_crop=0.85,
@@ -174,3 +175,10 @@ def test_the_adversary_pulls_a_set_share_as_strong_as_the_other_losses():
     assert (pulls[0] / pulls[1]).item() == pytest.approx(losses.ADVERSARY_WEIGHT, rel=0.01)
     assert losses.judge_loss(torch.full((3,), 2.0), torch.full((3,), -2.0)) == 0
     assert losses.judge_loss(torch.zeros(3), torch.zeros(3)) == 2
+
+
+def test_the_shipped_autoencoder_is_taken_by_default_and_goes_with_the_model(images, tmp_path):
+    run(images, tmp_path / "run", DENOISER, until=1)
+    given = Autoencoder.from_pretrained(Registry.default().path("offroad_latent"), subfolder="vae")
+    taken = Autoencoder.from_pretrained(tmp_path / "run" / "model", subfolder="vae")
+    assert same(given.state_dict(), taken.state_dict())
