@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from anomaly_detector_ros.synthesis.denoisers.loading import compiled
 from anomaly_detector_ros.synthesis.editor import Editor
 from anomaly_detector_ros.synthesis.samplers import Callback
 
+_LOG = logging.getLogger(__name__)
 # Images in one call of the feature extractor, unless one frame's edits are more: as many keep a
 # GPU busy, and a CPU's memory small.
 _FEATURE_BATCH = 16
@@ -275,13 +277,16 @@ class Detector:
             heatmap = self._to_heatmap(scores, camera)
             score = frame_score(heatmap)
         mask = heatmap >= self.threshold
+        timings = clock.timings()
+        stages = ", ".join(f"{stage} {seconds:.3f}" for stage, seconds in timings.items())
+        _LOG.debug("%dx%d in seconds: %s", size[1], size[0], stages)
         return Detection(
             heatmap,
             mask,
             segments,
             edited,
             score,
-            clock.timings(),
+            timings,
             uncertainty,
             scores,
             self.calibrated,

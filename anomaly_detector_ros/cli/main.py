@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import traceback
 
@@ -30,6 +31,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+_ANYWHERE = ("--debug", "--quiet", "--verbose")
+"""Options that may stand before and behind a command."""
+
 for command in (detect, bag, train, calibrate, evaluate, benchmark, demo, selfcheck):
     app.command()(command)
 app.add_typer(models, name="models")
@@ -44,22 +48,29 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _globals(
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+    quiet: bool = typer.Option(
+        False, "--quiet", help="Print results and errors alone: no progress, no warnings."
+    ),
+    verbose: bool = typer.Option(
+        False, "--verbose", help="Print the time of each stage for each frame."
+    ),
     version: bool = typer.Option(
         False, "--version", help="Show the version.", callback=_print_version, is_eager=True
     ),
 ) -> None:
-    # Taken from the arguments by main() already, so that it may stand behind the command as well.
-    del debug, version
+    # Taken from the arguments by main() already, so that they may stand behind the command as well.
+    del debug, quiet, verbose, version
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 success, 1 error, 2 wrong usage, 130 Ctrl-C."""
     given = sys.argv[1:] if arguments is None else arguments
     ours = given[: given.index("--")] if "--" in given else given
-    debug = "--debug" in ours
+    debug, quiet, verbose = (option in ours for option in _ANYWHERE)
+    _speak(quiet, verbose)
     tune()  # before torch is imported
     try:
-        app([*(a for a in ours if a != "--debug"), *given[len(ours) :]])
+        app([*(a for a in ours if a not in _ANYWHERE), *given[len(ours) :]])
     except KeyboardInterrupt:
         sys.exit(130)
     except UserError as error:
@@ -74,8 +85,23 @@ def main(arguments: list[str] | None = None) -> None:
         )
 
 
+class _ToConsole(logging.Handler):
+    """Writes the package's log where the commands write for people."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        console.print(record.getMessage(), style="dim", markup=False, soft_wrap=True)
+
+
+def _speak(quiet: bool, verbose: bool) -> None:
+    console.quiet = quiet
+    log = logging.getLogger("anomaly_detector_ros")
+    log.setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else logging.NOTSET)
+    log.handlers = [_ToConsole()] if verbose else []
+
+
 def _report(text: str, debug: bool) -> None:
     """One red line, after the traceback if it is wanted; exits with 1."""
+    console.quiet = False
     if debug:
         traceback.print_exc()
     console.print(f"error: {one_line(text)}", style="red", markup=False, soft_wrap=True)

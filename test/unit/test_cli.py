@@ -217,6 +217,38 @@ def test_debug_shows_the_traceback_wherever_it_stands(tmp_path: Path) -> None:
         assert "nope" in result.stderr.strip().splitlines()[-1]
 
 
+def test_quiet_leaves_results_and_errors_and_verbose_adds_times(
+    tmp_path: Path, pictures: Path, light_profile: str
+) -> None:
+    (pictures / "broken.png").write_bytes(b"no picture")
+    words = ["detect", pictures, "--profile", light_profile, "--json", "--output"]
+    quiet = run(*words, tmp_path / "quiet", "--quiet")
+    verbose = run("--verbose", *words, tmp_path / "verbose")
+    assert (quiet.returncode, verbose.returncode) == (0, 0), verbose.stderr
+    assert quiet.stderr == ""
+    assert "broken.png" in verbose.stderr
+    results = json.loads(verbose.stdout)
+    assert [each["name"] for each in json.loads(quiet.stdout)] == [r["name"] for r in results]
+    times = [line for line in verbose.stderr.splitlines() if "synthesis" in line]
+    assert len(times) == len(results)
+    assert "total" in times[0]
+    assert "exists already" in only_line(run(*words, tmp_path / "quiet", "--quiet"))
+
+
+def test_no_color_is_honoured(tmp_path: Path) -> None:
+    def error(**environment: str) -> str:
+        return subprocess.run(
+            command("detect", "nope", "--output", tmp_path / "out"),
+            cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environment},
+        ).stderr  # fmt: skip
+
+    colour = "\x1b[3"
+    assert colour in error(FORCE_COLOR="1", TERM="xterm")
+    plain = error(FORCE_COLOR="1", TERM="xterm", NO_COLOR="1")
+    assert "error: " in plain
+    assert colour not in plain
+
+
 def test_full_disk_leaves_no_half_file(tmp_path: Path, pictures: Path, light_profile: str) -> None:
     out = tmp_path / "out"
 
