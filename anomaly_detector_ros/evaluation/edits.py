@@ -35,7 +35,8 @@ ROWS = {
     "kid": "KID of edits of nominal frames to nominal frames",
     "kid_anomalous": "KID of edits of the labelled frames to nominal frames",
     "kid_unedited": "the same without the edit",
-    "sharpness": "sharpness (gradient energy, edit over input)",
+    "sharpness": "sharpness (gradient energy, edit over input, at the edit's size)",
+    "frame_sharpness": "the same at the frame's size",
     "nominal_change": "change on nominal frames, mean",
     "nominal_change_p99": "change on nominal frames, 99th percentile",
     "anomaly_change": "change on anomalies",
@@ -206,7 +207,10 @@ class EditEvaluation:
         original, edits = self._edits(image)
         given = to_tensor(image[None], self.parts.device)
         seen = resize(given, (edits.shape[2], edits.shape[3]))
-        sharpness = gradient_energy(edits).mean() / gradient_energy(seen)
         others = resize(torch.cat([original, edits]), image.shape[:2])
         maps = self.detector.features.extract(torch.cat([given, others]))
-        return EditedFrame(maps[0], maps[1], maps[2:], sharpness.item())
+        sharpness = [
+            (gradient_energy(of).mean() / gradient_energy(to)).item()
+            for of, to in ((edits, seen), (others[1:], given))
+        ]
+        return EditedFrame(maps[0], maps[1], maps[2:], *sharpness)

@@ -56,7 +56,7 @@ def test_edits_that_paint_anomalies_over_are_seen_to(edits, monkeypatch):
     assert (found.removal, found.unedited_nominal) == (1, 0)
     assert found.nominal_change == pytest.approx(0, abs=1e-6)
     assert found.beside_change < 0.1 * found.anomaly_change  # of patches on the square's border
-    assert found.sharpness == pytest.approx(1)
+    assert (found.sharpness, found.frame_sharpness) == pytest.approx((1, 1))
     assert found.anomaly_change > 0.1
     assert found.contrast > 1000
     assert abs(found.kid) < 1e-6

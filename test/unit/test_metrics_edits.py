@@ -113,9 +113,9 @@ def features(angles):
 def measured(nominal, labelled, **options):
     measurement = EditMeasurement(features([[0.0]])[:, 0, :].T, **options)
     for image, edit, sharpness in nominal:
-        measurement.add_nominal(EditedFrame(image, image, edit[None], sharpness))
+        measurement.add_nominal(EditedFrame(image, image, edit[None], sharpness, sharpness / 2))
     for image, edit, anomaly, valid in labelled:
-        measurement.add_labelled(EditedFrame(image, image, edit[None], 1.0), anomaly, valid)
+        measurement.add_labelled(EditedFrame(image, image, edit[None], 1.0, 1.0), anomaly, valid)
     return measurement.result()
 
 
@@ -147,7 +147,7 @@ def test_changes_contrast_and_removal_by_hand():
         ),
     ]
     found = measured(nominal, labelled)
-    assert found.sharpness == pytest.approx(0.6)
+    assert (found.sharpness, found.frame_sharpness) == pytest.approx((0.6, 0.3))
     assert found.nominal_change == pytest.approx(0.5 / 8)
     assert found.nominal_change_p99 == pytest.approx(0.5)
     assert found.anomaly_change == pytest.approx(1 / 3)

@@ -114,12 +114,14 @@ class EditedFrame:
         original: (C, h, w), of what was edited: smaller, or back from an autoencoder.
         edits: (K, C, h, w).
         sharpness: `gradient_energy` of the edits over that of the image at their size, their mean.
+        frame_sharpness: the same of edits that are brought to the image's size.
     """
 
     image: Tensor
     original: Tensor
     edits: Tensor
     sharpness: float
+    frame_sharpness: float
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,9 @@ class EditQuality:
         kid: kernel distance of edits of nominal frames to the other nominal frames ...
         kid_anomalous: ... of edits of the labelled frames to nominal frames ...
         kid_unedited: ... and of the labelled frames themselves, for comparison.
-        sharpness: mean gradient energy of edits of nominal frames over that of the frames.
+        sharpness: mean gradient energy of edits of nominal frames over that of the frames, at the
+            edits' size ...
+        frame_sharpness: ... and at the frames', where small edits are no sharper than they look.
         nominal_change: mean change on nominal frames ...
         nominal_change_p99: ... and its 99th percentile.
         anomaly_change: mean change on labelled anomalies.
@@ -153,6 +157,7 @@ class EditQuality:
     kid_anomalous: float
     kid_unedited: float
     sharpness: float
+    frame_sharpness: float
     nominal_change: float
     nominal_change_p99: float
     anomaly_change: float
@@ -175,7 +180,7 @@ class EditQuality:
 class _Nominal:
     """What each nominal frame leaves."""
 
-    sharpness: list[float] = field(default_factory=list)
+    sharpness: list[tuple[float, float]] = field(default_factory=list)  # at both sizes
     changes: list[np.ndarray] = field(default_factory=list)
     distances: list[np.ndarray] = field(default_factory=list)
     images: list[Tensor] = field(default_factory=list)
@@ -209,7 +214,7 @@ class EditMeasurement:
     def add_nominal(self, frame: EditedFrame) -> None:
         """Adds a frame that holds nothing unusual."""
         kept = self._nominal
-        kept.sharpness.append(frame.sharpness)
+        kept.sharpness.append((frame.sharpness, frame.frame_sharpness))
         kept.changes.append(_numpy(cosine_change(frame.original[None], frame.edits)))
         kept.distances.append(_numpy(memory_distance(frame.image[None], self.memory)))
         self._add_patches(frame, kept.images, kept.edits)
@@ -286,7 +291,7 @@ class _Metrics:
         changes = np.array([of.mean() for of in self.changes])
         sizes = np.array([of.size for of in self.changes])
         with np.errstate(invalid="ignore"):
-            sharpness = x @ self.sharpness / x.sum(1)
+            sharpness = x @ self.sharpness / x.sum(1, keepdims=True)
             nominal = x @ (changes * sizes) / (x @ sizes)
             sums = np.tensordot(y, self.sums, 1)
             anomaly, beside = (sums[..., 0] / sums[..., 1]).T
@@ -297,7 +302,8 @@ class _Metrics:
             "kid": kid(x, x),
             "kid_anomalous": kid_anomalous(y, x),
             "kid_unedited": kid_unedited(y, x),
-            "sharpness": sharpness,
+            "sharpness": sharpness[:, 0],
+            "frame_sharpness": sharpness[:, 1],
             "nominal_change": nominal,
             "nominal_change_p99": _quantile(self.changes, x, 0.99),
             "anomaly_change": anomaly,
