@@ -32,8 +32,6 @@ from anomaly_detector_ros.cli.common import (
 )
 from anomaly_detector_ros.cli.evaluate import layouts
 from anomaly_detector_ros.cli.nominal import (
-    MIN_CHANGE,
-    MIN_SHARPNESS,
     DataOptions,
     MinChangeOption,
     MinSharpnessOption,
@@ -84,8 +82,8 @@ def calibrate(
     split: Annotated[str | None, typer.Option(help="Part of the data set.")] = None,
     topic: TopicOption = None,
     stride: StrideOption = 1,
-    min_sharpness: MinSharpnessOption = MIN_SHARPNESS,
-    min_change: MinChangeOption = MIN_CHANGE,
+    min_sharpness: MinSharpnessOption = 0.0,
+    min_change: MinChangeOption = 0.0,
     grey_range: GreyRangeOption = (0.0, 0.0),
     on_error: OnErrorOption = OnError.SKIP,
     holdout: Annotated[
@@ -113,6 +111,9 @@ def calibrate(
     Then measures, on images held out, how many pixels reach the thresholds; a threshold of 0.99
     asks for a false-positive rate of 0.01. Frames of one video are alike, so on other places the
     rates may differ by more than the intervals say. --holdout 0 fits on every image.
+
+    Of videos and recordings every frame is taken, blurred ones and those of a robot at rest too, as
+    it will see them. Those of long ones fill the temporary folder: --stride takes fewer.
 
     A profile uses the file by `calibration: {file: FILE}`; the node by its parameter calibration.
     With --camera one file holds the scores of several cameras; each has the name it has in the
