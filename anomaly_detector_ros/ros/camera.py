@@ -64,6 +64,15 @@ def input_topic(camera: str, transport: str) -> str:
     return f"{camera}/image_raw" + ("/compressed" if transport == "compressed" else "")
 
 
+def names_rectified(topic: str) -> bool:
+    """Whether a topic's full name says that its images are rectified, as image_proc calls them.
+
+    >>> names_rectified("/left/image_rect_color"), names_rectified("/left/image_raw")
+    (True, False)
+    """
+    return any(part.startswith("image_rect") for part in topic.split("/"))
+
+
 class Camera:
     """One camera.
 

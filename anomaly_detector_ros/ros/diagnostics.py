@@ -187,8 +187,9 @@ def costmap_status(shares: Mapping[str, OutputState], values: Mapping[str, str])
         values: details.
     """
     listened = any(share.listened for share in shares.values())
-    level, message = _with_outputs(OK, "fine" if listened else "nobody listens", shares)
-    return Status(level, message, {**values, **_listed(shares)})
+    named = {f"share of {camera}": share for camera, share in shares.items()}
+    level, message = _with_outputs(OK, "fine" if listened else "nobody listens", named)
+    return Status(level, message, {**values, **_listed(named)})
 
 
 def _with_outputs(level: int, message: str, outputs: Mapping[str, OutputState]) -> tuple[int, str]:

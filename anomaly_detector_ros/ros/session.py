@@ -13,7 +13,7 @@ from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.mapping.poses import Transforms
 from anomaly_detector_ros.ros import costmap
 from anomaly_detector_ros.ros.calibration_service import CalibrationService
-from anomaly_detector_ros.ros.camera import Camera, Picture, input_topic
+from anomaly_detector_ros.ros.camera import Camera, Picture, input_topic, names_rectified
 from anomaly_detector_ros.ros.costmap import Costmap
 from anomaly_detector_ros.ros.counters import Dropped
 from anomaly_detector_ros.ros.diagnostics import (
@@ -117,9 +117,7 @@ class Session:
 
     def _make_camera(self, name: str, topics: Topics) -> Camera:
         transport = self._parameters.of_camera(name, "image_transport")
-        # As image_proc calls them, where the topic is remapped to one of its.
-        parts = topics.name(input_topic(name, transport)).split("/")
-        rectified = any(part.startswith("image_rect") for part in parts)
+        rectified = names_rectified(topics.name(input_topic(name, transport)))
         return Camera(
             name,
             transport,

@@ -121,6 +121,30 @@ def test_a_slash_before_the_images_frame_is_left_out(live: Graph):
     assert clouds[-1].header.frame_id == "left_optical"
 
 
+def test_settings_for_drivers_that_differ(live: Graph):
+    live.send_info(info())
+    clouds = live.listen(f"{live.base}/camera/obstacles", PointCloud2, qos_profile_sensor_data)
+    time.sleep(0.5)
+    try:
+        assert live.set_parameters(depth_unit=0.0005).successful
+        optical = points(cloud_of(live, clouds, depth=2.5))[0]
+        np.testing.assert_allclose(optical[:, 2], 1.25, rtol=1e-6)
+        assert live.set_parameters(**{"camera.image_frame": "body"}).successful
+        body = points(cloud_of(live, clouds, depth=2.5))[0]
+        np.testing.assert_allclose(body[:, 0], 1.25, rtol=1e-6)  # forward
+        np.testing.assert_allclose(body[:, 1:3], -optical[:, :2], atol=1e-6)  # left and up
+        # The lens is bent, its images are not.
+        new = [30.0, 0.0, 32.0, 0.0, 0.0, 30.0, 20.0, 0.0, 0.0, 0.0, 1.0, 0.0]
+        live.send_info(info(d=[-0.2, 0.0, 0.0, 0.0, 0.0], p=new))
+        time.sleep(0.3)
+        assert live.set_parameters(rectification="rectified").successful
+        wider = points(cloud_of(live, clouds, depth=2.5))[0]
+        assert np.ptp(wider[:, 1]) == pytest.approx(63 / 30 * 1.25, abs=0.1)
+    finally:
+        live.set_parameters(depth_unit=0.0, rectification="auto", **{"camera.image_frame": ""})
+        live.send_info(info())
+
+
 def test_organised_cloud_has_the_masks_size(live: Graph):
     live.send_info(info())
     clouds = live.listen(f"{live.base}/camera/points", PointCloud2, qos_profile_sensor_data)

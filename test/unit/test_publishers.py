@@ -15,6 +15,7 @@ from std_msgs.msg import Header
 
 from anomaly_detector_ros.detection import Detection
 from anomaly_detector_ros.ros import publishers
+from anomaly_detector_ros.ros.camera import names_rectified
 from anomaly_detector_ros.ros.output import Output
 from anomaly_detector_ros.ros.publishers import Outputs
 
@@ -100,3 +101,16 @@ def test_detections_without_their_messages_say_so_to_who_waits(monkeypatch: pyte
     outputs.publish(Header(), IMAGE, DETECTION, None, 90)
     assert "vision_msgs is not installed" in outputs.outputs["detections"].state().problem
     assert str(outputs.labels.state()) == "nobody listens"
+
+
+@pytest.mark.parametrize(
+    ("topic", "rectified"),
+    [
+        ("/camera/image_rect", True),
+        ("/camera/image_rect_color/compressed", True),
+        ("/camera/image_raw", False),
+        ("/rectangle/image_raw", False),
+    ],
+)
+def test_a_topic_tells_whether_its_images_are_rectified(topic: str, rectified: bool):
+    assert names_rectified(topic) == rectified
