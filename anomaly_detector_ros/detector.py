@@ -20,7 +20,7 @@ from anomaly_detector_ros.distances.base import Distance
 from anomaly_detector_ros.distances.cosine import CosineDistance
 from anomaly_detector_ros.features.networks import FeatureExtractor
 from anomaly_detector_ros.features.preprocessing import resize
-from anomaly_detector_ros.features.upsampling import Upsampler
+from anomaly_detector_ros.features.upsampling import Nearest, Upsampler
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE, Profile, load_profile
 from anomaly_detector_ros.runtime.clock import StageClock
 from anomaly_detector_ros.runtime.devices import choose_device, memory_bytes
@@ -183,14 +183,17 @@ class Detector:
         if not images:
             return []
         clock = StageClock(self.device)
+        with clock.measure("features"):
+            looks = self._look(images)
         with clock.measure("synthesis"):
             originals = not self._full_resolution
-            inputs, edits = self.synthesize(images, originals=originals, callback=callback)
+            inputs, edits = self._edit(images, looks, originals=originals, callback=callback)
         with clock.measure("features"):
             seen = [
                 self._compared(image, inputs[i : i + 1], edits[i]) for i, image in enumerate(images)
             ]
-            maps = self._extract(seen)
+            known = looks if self._full_resolution and self._squares is None else None
+            maps = self._extract(seen, known)
         shares = {stage: seconds / len(images) for stage, seconds in clock.seconds.items()}
         names = cameras or [DEFAULT_CAMERA] * len(images)
         levels = before or [()] * len(images)
@@ -207,23 +210,53 @@ class Detector:
             for i, (image, camera) in enumerate(zip(images, names, strict=True))
         ]
 
-    def synthesize(
+    def synthesize(self, images: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+        """Originals (B, 3, h, w), edits (B, K, 3, h, w), at the model's size; see `Editor.edit`."""
+        return self._edit(images, self._look(images))
+
+    def _look(self, images: Sequence[np.ndarray]) -> list[Tensor] | None:
+        """Features (1, C, h, w) of each image, where edits depend on them."""
+        if not self.profile.parts.distance.guides_edits:
+            return None
+        with torch.inference_mode():
+            looks = self._extract([self._to_tensor(image)[None] for image in images])
+        return [each[0] for each in looks]
+
+    def _edit(
         self,
         images: Sequence[np.ndarray],
+        looks: Sequence[Tensor] | None,
         *,
         originals: bool = True,
         callback: Callback | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Originals (B, 3, h, w), edits (B, K, 3, h, w), at the model's size; see `Editor.edit`."""
+        """See `synthesize`; ``looks`` is what `_look` gives."""
         inputs = torch.cat([self._model_input(image) for image in images])
-        return self._editor.edit(self.denoiser, inputs, originals=originals, callback=callback)
+        strength = None
+        if looks is not None:
+            # One by one: images of other sizes may have other grids.
+            size = self._editor.size
+            strengths = [Nearest().enlarge(self.distance.strength(look), size) for look in looks]
+            strength = torch.cat(strengths)
+        return self._editor.edit(
+            self.denoiser, inputs, strength=strength, originals=originals, callback=callback
+        )
 
     def _model_input(self, image: np.ndarray) -> Tensor:
         return resize(self._to_tensor(image), self._editor.size)
 
     @torch.inference_mode()
-    def _extract(self, seen: Sequence[Tensor]) -> list[Tensor]:
-        """Features (n, 1 + K, C, h, w) of what `_compared` gives of each image."""
+    def _extract(
+        self, seen: Sequence[Tensor], known: Sequence[Tensor] | None = None
+    ) -> list[Tensor]:
+        """Features (n, 1 + K, C, h, w) of what `_compared` gives of each image.
+
+        Args:
+            known: of each image its own features (1, C, h, w), where they need no second look.
+        """
+        if known is not None:
+            edits = self._extract([views[:, 1:] for views in seen])
+            return [torch.cat([look[None], each], 1) for look, each in zip(known, edits, strict=True)]
         alike = len({each.shape for each in seen}) == 1
         count = seen[0].shape[0] * seen[0].shape[1]
         step = max(1, _FEATURE_BATCH // count) if alike else 1
@@ -269,7 +302,7 @@ class Detector:
         size = image.shape[:2]
         with clock.measure("upsampling"):
             raw, uncertainty = self._distance(maps, seen, size)
-            edited = to_pictures(resize(edits.mean(0, keepdim=True), size))[0]
+            edited = to_pictures(resize(edits[:1], size))[0]  # a mean of several is a blur
         with clock.measure("segmentation"):
             segments = self.segment(image, raw)
         with clock.measure("scoring"):

@@ -30,6 +30,16 @@ class Distance(ABC):
     full_resolution: ClassVar[bool] = False
     frame_level: float = 0.0
 
+    def strength(self, features: Tensor) -> Tensor:
+        """How strongly each place needs an edit, told before there is one: (B, h, w) in [0, 1].
+
+        Asked where the settings guide edits (`DistanceSettings.guides_edits`); see `Editor.edit`.
+
+        Args:
+            features: of the images as the camera gave them, (B, C, h, w).
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def __call__(self, original: Tensor, edits: Tensor) -> Tensor:
         """Features (1, C, h, w) and (K, C, h, w) -> M maps (M, h, w) float32, to be enlarged."""
@@ -92,6 +102,11 @@ class DistanceSettings(ABC):
     def lights(self) -> int:
         """In how many other lights `collect` sees each image besides its own."""
         return 0
+
+    @property
+    def guides_edits(self) -> bool:
+        """Whether edits are local, as strong in each place as `Distance.strength` tells."""
+        return False
 
     @abstractmethod
     def build(self, learnt: Tensors) -> Distance:

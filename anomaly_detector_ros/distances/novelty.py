@@ -1,4 +1,4 @@
-"""How new an image is to a memory of nominal features, and how little that is so of its edits."""
+"""How new an image is to a memory of nominal features, and how far its edits had to go."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from anomaly_detector_ros.distances.base import (
     NominalImages,
     Tensors,
 )
+from anomaly_detector_ros.distances.cosine import CosineDistance
 
 
 @DISTANCES.register("novelty")
@@ -31,7 +32,10 @@ class Novelty(DistanceSettings):
         lights: in how many other lights it remembers each nominal image besides its own; see
             `imaging.light.vary_light`.
         neighbours: k.
+        memory_weight: u; 0 leaves the memory out of the score, which is then the paper's.
         edit_weight: w; 0 leaves the edits out.
+        edit_from, edit_to: novelty, less the frame's level, at which a place begins to be edited,
+            and from which on it is made anew; no ``edit_to`` edits all places alike.
         frame_level: share of a frame's level that is taken off its scores, in [0, 1]; see
             `calibration.level`.
     """
@@ -42,8 +46,16 @@ class Novelty(DistanceSettings):
     candidates: Annotated[int, Ge(1), Le(100)] = 10
     lights: Annotated[int, Ge(0), Le(20)] = 0
     neighbours: Annotated[int, Ge(1), Le(100)] = 3
+    memory_weight: Annotated[float, Ge(0), Le(10)] = 1.0
     edit_weight: Annotated[float, Ge(0), Le(10)] = 0.25
+    edit_from: Annotated[float, Ge(-2), Le(2)] = 0.0
+    edit_to: Annotated[float, Ge(-2), Le(2)] | None = None
     frame_level: Annotated[float, Ge(0), Le(1)] = 0.5
+
+    @property
+    def guides_edits(self) -> bool:
+        """See `DistanceSettings`."""
+        return self.edit_to is not None
 
     def build(self, learnt: Tensors) -> NoveltyDistance:
         """See `DistanceSettings`."""
@@ -86,27 +98,27 @@ def spread_out(vectors: Tensor, count: int) -> Tensor:
 
 
 class NoveltyDistance(Distance):
-    """Distance of the image from nominal features, and nearness of its edits to them.
+    """Distance of the image from nominal features, and from its edits.
 
     With N(a) = mean over the k nearest m of the memory of 1 - cos(a, m), a the features of the
     image as the camera gave it and b_j those of its J edits:
 
-        mean_j [N(a) + w (1 - N(b_j))]
+        mean_j [u N(a) + w (1 - cos(a, b_j))]
 
-    N alone is the nearest-neighbour baseline. What stays new to the memory in the edits too, such
-    as foliage that looks unlike that of the training images, counts for less than what the edits
-    replaced by something well known.
+    N alone is the nearest-neighbour baseline; u = 0 is the paper's score. N also tells where an
+    edit is needed at all (`strength`): a place that the memory knows needs none, and one that is
+    new to it is made anew from noise.
 
     Args:
         memory: m, (M, C) nominal feature vectors of any lengths but 0.
-        settings: k, w and the share of a frame's level.
+        settings: k, u, w, where edits begin, and the share of a frame's level.
     """
 
     full_resolution = True
 
     def __init__(self, memory: Tensor, settings: Novelty) -> None:
         self.memory, self.settings = F.normalize(memory.float(), dim=1), settings
-        self.frame_level = settings.frame_level
+        self.frame_level, self._cosine = settings.frame_level, CosineDistance()
 
     def to(self, device: torch.device | str) -> NoveltyDistance:
         """See `Distance`."""
@@ -118,13 +130,24 @@ class NoveltyDistance(Distance):
         steps = self.memory * (127 / largest)
         return {"memory": steps.round().to(torch.int8).cpu()}
 
+    def strength(self, features: Tensor) -> Tensor:
+        """See `Distance`: rises from 0 to 1 with N less the frame's level, neighbours included."""
+        novelty = self._novelty(features)
+        level = self.frame_level * novelty.flatten(1).median(1).values
+        low, high = self.settings.edit_from, self.settings.edit_to
+        assert high is not None  # the settings guide edits
+        rise = (novelty - level[:, None, None] - low) / max(high - low, 1e-6)
+        return F.max_pool2d(rise.clamp(0, 1)[:, None], 3, stride=1, padding=1)[:, 0]
+
     def __call__(self, original: Tensor, edits: Tensor) -> Tensor:
         """See `Distance`: one map per edit, at least 0; one map where edits are left out."""
-        novelty = self._novelty(original)
-        weight = self.settings.edit_weight
-        if weight:
-            novelty = novelty + weight * (1 - self._novelty(edits))
-        return novelty.clamp(min=0)
+        memory_weight, edit_weight = self.settings.memory_weight, self.settings.edit_weight
+        score = torch.zeros_like(original[:, 0], dtype=torch.float32)
+        if memory_weight:
+            score = score + memory_weight * self._novelty(original)
+        if edit_weight:
+            score = score + edit_weight * self._cosine(original, edits)
+        return score.clamp(min=0)
 
     def _novelty(self, features: Tensor) -> Tensor:
         """N of features (B, C, h, w): (B, h, w) float32."""

@@ -118,14 +118,20 @@ class CachedParts(Parts):
     def profile_key(self, profile: Profile) -> Any:
         """A key for what a detector of this profile finds in an image, before calibration."""
         parts = profile.parts
-        file = profile.calibration.get("file") if parts.distance.fitted else None
         return [
-            describe(parts.distance),
-            content_sha256(Path(file)) if file else None,
+            *self._distance_key(profile),
             self.edits_key(profile),
             *map(self.part_key, (parts.features, parts.upsampler, parts.segmenter)),
         ]
 
     def edits_key(self, profile: Profile) -> Any:
-        """A key for what a profile's denoiser and sampler make of an image."""
-        return [self.part_key(profile.parts.denoiser), describe(profile.sampler)]
+        """A key for the edits that a profile makes of an image."""
+        parts = profile.parts
+        key = [self.part_key(parts.denoiser), describe(profile.sampler)]
+        if parts.distance.guides_edits:
+            key += [*self._distance_key(profile), self.part_key(parts.features)]
+        return key
+
+    def _distance_key(self, profile: Profile) -> list[Any]:
+        file = profile.calibration.get("file") if profile.parts.distance.fitted else None
+        return [describe(profile.parts.distance), content_sha256(Path(file)) if file else None]

@@ -3,10 +3,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from anomaly_detector_ros.building import Parts
 from anomaly_detector_ros.detector import Detector
+from anomaly_detector_ros.distances.novelty import NoveltyDistance
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.features.featup import FeatUpUpsampler, JbuStack
 from anomaly_detector_ros.features.preprocessing import resize
+from anomaly_detector_ros.profiles import load_profile
 from anomaly_detector_ros.runtime.tensors import to_tensor
 
 
@@ -202,3 +205,20 @@ def test_a_profile_says_how_the_denoiser_is_called(light_profile, caplog):
         assert "compile: graph needs a CUDA device" in caplog.text
     with pytest.raises(UserError, match="compile is 'warp': it must be 'auto'"):
         heatmap("warp")
+
+
+def test_an_edit_changes_only_what_is_new_to_the_memory(light_profile):
+    overrides = {"distance": {"name": "novelty", "edit_from": 0.001, "edit_to": 0.01}}
+    profile = load_profile(light_profile, overrides=overrides)
+    grass, paint = (60, 120, 40), (220, 30, 200)
+    distance = NoveltyDistance(torch.tensor([grass]) / 127.5 - 1, profile.parts.distance)
+    detector = Detector.from_parts(
+        profile, Parts(torch.device("cpu")), distance=distance, calibrated=False
+    )
+    height, width = profile.parts.denoiser.size
+    image = np.full((height, width, 3), grass, np.uint8)
+    assert np.array_equal(detector.detect(image).edited, image)
+    image[:, : width // 4] = paint
+    edited = detector.detect(image).edited
+    assert np.array_equal(edited[:, width * 3 // 4 :], image[:, width * 3 // 4 :])
+    assert np.abs(edited[:, : width // 8].astype(int) - paint).mean() > 20

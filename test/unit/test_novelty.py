@@ -8,6 +8,7 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from anomaly_detector_ros.distances.base import DISTANCES
+from anomaly_detector_ros.distances.cosine import CosineDistance
 from anomaly_detector_ros.distances.novelty import Novelty, NoveltyDistance, spread_out
 from anomaly_detector_ros.errors import UserError
 
@@ -24,31 +25,48 @@ def nearest(memory: torch.Tensor, vectors: torch.Tensor, count: int) -> np.ndarr
 
 
 @pytest.mark.parametrize("neighbours", [1, 3])
-def test_it_is_the_novelty_of_the_image_and_the_nearness_of_its_edits(neighbours: int) -> None:
+def test_it_is_the_novelty_of_the_image_and_the_distance_of_its_edits(neighbours: int) -> None:
     memory = torch.randn(40, 8, generator=torch.Generator().manual_seed(1)) * 3
     original, edits = features(2, 1), features(3, 2)
-    distance = NoveltyDistance(memory, Novelty(neighbours=neighbours, edit_weight=0.25))
+    settings = Novelty(neighbours=neighbours, memory_weight=2.0, edit_weight=0.25)
+    distance = NoveltyDistance(memory, settings)
     maps = distance(original, edits)
     novelty = nearest(memory, original, neighbours)
-    expected = novelty + 0.25 * (1 - nearest(memory, edits, neighbours))
+    cosine = 1 - torch.cosine_similarity(original, edits, dim=1).numpy()
+    expected = 2 * novelty + 0.25 * cosine
     np.testing.assert_allclose(maps.numpy(), expected, atol=1e-5)
     np.testing.assert_allclose(distance.anomaly(maps), expected.mean(0), atol=1e-5)
     np.testing.assert_allclose(distance.spread(maps), expected.std(0), atol=1e-5)
     alone = NoveltyDistance(memory, Novelty(neighbours=neighbours, edit_weight=0))
     np.testing.assert_allclose(alone(original, edits).numpy(), novelty, atol=1e-5)
+    paper = NoveltyDistance(memory, Novelty(memory_weight=0, edit_weight=1))
+    assert torch.equal(paper(original, edits), CosineDistance()(original, edits))
 
 
-def test_what_the_edit_made_familiar_scores_highest() -> None:
-    known, new = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
-    distance = NoveltyDistance(known[None], Novelty(edit_weight=0.5))
+def test_edits_are_as_strong_as_a_place_is_new_to_the_memory() -> None:
+    """Novelties 1 - cos 60, 45 and 30 degrees among places that the memory knows."""
+    angles = torch.zeros(7, 9)
+    angles[3, 1], angles[3, 4], angles[3, 7] = 60, 45, 30
+    radians = angles.deg2rad()
+    vectors = torch.stack([radians.cos(), radians.sin()])[None]
+    settings = Novelty(edit_from=0.1, edit_to=0.4, neighbours=1)
+    assert settings.guides_edits
+    assert not Novelty().guides_edits
+    strength = NoveltyDistance(torch.tensor([[2.0, 0.0]]), settings).strength(vectors)[0]
+    expected = torch.zeros(7, 9)
+    expected[2:5, 0:3] = 1
+    expected[2:5, 3:6] = (1 - 0.5**0.5 - 0.1) / 0.3
+    expected[2:5, 6:9] = (1 - 0.75**0.5 - 0.1) / 0.3
+    torch.testing.assert_close(strength, expected, atol=1e-5, rtol=0)
 
-    def score(image: torch.Tensor, edit: torch.Tensor) -> float:
-        return float(distance(image.view(1, 2, 1, 1), edit.view(1, 2, 1, 1)))
 
-    assert score(new, known) == pytest.approx(1.5)
-    assert score(new, new) == pytest.approx(1.0)
-    assert score(known, known) == pytest.approx(0.5)
-    assert score(known, new) == pytest.approx(0.0)
+def test_the_level_of_a_frame_does_not_call_for_edits() -> None:
+    dull = torch.full((1, 2, 4, 4), 0.5**0.5)  # all places 45 degrees off what is known
+    known = torch.tensor([[1.0, 0.0]])
+    keeps = NoveltyDistance(known, Novelty(edit_from=0.1, edit_to=0.4, frame_level=0))
+    takes = NoveltyDistance(known, Novelty(edit_from=0.1, edit_to=0.4, frame_level=1))
+    assert (keeps.strength(dull) > 0.6).all()
+    assert (takes.strength(dull) == 0).all()
 
 
 @pytest.mark.parametrize(
@@ -62,6 +80,9 @@ def test_what_the_edit_made_familiar_scores_highest() -> None:
         {"edit_weight": -1},
         {"edit_weight": math.nan},
         {"frame_level": 1.5},
+        {"memory_weight": -1},
+        {"edit_from": 3},
+        {"edit_to": math.inf},
     ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
