@@ -256,7 +256,8 @@ class Detector:
         """
         if known is not None:
             edits = self._extract([views[:, 1:] for views in seen])
-            return [torch.cat([look[None], each], 1) for look, each in zip(known, edits, strict=True)]
+            pairs = zip(known, edits, strict=True)
+            return [torch.cat([look[None], each], 1) for look, each in pairs]
         alike = len({each.shape for each in seen}) == 1
         count = seen[0].shape[0] * seen[0].shape[1]
         step = max(1, _FEATURE_BATCH // count) if alike else 1

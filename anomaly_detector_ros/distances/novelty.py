@@ -47,7 +47,7 @@ class Novelty(DistanceSettings):
     lights: Annotated[int, Ge(0), Le(20)] = 0
     neighbours: Annotated[int, Ge(1), Le(100)] = 3
     memory_weight: Annotated[float, Ge(0), Le(10)] = 1.0
-    edit_weight: Annotated[float, Ge(0), Le(10)] = 0.25
+    edit_weight: Annotated[float, Ge(0), Le(10)] = 0.1
     edit_from: Annotated[float, Ge(-2), Le(2)] = 0.0
     edit_to: Annotated[float, Ge(-2), Le(2)] | None = None
     frame_level: Annotated[float, Ge(0), Le(1)] = 0.5

@@ -26,7 +26,6 @@ from anomaly_detector_ros.profiles import Profile, load_profile
 from anomaly_detector_ros.runtime.resources import share_dir
 from anomaly_detector_ros.runtime.tensors import to_device, to_tensor
 from anomaly_detector_ros.selfcheck.finding import Finding
-from anomaly_detector_ros.synthesis.denoisers.loading import DenoiserSettings
 from anomaly_detector_ros.synthesis.editor import Editor
 from anomaly_detector_ros.synthesis.spaces import space_of
 from anomaly_detector_ros.weights.loading import RANDOM
@@ -87,15 +86,14 @@ def _distance(profile: Profile, parts: Parts) -> Distance:
 
 
 def _denoiser(parts: Parts) -> Tensor:
-    denoiser = parts.denoiser(_exact("light").parts.denoiser)
+    denoiser = parts.denoiser(_exact("paper_small").parts.denoiser)
     x = _pixels(parts, (64, 120))
     with torch.no_grad():
         return torch.cat([denoiser(x, t) for t in (200, 700)])[..., ::3, ::3]
 
 
 def _latents(parts: Parts) -> Tensor:
-    settings = DenoiserSettings("offroad_latent", (64, 120), "float32", "none")
-    denoiser = parts.denoiser(settings)
+    denoiser = parts.denoiser(_exact("light").parts.denoiser)
     space = space_of(denoiser)
     with torch.no_grad():
         x0 = denoiser(space.encode(_pixels(parts, (64, 120))), 400)
@@ -105,7 +103,9 @@ def _latents(parts: Parts) -> Tensor:
 def _edit(parts: Parts) -> Tensor:
     settings = _exact("light").parts
     editor = Editor(settings.sampler, (64, 120), parts.device)
-    _, edits = editor.edit(parts.denoiser(settings.denoiser), _pixels(parts, (64, 120)))
+    strength = to_device(torch.linspace(0, 1, 15).expand(1, 8, 15), parts.device)
+    denoiser, images = parts.denoiser(settings.denoiser), _pixels(parts, (64, 120))
+    _, edits = editor.edit(denoiser, images, strength=strength)
     return edits[..., ::4, ::4]
 
 
@@ -169,8 +169,8 @@ def _detection(name: str) -> Callable[[Parts], Tensor]:
 
 
 PARTS = (
-    Part("denoiser", "light", _denoiser, 1e-3, 1e-2),
-    Part("autoencoder and denoiser of latents", "latent", _latents, 1e-3, 2e-2),
+    Part("denoiser of pixels", "paper_small", _denoiser, 1e-3, 1e-2),
+    Part("autoencoder and denoiser of latents", "light", _latents, 1e-3, 2e-2),
     Part("edit", "light", _edit, 1e-3, 2e-2),
     Part("features", "light", _features, 1e-3, 1e-2),
     Part("distance (novelty)", "light", _novelty, 1e-3, 1e-2),

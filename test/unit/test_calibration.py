@@ -172,7 +172,7 @@ def test_a_moved_denoiser_is_the_same_and_another_is_not(
 
 def test_weights_of_the_registry_count(parts: Parts):
     fitted = fingerprint(load_profile("embedded"), parts.registry)
-    assert fitted["denoiser"]["model"] == "offroad_small"
+    assert fitted["denoiser"]["model"] == "offroad_latent"
     assert "dtype" not in fitted["denoiser"]
     assert all(len(sha) == 64 for sha in fitted["weights"]["features"])
     retrained = {**fitted, "weights": {**fitted["weights"], "denoiser": ["0" * 64]}}

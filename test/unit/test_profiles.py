@@ -15,7 +15,7 @@ def test_every_installed_profile_loads(name):
 
 def test_embedded_needs_its_registry_models():
     models = load_profile("embedded").model_names()
-    assert models == ["offroad_small", "dinov2_vits14_focus", "mobile_sam"]
+    assert models == ["offroad_latent", "dinov2_vits14_focus", "mobile_sam"]
     assert "mobile_sam" not in load_profile("light").model_names()
 
 
@@ -72,7 +72,7 @@ def test_a_file_builds_on_an_installed_profile(tmp_path):
     path = str(tmp_path / "runs/mine/model")  # whatever the working directory
     assert profile.denoiser == {**model, "model": path, "dtype": "auto"}
     assert profile.features == load_profile("embedded").features
-    assert "offroad_small" not in profile.model_names()
+    assert "offroad_latent" not in profile.model_names()
 
 
 def test_unknown_and_missing_profiles_are_refused(tmp_path):

@@ -97,15 +97,19 @@ def test_originals_pass_the_autoencoder_like_their_edits(
     assert torch.equal(edits, again)
 
 
-@pytest.mark.parametrize(("distance", "decoded"), [("nearest_edit", 1), ("cosine", 2)])
+@pytest.mark.parametrize(("compared_with", "decoded"), [("image", 1), ("model_input", 2)])
 def test_originals_are_decoded_only_for_who_looks_at_them(
-    latent_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distance: str, decoded: int
+    latent_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    compared_with: str,
+    decoded: int,
 ) -> None:
     file = write_profile(
         tmp_path / "latent.yaml",
         latent_model,
         denoiser={"model": str(latent_model), "size": list(SIZE), "dtype": "float32"},
-        distance={"name": distance},
+        distance={"name": "cosine", "compared_with": compared_with},
     )
     detector = Detector.from_profile(str(file), device="cpu", offline=True)
     image = np.random.default_rng(0).integers(0, 256, (48, 80, 3), np.uint8)

@@ -37,6 +37,7 @@ class LocalDenoiser:
         """See `Denoiser`."""
         open_here = self._strength >= self.schedule.noise_fraction(t)
         self.edited = self.edited | open_here
+        x0: Tensor
         if self._fill_in:
             x0 = self._fill_in(x, t, self._known, open_here.to(x))
         else:
