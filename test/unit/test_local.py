@@ -71,6 +71,24 @@ def test_a_place_joins_when_the_noise_has_fallen_to_its_strength() -> None:
     ]
 
 
+def test_a_network_is_not_asked_before_any_place_is_edited() -> None:
+    asked: list[float] = []
+
+    class Counting(GaussianDenoiser):
+        def __call__(self, x: Tensor, t: int) -> Tensor:
+            asked.append(round(SCHEDULE.noise_fraction(t), 2))
+            return super().__call__(x, t)
+
+    counting, x = Counting(SCHEDULE, 0.3, 0.2), torch.full((2, 3, 1, 4), 0.9)
+    sampler = FewStep(similarity=UNGUIDED, noise_level=1.0, steps=4)
+    strength = torch.zeros(2, 1, 1, 4)
+    assert torch.allclose(sampler(LocalDenoiser(counting, x, strength), x), x, atol=1e-6)
+    assert asked == []
+    strength[1, ..., 2] = 0.6
+    sampler(LocalDenoiser(counting, x, strength), x)
+    assert asked == [0.5, 0.25]
+
+
 @dataclass
 class Pair:
     """Two standard normal places that correlate; the first is told from the second."""

@@ -32,10 +32,14 @@ class LocalDenoiser:
         self.schedule, self.space = denoiser.schedule, space_of(denoiser)
         self._fill_in = getattr(denoiser, "fill_in", None)
         self.edited = torch.zeros_like(strength, dtype=torch.bool)
+        self._highest = float(strength.max())  # once: a GPU has to be waited for
 
     def __call__(self, x: Tensor, t: int) -> Tensor:
-        """See `Denoiser`."""
-        open_here = self._strength >= self.schedule.noise_fraction(t)
+        """See `Denoiser`; while no place is edited the network is not asked."""
+        level = self.schedule.noise_fraction(t)
+        if level > self._highest:
+            return self._known
+        open_here = self._strength >= level
         self.edited = self.edited | open_here
         x0: Tensor
         if self._fill_in:
