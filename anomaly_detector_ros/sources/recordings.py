@@ -142,8 +142,8 @@ class BagReader:
             if (missing := left[connection.id]) > 0:
                 declared = connection.msgcount
                 raise UserError(
-                    f"bag '{self.bag}' declares {declared} messages on {connection.topic}, only "
-                    f"{declared - missing} are there: it is not whole, copy or recover it"
+                    f"bag '{self.bag}' declares {declared} messages on "
+                    f"{one_line(connection.topic, 100)}, only {declared - missing} are there: it is not whole, copy or recover it"
                 )
 
     def _open(self) -> None:
@@ -170,7 +170,9 @@ class BagReader:
             self.left_out.update(storage.left_out)
         if self.left_out:
             listed = ", ".join(f"{topic} ({why})" for topic, why in self.left_out.items())
-            say_once(f"bag '{self.bag}'", f"left out, no messages of ROS 2: {listed}")
+            say_once(
+                f"bag '{self.bag}'", f"left out, no messages of ROS 2: {one_line(listed, 400)}"
+            )
 
     def _open_storage(self, file: Path) -> Storage:
         if _begins_with(file, ZSTD_MAGIC):
@@ -244,7 +246,7 @@ def _declared(metadata: dict[str, Any]) -> dict[_Key, dict[str, Any]]:
         if not all(isinstance(text, str) for text in (name, kind, digest)) or not name:
             raise ValueError("a topic's name, type or hash is no text")
         if type(count) is not int:
-            raise ValueError(f"the number of messages of {name} is none")
+            raise ValueError(f"the number of messages of {one_line(name, 60)} is none")
         same = found.setdefault(
             (name, message_type(kind)), {"digest": digest, "count": 0, "qos": []}
         )

@@ -195,6 +195,16 @@ def test_two_publishers_of_one_topic_are_one_topic(tmp_path: Path) -> None:
     assert len(read(file)) == 2
 
 
+def test_the_error_of_a_bag_that_is_not_whole_is_one_short_line(tmp_path: Path) -> None:
+    frames = [image_bytes(picture, i) for i, picture in enumerate(pictures())]
+    bag = write_bag(tmp_path / "in", StoragePlugin.MCAP, frames, ["/c/image_raw"])
+    text = (bag / "metadata.yaml").read_text()
+    (bag / "metadata.yaml").write_text(text.replace("/c/image_raw", "/" + "x" * 5000))
+    with pytest.raises(UserError, match="is not whole") as caught:
+        read(bag)
+    assert len(str(caught.value)) < 400
+
+
 def test_messages_in_the_log_of_sqlite(tmp_path: Path) -> None:
     frames = [image_bytes(picture, i) for i, picture in enumerate(pictures())]
     bag = write_bag(tmp_path / "in", StoragePlugin.SQLITE3, frames, ["/camera/image_raw"])
