@@ -18,7 +18,7 @@ endif
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 READY   := $(VENV)/.ready-$(VERSION)-$(or $(ROS_DISTRO),wheels)
 
-.PHONY: demo test lint pytest models clean
+.PHONY: demo test lint pytest models clean docs/demo.jpg
 
 demo: models
 	$(TUNED) $(BIN)/anomaly-detector demo $(ARGS)
@@ -27,6 +27,11 @@ test: lint pytest
 
 pytest: models
 	$(TUNED) $(BIN)/python -m pytest $(ARGS)
+
+# The README's picture: three of the demo's scenes.
+docs/demo.jpg: models
+	$(TUNED) $(BIN)/anomaly-detector demo $(foreach n,0 3 7,--images demo/images/scene_$(n).jpg)
+	$(BIN)/python scripts/write_demo_picture.py demo_output/bag $@
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,336 +1,499 @@
-"""Generates the demo's pictures: off-road scenes drawn from our own model, each with an object.
+"""Draws the demo's pictures: scenes sampled from offroad_latent, with objects rendered into them.
 
-For maintainers: ``python scripts/draw_demo_scenes.py --model DIR --output demo``. Writes
-``images/scene_0.jpg`` and the objects' outlines ``truth/scene_0.png`` (0 or 255), and so on.
+For maintainers: ``python scripts/draw_demo_scenes.py --output demo``. Writes ``images/scene_0.jpg``
+and the objects' outlines ``truth/scene_0.png`` (0 or 255), and so on.
 
-Objects are anti-aliased, shaded pictures with transparency, float RGBA (size, size, 4) in [0, 1],
-each standing on the lower edge and lit from the upper left.
+Objects are solids given by their distance to a point and found by sphere tracing. They stand on a
+flat ground before a level pinhole camera, in the light of a sky dome and a sun. The same light,
+with the object in its way, darkens the ground of the picture. Metres; x right, y ahead, z up.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from anomaly_detector_ros.runtime.allocator import tune
 
+Array = NDArray[np.float32]
+Point = tuple[float, float, float]
+
 HEIGHT, WIDTH = 272, 512
+FOCAL = 330.0
+CAMERA = np.array([0, 0, 1.4], np.float32)
+RAYS = 3  # across a pixel
+GROUND_ALBEDO = 0.22
+SKY_RAYS = 16
 JPEG_QUALITY = 92
-
-# The model runs again on the enlarged scene from this noise level: little enough to keep what
-# there is, enough to add detail. At the full size of the picture it adds grain instead.
-REDRAWN_SIZE = (136, 256)
-REDRAWN_FROM = 0.35
-_SUPERSAMPLING = 4
-
-
-class _Canvas:
-    """A square canvas in units of its own size; shapes are painted over each other."""
-
-    def __init__(self, size: int) -> None:
-        self.size, self.side = size, size * _SUPERSAMPLING
-        self.rgba = np.zeros((self.side, self.side, 4), np.float32)
-        axis = (np.arange(self.side, dtype=np.float32) + 0.5) / self.side
-        self.x, self.y = np.meshgrid(axis, axis)
-
-    def paint(self, mask: np.ndarray, colour: Sequence[float], shade: np.ndarray | float) -> None:
-        """Paint where the mask is; shade multiplies the colour."""
-        shaded = np.asarray(colour, np.float32) * np.broadcast_to(
-            np.asarray(shade, np.float32)[..., None], (self.side, self.side, 1)
-        )
-        self.rgba[mask, :3] = np.clip(shaded, 0, 1)[mask]
-        self.rgba[mask, 3] = 1
-
-    def polygon(self, *points: tuple[float, float]) -> np.ndarray:
-        mask = np.zeros((self.side, self.side), np.uint8)
-        cv2.fillPoly(mask, [np.rint(np.array(points) * self.side).astype(np.int32)], 1)
-        return mask.astype(bool)
-
-    def ellipse(self, x: float, y: float, rx: float, ry: float) -> np.ndarray:
-        return np.asarray(((self.x - x) / rx) ** 2 + ((self.y - y) / ry) ** 2 <= 1)
-
-    def round_shade(self, centre: float | np.ndarray, half: float | np.ndarray) -> np.ndarray:
-        """Light on an upright round body around `centre`, whose half width is `half`."""
-        across = np.clip((self.x - centre) / half, -1, 1)
-        return np.asarray(0.45 + 0.6 * np.sqrt(1 - (across * 0.8 + 0.3).clip(-1, 1) ** 2))
-
-    def finish(self) -> np.ndarray:
-        premultiplied = self.rgba.copy()
-        premultiplied[..., :3] *= premultiplied[..., 3:]
-        size = (self.size, self.size)
-        small = np.asarray(
-            cv2.resize(premultiplied, size, interpolation=cv2.INTER_AREA), np.float32
-        )
-        small[..., :3] /= np.maximum(small[..., 3:], 1e-6)
-        return np.clip(small, 0, 1)
-
-
-def traffic_cone(size: int) -> np.ndarray:
-    """An orange cone with two white bands."""
-    c = _Canvas(size)
-    c.paint(c.polygon((0.12, 1.0), (0.88, 1.0), (0.8, 0.9), (0.2, 0.9)), (0.75, 0.24, 0.05), 0.8)
-    body = c.polygon((0.45, 0.06), (0.55, 0.06), (0.76, 0.93), (0.24, 0.93))
-    half = 0.05 + (c.y - 0.06) * 0.24
-    shade = c.round_shade(0.5, half)
-    c.paint(body, (1.0, 0.38, 0.06), shade)
-    sag = 0.02 * (1 - ((c.x - 0.5) / 0.3) ** 2)  # the bands curve around the cone
-    for top, bottom in ((0.3, 0.44), (0.6, 0.74)):
-        c.paint(body & (c.y - sag > top) & (c.y - sag < bottom), (0.95, 0.95, 0.93), shade)
-    return c.finish()
-
-
-def barrel(size: int) -> np.ndarray:
-    """A blue steel drum with two ribs."""
-    c = _Canvas(size)
-    half = 0.31
-    body = ((abs(c.x - 0.5) <= half) & (c.y > 0.14) & (c.y < 0.92)) | c.ellipse(
-        0.5, 0.92, half, 0.075
-    )
-    shade = c.round_shade(0.5, half)
-    c.paint(body, (0.1, 0.3, 0.72), shade)
-    sag = 0.075 * np.sqrt(np.clip(1 - ((c.x - 0.5) / half) ** 2, 0, 1))
-    for at in (0.33, 0.6):
-        c.paint(body & (abs(c.y - sag - at) < 0.018), (0.16, 0.4, 0.85), shade * 1.15)
-        c.paint(body & (abs(c.y - sag - at - 0.028) < 0.01), (0.06, 0.2, 0.5), shade)
-    c.paint(c.ellipse(0.5, 0.14, half, 0.075), (0.22, 0.46, 0.86), 0.95)
-    c.paint(c.ellipse(0.5, 0.145, half * 0.88, 0.06), (0.14, 0.36, 0.76), 0.9)
-    return c.finish()
-
-
-def crate(size: int) -> np.ndarray:
-    """A pale wooden crate, seen on its corner."""
-    c = _Canvas(size)
-    front = c.polygon((0.06, 0.4), (0.6, 0.46), (0.6, 1.0), (0.06, 0.9))
-    side = c.polygon((0.6, 0.46), (0.95, 0.36), (0.95, 0.84), (0.6, 1.0))
-    top = c.polygon((0.06, 0.4), (0.42, 0.32), (0.95, 0.36), (0.6, 0.46))
-    grain = 1 + 0.06 * np.sin(c.y * 190 + 3 * np.sin(c.x * 21)) + 0.03 * np.sin(c.y * 517 + c.x * 9)
-    wood = (0.84, 0.66, 0.4)
-    c.paint(front, wood, grain)
-    c.paint(side, wood, grain * 0.62)
-    c.paint(top, wood, 1.12)
-    for level in (0.2, 0.4, 0.6, 0.8):  # gaps between boards
-        y_front = (0.4 + 0.06 * (c.x - 0.06) / 0.54) * (1 - level) + (
-            0.9 + 0.1 * (c.x - 0.06) / 0.54
-        ) * level
-        c.paint(front & (abs(c.y - y_front) < 0.007), (0.3, 0.2, 0.1), 1.0)
-        y_side = (0.46 - 0.1 * (c.x - 0.6) / 0.35) * (1 - level) + (
-            1.0 - 0.16 * (c.x - 0.6) / 0.35
-        ) * level
-        c.paint(side & (abs(c.y - y_side) < 0.007), (0.2, 0.13, 0.06), 1.0)
-    for x in (0.1, 0.56):
-        c.paint(front & (abs(c.x - x) < 0.04), (0.74, 0.55, 0.31), grain)
-    return c.finish()
-
-
-def person(size: int) -> np.ndarray:
-    """A standing figure in a red jacket."""
-    c = _Canvas(size)
-    legs, skin, jacket = (0.16, 0.19, 0.3), (0.85, 0.64, 0.5), (0.8, 0.1, 0.12)
-    for x in (0.45, 0.56):
-        leg = c.polygon((x - 0.05, 0.52), (x + 0.05, 0.52), (x + 0.035, 0.96), (x - 0.035, 0.96))
-        c.paint(leg, legs, c.round_shade(x, 0.06))
-        c.paint(c.ellipse(x - 0.01, 0.975, 0.055, 0.025), (0.1, 0.08, 0.07), 1.0)
-    for shoulder, elbow, hand in (
-        ((0.4, 0.25), (0.335, 0.4), (0.36, 0.54)),
-        ((0.61, 0.25), (0.67, 0.4), (0.64, 0.54)),
-    ):
-        arm = np.zeros((c.side, c.side), np.uint8)
-        points = np.rint(np.array([shoulder, elbow, hand]) * c.side).astype(np.int32)
-        cv2.polylines(arm, [points], False, 1, round(0.06 * c.side))
-        c.paint(arm.astype(bool), jacket, c.round_shade(elbow[0], 0.08) * 0.85)
-        c.paint(c.ellipse(*hand, 0.028, 0.032), skin, 0.9)
-    torso = c.polygon(
-        (0.4, 0.2), (0.61, 0.2), (0.635, 0.3), (0.6, 0.56), (0.41, 0.56), (0.375, 0.3)
-    )
-    c.paint(torso, jacket, c.round_shade(0.505, 0.14))
-    c.paint(c.polygon((0.475, 0.15), (0.535, 0.15), (0.545, 0.22), (0.465, 0.22)), skin, 0.75)
-    c.paint(c.ellipse(0.505, 0.1, 0.052, 0.068), skin, c.round_shade(0.505, 0.06))
-    hair = c.ellipse(0.505, 0.085, 0.056, 0.062) & (c.y < 0.085)
-    c.paint(hair, (0.2, 0.13, 0.08), 1.0)
-    return c.finish()
-
-
-def ball(size: int) -> np.ndarray:
-    """A yellow ball with a blue stripe."""
-    c = _Canvas(size)
-    x, y = (c.x - 0.5) / 0.46, (c.y - 0.54) / 0.46
-    z = np.sqrt(np.clip(1 - x**2 - y**2, 0, 1))
-    light = np.clip(-0.45 * x - 0.6 * y + 0.65 * z, 0, 1)
-    shade = 0.35 + 0.7 * light
-    whole = x**2 + y**2 <= 1
-    c.paint(whole, (0.98, 0.82, 0.1), shade)
-    c.paint(whole & (abs(0.8 * y + 0.3 * x + 0.25 * z) < 0.16), (0.1, 0.25, 0.75), shade)
-    gloss = np.clip(light - 0.93, 0, 1) / 0.07
-    c.rgba[whole, :3] += (0.5 * gloss**2)[whole][..., None]
-    return c.finish()
-
-
-def tyre(size: int) -> np.ndarray:
-    """A car tyre on its tread, its rim white."""
-    c = _Canvas(size)
-    back = c.ellipse(0.58, 0.52, 0.38, 0.48)
-    c.paint(back, (0.11, 0.11, 0.12), 0.7)
-    angle = np.arctan2((c.y - 0.52) / 0.48, (c.x - 0.58) / 0.38)
-    c.paint(back & (np.sin(angle * 38) > 0.3), (0.16, 0.16, 0.17), 0.75)
-    c.paint(c.ellipse(0.44, 0.52, 0.38, 0.48), (0.17, 0.17, 0.18), 1.15 - 0.5 * c.y)
-    c.paint(c.ellipse(0.44, 0.52, 0.24, 0.31), (0.86, 0.86, 0.84), 1.1 - 0.35 * c.y)
-    c.paint(c.ellipse(0.45, 0.52, 0.19, 0.25), (0.3, 0.3, 0.31), 1.0)
-    for turn in np.arange(5) * 2 * np.pi / 5:
-        x, y = 0.45 + 0.11 * np.cos(turn), 0.52 + 0.145 * np.sin(turn)
-        c.paint(c.ellipse(x, y, 0.045, 0.06), (0.07, 0.07, 0.08), 1.0)
-    c.paint(c.ellipse(0.45, 0.52, 0.05, 0.065), (0.6, 0.6, 0.6), 1.0)
-    return c.finish()
-
-
-OBJECTS: dict[str, Callable[[int], np.ndarray]] = {
-    "traffic_cone": traffic_cone,
-    "barrel": barrel,
-    "crate": crate,
-    "person": person,
-    "ball": ball,
-    "tyre": tyre,
-}
-"""Every object by name."""
+GAMMA = np.float32(2.2)  # of the pictures
 
 
 @dataclass(frozen=True)
-class Placement:
-    """Where an object stands: its foot (x, y) and its height, as shares of the picture's size."""
+class Part:
+    """A solid: its distance to points (N, 3), its albedo or a function of points, its gloss."""
 
-    name: str
-    x: float
-    y: float
-    height: float
+    distance: Callable[[Array], Array]
+    albedo: Point | Callable[[Array], Array]
+    gloss: float = 0.0
+
+    def paint(self, p: Array) -> Array:
+        """Albedo at points, float32 (N, 3), uneven as used things are."""
+        plain = self.albedo(p) if callable(self.albedo) else np.float32([self.albedo])
+        wear = np.sin(p @ np.float32([31, 17, 23])) * np.sin(p @ np.float32([-13, 41, 7]))
+        wear = wear + np.sin(p @ np.float32([83, -59, 71])) * np.sin(p @ np.float32([67, 97, -89]))
+        return np.asarray(plain * (1 + 0.07 * wear)[:, None], np.float32)
 
 
-# On the ground in front of the vehicle; the nearer (lower), the larger.
-PLACEMENTS = (
-    Placement("traffic_cone", 0.42, 0.84, 0.26),
-    Placement("barrel", 0.60, 0.78, 0.27),
-    Placement("person", 0.47, 0.80, 0.44),
-    Placement("crate", 0.38, 0.82, 0.25),
-    Placement("ball", 0.56, 0.84, 0.14),
-    Placement("tyre", 0.50, 0.80, 0.22),
-    Placement("person", 0.64, 0.72, 0.33),
-    Placement("traffic_cone", 0.55, 0.70, 0.17),
+def limb(a: Point, b: Point, ra: float, rb: float) -> Callable[[Array], Array]:
+    """A capsule from `a` to `b` whose radius runs from `ra` to `rb`."""
+    start, axis = np.float32(a), np.float32(b) - np.float32(a)
+
+    def distance(p: Array) -> Array:
+        h = np.clip((p - start) @ axis / (axis @ axis), 0, 1)
+        return np.linalg.norm(p - start - h[:, None] * axis, axis=1) - (ra + (rb - ra) * h)
+
+    return distance
+
+
+def tube(a: Point, b: Point, radius: float) -> Callable[[Array], Array]:
+    """A cylinder with flat ends."""
+    middle, half = (np.float32(a) + np.float32(b)) / 2, (np.float32(b) - np.float32(a)) / 2
+    length = float(np.linalg.norm(half))
+
+    def distance(p: Array) -> Array:
+        along = (p - middle) @ (half / length)
+        across = np.linalg.norm(p - middle - along[:, None] * (half / length), axis=1) - radius
+        return _corner(np.stack([across, abs(along) - length], 1))
+
+    return distance
+
+
+def block(centre: Point, half: Point, rounded: float = 0.0) -> Callable[[Array], Array]:
+    """A box along the axes."""
+    size = np.float32(half) - rounded
+    return lambda p: _corner(abs(p - np.float32(centre)) - size) - rounded
+
+
+def hull(*planes: tuple[float, float, float, float], rounded: float = 0.0) -> Callable[..., Array]:
+    """What lies below all planes: normal (of any length) and offset."""
+    rows = np.float32(planes) / np.linalg.norm(np.float32(planes)[:, :3], axis=1, keepdims=True)
+    return lambda p: (p @ rows[:, :3].T - rows[:, 3] + rounded).max(1) - rounded
+
+
+def _corner(q: Array) -> Array:
+    return np.linalg.norm(np.maximum(q, 0), axis=1) + np.minimum(q.max(1), 0)
+
+
+def _where(*choices: tuple[Callable[[Array], Array], Point], other: Point) -> Callable[..., Array]:
+    """The colour of the first choice that is true of a point."""
+
+    def paint(p: Array) -> Array:
+        colours = np.broadcast_to(np.float32(other), p.shape).copy()
+        for is_here, colour in reversed(choices):
+            colours[is_here(p)] = colour
+        return colours
+
+    return paint
+
+
+RUBBER, STEEL, SKIN = (0.025, 0.025, 0.028), (0.3, 0.31, 0.32), (0.42, 0.25, 0.17)
+
+
+def person() -> list[Part]:
+    """A walker in a red jacket with a pack, seen from behind or from the front."""
+    jacket, trousers, boot = (0.42, 0.05, 0.04), (0.05, 0.065, 0.11), (0.05, 0.035, 0.025)
+    parts = [
+        Part(limb((-0.07, 0, 1.02), (-0.09, 0, 1.36), 0.115, 0.125), jacket),
+        Part(limb((0.07, 0, 1.02), (0.09, 0, 1.36), 0.115, 0.125), jacket),
+        Part(limb((-0.13, 0, 1.42), (0.13, 0, 1.42), 0.08, 0.08), jacket),
+        Part(limb((0, 0, 1.48), (0, 0, 1.58), 0.055, 0.055), SKIN),
+        Part(limb((0, 0.01, 1.62), (0, 0.02, 1.67), 0.085, 0.09), SKIN),
+        Part(limb((0, -0.02, 1.67), (0, -0.02, 1.7), 0.094, 0.085), (0.06, 0.04, 0.025)),
+        Part(block((0, -0.19, 1.24), (0.14, 0.08, 0.22), 0.06), (0.06, 0.1, 0.2)),
+    ]
+    for side, step in ((-1, 0.16), (1, -0.2)):
+        hip, knee = (0.09 * side, 0.0, 0.94), (0.1 * side, step * 0.75, 0.5)
+        ankle, toe = (0.1 * side, step - 0.04, 0.1), (0.11 * side, step + 0.12, 0.05)
+        elbow, hand = (0.27 * side, -step * 0.4, 1.14), (0.25 * side, -step * 0.7 + 0.1, 0.9)
+        parts += [
+            Part(limb(hip, knee, 0.105, 0.07), trousers),
+            Part(limb(knee, ankle, 0.07, 0.055), trousers),
+            Part(limb(ankle, toe, 0.06, 0.045), boot),
+            Part(limb((0.2 * side, 0, 1.41), elbow, 0.07, 0.058), jacket),
+            Part(limb(elbow, hand, 0.056, 0.045), jacket),
+            Part(limb(hand, (hand[0], hand[1] + 0.03, hand[2] - 0.07), 0.04, 0.035), SKIN),
+        ]
+    return parts
+
+
+def dog() -> list[Part]:
+    """A dog with a dark saddle, its head to +y."""
+    tan, dark = (0.3, 0.18, 0.09), (0.04, 0.03, 0.025)
+    coat = _where((lambda p: (p[:, 2] > 0.47) & (p[:, 1] < 0.3), dark), other=tan)
+    parts = [
+        Part(limb((0, -0.3, 0.48), (0, 0.28, 0.48), 0.11, 0.14), coat),
+        Part(limb((0, 0.28, 0.54), (0, 0.46, 0.69), 0.125, 0.085), tan),
+        Part(limb((0, 0.5, 0.72), (0, 0.55, 0.72), 0.085, 0.08), tan),
+        Part(limb((0, 0.58, 0.7), (0, 0.72, 0.675), 0.05, 0.035), dark),
+        Part(limb((0, -0.38, 0.5), (0, -0.62, 0.36), 0.035, 0.045), dark),
+    ]
+    for side in (-1, 1):
+        parts.append(
+            Part(limb((0.05 * side, 0.47, 0.78), (0.06 * side, 0.46, 0.88), 0.035, 0.01), dark)
+        )
+        for y, step in ((0.27, 0.07 * side), (-0.3, -0.08 * side)):
+            x = 0.08 * side
+            knee, foot = (x, y + step * 0.4 - 0.02, 0.24), (x, y + step, 0.035)
+            parts += [
+                Part(limb((x, y, 0.44), knee, 0.08, 0.045), tan),
+                Part(limb(knee, foot, 0.04, 0.032), tan),
+            ]
+    return parts
+
+
+def traffic_cone() -> list[Part]:
+    """An orange cone with two white bands, 0.75 m."""
+    bands = _where(
+        (lambda p: abs(p[:, 2] - 0.5) < 0.06, (0.75, 0.75, 0.73)),
+        (lambda p: abs(p[:, 2] - 0.29) < 0.07, (0.75, 0.75, 0.73)),
+        other=(0.75, 0.13, 0.02),
+    )
+    base = Part(block((0, 0, 0.02), (0.22, 0.22, 0.02), 0.01), (0.5, 0.08, 0.02))
+    return [base, Part(limb((0, 0, 0.02), (0, 0, 0.74), 0.17, 0.03), bands, 0.03)]
+
+
+def barrel() -> list[Part]:
+    """A blue steel drum with ribs and a lid."""
+    blue = (0.02, 0.1, 0.32)
+    drum = [Part(tube((0, 0, 0), (0, 0, 0.88), 0.29), blue, 0.06)]
+    for z in (0.02, 0.3, 0.59, 0.87):
+        drum.append(Part(tube((0, 0, z - 0.015), (0, 0, z + 0.015), 0.302), blue, 0.08))
+    return drum
+
+
+def crate() -> list[Part]:
+    """A wooden crate of boards, 0.7 m."""
+    wood, gap = (0.36, 0.26, 0.15), (0.05, 0.03, 0.015)
+    boards = _where((lambda p: (p[:, 2] % 0.14) < 0.012, gap), other=wood)
+    parts = [Part(block((0, 0, 0.35), (0.33, 0.33, 0.34)), boards)]
+    for x, y in ((-1, -1), (-1, 1), (1, -1), (1, 1)):
+        post = block((x * 0.31, y * 0.31, 0.35), (0.045, 0.045, 0.35))
+        parts.append(Part(post, (0.3, 0.21, 0.12)))
+    return parts
+
+
+def sign() -> list[Part]:
+    """A yellow warning sign on a steel post, its face to -y."""
+
+    def rim(p: Array) -> Array:
+        across = abs(p[:, 0]) + abs(p[:, 2] - 1.7)
+        mark = (abs(p[:, 0]) < 0.035) & (abs(p[:, 2] - 1.72) < 0.17)
+        return np.asarray((p[:, 1] < 0) & (((across > 0.4) & (across < 0.44)) | mark))
+
+    face = _where((rim, (0.02, 0.02, 0.02)), other=(0.75, 0.45, 0.02))
+    sides = [(x, 0.0, z, 0.48 + 1.7 * z) for x in (-1, 1) for z in (-1, 1)]
+    plate = hull(*sides, (0, 1, 0, -0.03), (0, -1, 0, 0.05))
+    return [Part(tube((0, 0, 0), (0, 0, 1.95), 0.03), STEEL), Part(plate, face, 0.04)]
+
+
+def vehicle() -> list[Part]:
+    """A parked car of the off-road kind, 4.2 m long, its back to -y."""
+    red, glass, dark = (0.5, 0.03, 0.02), (0.02, 0.025, 0.03), (0.04, 0.04, 0.042)
+
+    def lamp(p: Array) -> Array:
+        return np.asarray((p[:, 1] < -2) & (abs(p[:, 0]) > 0.7) & (abs(p[:, 2] - 0.9) < 0.12))
+
+    def arch(p: Array) -> Array:
+        return np.asarray(np.hypot(abs(p[:, 1]) - 1.3, p[:, 2] - 0.38) < 0.46)
+
+    def window(p: Array) -> Array:
+        side = (abs(p[:, 0]) > 0.7) & (abs(abs(p[:, 1] + 0.55) - 0.5) > 0.04)
+        end = (abs(p[:, 0]) < 0.68) & (abs(p[:, 1] + 0.5) > 1.0)
+        return np.asarray((p[:, 2] > 1.16) & (p[:, 2] < 1.6) & (side | end))
+
+    paint, white = (0.13, 0.2, 0.3), (0.5, 0.5, 0.48)
+    plate = _where((lambda p: (abs(p[:, 0]) < 0.25) & (p[:, 2] > 0.5), white), other=dark)
+    body = _where((lamp, red), (arch, dark), other=paint)
+    cabin = hull(
+        *((1, 0, 0.18, 1.06), (-1, 0, 0.18, 1.06), (0, -1, 0.25, 2.35), (0, 1, 0.9, 1.75)),
+        *((0, 0, 1, 1.78), (0, 0, -1, -0.9)),
+        rounded=0.06,
+    )
+    parts = [
+        Part(block((0, 0, 0.74), (0.88, 2.05, 0.36), 0.12), body, 0.05),
+        Part(cabin, _where((window, glass), other=paint), 0.04),
+        Part(block((0, -2.08, 0.5), (0.84, 0.08, 0.11), 0.04), plate),
+        Part(block((0, 2.08, 0.5), (0.84, 0.08, 0.11), 0.04), dark),
+    ]
+    for x in (-0.78, 0.78):
+        for y in (-1.3, 1.3):
+            hub = partial(lambda p, y: np.hypot(p[:, 1] - y, p[:, 2] - 0.38) < 0.2, y=y)
+            wheel = tube((x - 0.11, y, 0.38), (x + 0.11, y, 0.38), 0.38)
+            parts.append(Part(wheel, _where((hub, STEEL), other=RUBBER)))
+    return parts
+
+
+@dataclass(frozen=True)
+class Thing:
+    """An object on the ground: its parts, place (x, y), turn in degrees, half width, height.
+
+    `soft` is how far its parts flow into each other.
+    """
+
+    build: Callable[[], list[Part]]
+    place: tuple[float, float]
+    turn: float = 0.0
+    extent: float = 0.5
+    height: float = 1.0
+    soft: float = 0.0
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """What it is built of."""
+        return self.build()
+
+    def away(self, p: Array) -> Array:
+        """Horizontal distance of points (N, 3) from its axis."""
+        return np.asarray(np.hypot(p[:, 0] - self.place[0], p[:, 1] - self.place[1]))
+
+    def local(self, p: Array) -> Array:
+        """Points of the world in the object's own axes."""
+        c, s = np.cos(np.radians(self.turn)), np.sin(np.radians(self.turn))
+        into = np.float32([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+        return np.asarray((p - np.float32([*self.place, 0])) @ into, np.float32)
+
+    def distance(self, p: Array) -> Array:
+        """Distance to points (N, 3) of the world."""
+        p, soft = self.local(p), self.soft
+        near = self.parts[0].distance(p)
+        for part in self.parts[1:]:
+            other = part.distance(p)
+            blend = np.maximum(soft - abs(near - other), 0) ** 2 / (4 * soft) if soft else 0
+            near = np.minimum(near, other) - blend
+        return np.asarray(near, np.float32)
+
+    def material(self, p: Array) -> tuple[Array, Array]:
+        """Albedo (N, 3) and gloss (N,) of points of the surface."""
+        p = self.local(p)
+        nearest = np.argmin([part.distance(p) for part in self.parts], axis=0)
+        albedo = np.choose(nearest[:, None], [part.paint(p) for part in self.parts])
+        return albedo, np.float32([part.gloss for part in self.parts])[nearest]
+
+    def normal(self, p: Array) -> Array:
+        """Unit normals (N, 3) by finite differences."""
+        step = np.eye(3, dtype=np.float32) * 2e-3
+        slope = np.stack([self.distance(p + e) - self.distance(p - e) for e in step], 1)
+        return np.asarray(slope / np.maximum(np.linalg.norm(slope, axis=1, keepdims=True), 1e-6))
+
+    def hits(self, origin: Array, ray: Array, far: float) -> tuple[Array, Array]:
+        """How far along unit rays the surface lies (N,), and which rays hit it."""
+        t = np.zeros(len(ray), np.float32)
+        on = np.arange(len(ray))
+        hit = np.zeros(len(ray), bool)
+        for _ in range(90):
+            d = self.distance(origin + t[on, None] * ray[on])
+            hit[on[d < 1e-3]] = True
+            t[on] += 0.85 * d
+            on = on[(d >= 1e-3) & (t[on] < far)]
+            if not on.size:
+                break
+        return t, hit
+
+    def visible(self, p: Array, direction: Array, width: float) -> Array:
+        """How much of a light of some angular width is seen from points (N,)."""
+        seen = np.ones(len(p), np.float32)
+        middle = np.float32([*self.place, self.height / 2])
+        radius = 1.2 * float(np.hypot(self.extent, self.height / 2))  # of a ball around it
+        closest = (middle - p) @ direction
+        off = np.linalg.norm(p + closest[:, None] * direction - middle, axis=1)
+        t = np.maximum(closest - np.sqrt(np.maximum(radius**2 - off**2, 0)), 0.015)
+        on = np.flatnonzero((off < radius) & (closest > -radius))
+        for _ in range(30):
+            if not on.size:
+                break
+            d = self.distance(p[on] + t[on, None] * direction)
+            seen[on] = np.minimum(seen[on], np.clip(0.5 + d / (width * t[on]), 0, 1))
+            t[on] += np.clip(d, 0.02, 0.4)
+            on = on[(seen[on] > 0.01) & (t[on] < closest[on] + radius)]
+        return seen
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A scene's seed, its light, and what stands in it.
+
+    Attributes:
+        seed: of the noise that the scene is sampled from.
+        horizon: row of the picture.
+        sun: azimuth (0 ahead, 90 right) and elevation in degrees.
+        direct: the sun's share of the light on the ground.
+        exposure: correction of the object's brightness, which follows the ground's.
+    """
+
+    seed: int
+    horizon: float
+    things: tuple[Thing, ...] = ()
+    sun: tuple[float, float] = (0.0, 60.0)
+    direct: float = 0.3
+    exposure: float = 1.0
+
+
+def sample_scene(model: Path, seed: int, steps: int = 25) -> NDArray[np.uint8]:
+    """A scene without objects: uint8 RGB (272, 512, 3), by deterministic sampling from noise."""
+    import torch
+
+    from anomaly_detector_ros.synthesis.denoisers.loading import load_denoiser
+    from anomaly_detector_ros.synthesis.samplers.few_step import FewStep
+    from anomaly_detector_ros.synthesis.similarity.norms import GaussianSimilarity
+
+    denoiser = load_denoiser(model, dtype=torch.bfloat16)
+    noise = torch.randn(
+        (1, 8, HEIGHT // 8, WIDTH // 8), generator=torch.Generator().manual_seed(seed)
+    )
+    sampler = FewStep(similarity=GaussianSimilarity(0.0), noise_level=1.0, steps=steps, clip=False)
+    with torch.no_grad():
+        latents = sampler(denoiser, torch.zeros_like(noise), initial_noise=noise)
+        picture = denoiser.space.decode(latents).clamp(-1, 1)[0]
+    return picture.add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy()
+
+
+def lights(scene: Scene) -> list[tuple[Array, Array, float]]:
+    """Sky and sun: direction, irradiance (3,) across it, angular width; 1 in all on the ground."""
+    k = np.arange(SKY_RAYS)
+    z = (k + 0.5) / SKY_RAYS
+    turn, level = k * np.pi * (3 - 5**0.5), np.sqrt(1 - z**2)
+    sky = np.stack([level * np.cos(turn), level * np.sin(turn), z], 1).astype(np.float32)
+    azimuth, elevation = np.radians(scene.sun)
+    flat = np.cos(elevation)
+    sun = np.float32([flat * np.sin(azimuth), flat * np.cos(azimuth), np.sin(elevation)])
+    blue = (1 - scene.direct) * np.float32([0.94, 1.0, 1.08])
+    warm = scene.direct * np.float32([1.08, 1.0, 0.88])
+    whole = blue + warm
+    blue, warm = blue / whole / z.sum(), warm / whole / sun[2]
+    return [*((direction, blue, 0.5) for direction in sky), (sun, warm, 0.1)]
+
+
+def irradiance(scene: Scene, p: Array, n: Array) -> Array:
+    """Light (N, 3) on points with unit normals, the things in its way."""
+    total = np.zeros_like(p)
+    for direction, colour, width in lights(scene):
+        facing = np.maximum(n @ direction, 0)
+        lit = np.flatnonzero(facing > 0)
+        for thing in scene.things:
+            facing[lit] *= thing.visible(p[lit] + 0.01 * n[lit], direction, width)
+        total += facing[:, None] * colour
+    return total
+
+
+def camera_rays(scene: Scene, rows: Array, columns: Array) -> Array:
+    """Unit rays (N, 3) through points of the picture."""
+    across, up = (columns - WIDTH / 2) / FOCAL, (scene.horizon - rows) / FOCAL
+    rays = np.stack([across, np.ones_like(across), up], 1).astype(np.float32)
+    return np.asarray(rays / np.linalg.norm(rays, axis=1, keepdims=True))
+
+
+def render(scene: Scene, picture: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """The picture with the scene's things in it, uint8 (H, W, 3), and their mask, bool (H, W)."""
+    rng = np.random.default_rng(scene.seed)
+    bare = (picture.astype(np.float32) / 255) ** GAMMA
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH].astype(np.float32) + np.float32(0.5)
+    rays = camera_rays(scene, rows.ravel(), columns.ravel())
+    ground = CAMERA + CAMERA[2] / np.maximum(-rays[:, 2:], 1e-4) * rays
+    image, truth = bare * shadows(scene, ground), np.zeros((HEIGHT, WIDTH), bool)
+    for thing in sorted(scene.things, key=lambda thing: -thing.place[1]):
+        lit = bare.reshape(-1, 3)[thing.away(ground) < thing.extent + 1].mean(0)
+        white = np.sqrt(lit * lit.mean()) / GROUND_ALBEDO * scene.exposure  # half of its cast
+        seen = draw(scene, thing, white)
+        truth |= seen[..., 3] >= 0.5
+        # The edges and the noise of a camera.
+        seen = cv2.GaussianBlur(seen, (0, 0), 0.65)
+        noise = cv2.GaussianBlur(rng.normal(size=bare.shape).astype(np.float32), (0, 0), 0.6)
+        colour, alpha = seen[..., :3], seen[..., 3:]
+        colour = (colour ** (1 / GAMMA) + 0.035 * alpha * noise).clip(0) ** GAMMA
+        image = image * (1 - alpha) + colour
+    shown = np.rint(255 * image.clip(0, 1) ** (1 / GAMMA)).astype(np.uint8)
+    return shown, truth
+
+
+def shadows(scene: Scene, ground: Array) -> Array:
+    """What the things leave of the light on the ground, points (H W, 3): float32 (H, W, 3)."""
+    left = np.ones_like(ground)
+    near = np.zeros(len(ground), bool)
+    for thing in scene.things:
+        near |= thing.away(ground) < thing.extent + 3 * thing.height
+    upward = np.tile(np.float32([0, 0, 1]), (int(near.sum()), 1))
+    left[near] = irradiance(scene, ground[near], upward)
+    return np.asarray(cv2.GaussianBlur(left.reshape(HEIGHT, WIDTH, 3), (0, 0), 0.7))
+
+
+def draw(scene: Scene, thing: Thing, white: Array) -> Array:
+    """A thing as linear RGB, multiplied by its coverage, and coverage: float32 (H, W, 4)."""
+    x, y = thing.place
+    e, h = thing.extent, thing.height
+    corners = np.float32([(x + i, y + j, k) for i in (-e, e) for j in (-e, e) for k in (0, h)])
+    u = WIDTH / 2 + FOCAL * corners[:, 0] / corners[:, 1]
+    v = scene.horizon - FOCAL * (corners[:, 2] - CAMERA[2]) / corners[:, 1]
+    left, right = int(max(u.min() - 2, 0)), int(min(u.max() + 3, WIDTH))
+    top, bottom = int(max(v.min() - 2, 0)), int(min(v.max() + 3, HEIGHT))
+    fine = np.mgrid[: (bottom - top) * RAYS, : (right - left) * RAYS].astype(np.float32)
+    rows, columns = (fine + 0.5) / RAYS + np.float32([top, left])[:, None, None]
+    rays = camera_rays(scene, rows.ravel(), columns.ravel())
+    t, hit = thing.hits(CAMERA, rays, y + 2 * e + 2)
+    colours = np.zeros((len(rays), 4), np.float32)
+    p, view = CAMERA + t[hit, None] * rays[hit], rays[hit]
+    n = thing.normal(p)
+    albedo, gloss = thing.material(p)
+    # Light that the ground gives back, less of it close to the ground, where the thing shades it.
+    given_back = GROUND_ALBEDO * (1 - n[:, 2]) / 2 * np.clip(0.3 + p[:, 2], 0, 0.9)
+    light = irradiance(scene, p, n) + given_back[:, None]
+    mirrored = view[:, 2] - 2 * (view * n).sum(1) * n[:, 2]
+    grazing = 1 + 4 * np.clip(1 + (view * n).sum(1), 0, 1) ** 3
+    sheen = gloss * grazing * np.clip(0.5 + 2 * mirrored, 0.1, 1.2)
+    colours[hit, :3] = ((albedo * light + sheen[:, None]) * white).clip(0, 1)
+    colours[hit, 3] = 1
+    small = cv2.resize(
+        colours.reshape(*rows.shape, 4), (right - left, bottom - top), interpolation=cv2.INTER_AREA
+    )
+    whole = np.zeros((HEIGHT, WIDTH, 4), np.float32)
+    whole[top:bottom, left:right] = small
+    return whole
+
+
+CRATE = Thing(crate, (0.3, 4.6), 25, 0.5, 0.75)
+SCENES = (
+    Scene(0, 92, (Thing(person, (-0.5, 5.2), 10, 0.5, 1.85, 0.03),), (110, 45), 0.5, 0.8),
+    Scene(1, 100),
+    Scene(2, 80, (Thing(vehicle, (1.3, 9.0), 24, 2.3, 1.9),), (115, 42), 0.6, 0.75),
+    Scene(3, 98, (Thing(traffic_cone, (-0.35, 4.4), 20, 0.3, 0.8),), (120, 40), 0.6, 0.8),
+    Scene(4, 85),
+    Scene(6, 100, (Thing(dog, (0.2, 4.6), 70, 0.8, 0.95, 0.03),), (-110, 50), 0.5, 0.85),
+    Scene(7, 100, (Thing(sign, (1.5, 5.5), 8, 0.5, 2.2),), (-100, 55), 0.5, 0.8),
+    Scene(8, 90, (Thing(barrel, (-0.7, 5), 0, 0.35, 0.95), CRATE), (-120, 45), 0.5, 0.85),
 )
 
 
-def sample_scenes(
-    model: Path,
-    count: int,
-    seed: int,
-    steps: int = 50,
-    redrawn_size: tuple[int, int] = REDRAWN_SIZE,
-) -> np.ndarray:
-    """Scenes without any object from a model directory: uint8 RGB (count, 272, 512, 3).
-
-    Deterministic sampling at the model's own size, then at a larger one from the enlarged scene
-    with some noise, so that the network itself adds detail; the rest is enlarged and sharpened.
-    """
-    import torch
-    import torch.nn.functional as F
-
-    from anomaly_detector_ros.synthesis.denoisers.unet import DiffusersDenoiser
-    from anomaly_detector_ros.synthesis.samplers.few_step import FewStep
-
-    denoiser = DiffusersDenoiser.from_pretrained(model)
-    config: Any = denoiser.unet.config
-    size = _model_size(config.sample_size)
-    draw, redraw = FewStep(noise_level=1.0, steps=steps), FewStep(noise_level=REDRAWN_FROM)
-    scenes = []
-    for index in range(count):
-        generator = torch.Generator().manual_seed(seed + index)
-        x = draw(denoiser, torch.zeros(1, 3, *size), generator=generator)
-        x = F.interpolate(x, redrawn_size, mode="bicubic", antialias=True).clamp(-1, 1)
-        x = redraw(denoiser, x, generator=generator).clamp(-1, 1)
-        scenes.append(_enlarge(x[0].permute(1, 2, 0).add(1).mul(127.5).numpy()))
-    return np.stack(scenes)
-
-
-def _enlarge(scene: np.ndarray) -> np.ndarray:
-    """float (h, w, 3) in 0..255 to the picture's size, uint8, a little sharpened."""
-    large = cv2.resize(scene, (WIDTH, HEIGHT), interpolation=cv2.INTER_LANCZOS4)
-    sharp = large + 0.5 * (large - cv2.GaussianBlur(large, (0, 0), 1.2))
-    return np.asarray(np.rint(np.clip(sharp, 0, 255)), np.uint8)
-
-
-def place(scene: np.ndarray, placement: Placement) -> tuple[np.ndarray, np.ndarray]:
-    """The scene with an object and its contact shadow, uint8 (H, W, 3), and its mask, bool (H, W).
-
-    The object takes on the scene's brightness and blur, so that it is foreign by what it is and not
-    by how it was pasted.
-    """
-    height, width = scene.shape[:2]
-    size = round(placement.height * height)
-    drawn = OBJECTS[placement.name](size)
-    left = round(placement.x * width - size / 2)
-    top = round(placement.y * height) - size
-    canvas = np.zeros((height, width, 4), np.float32)
-    y0, x0 = max(top, 0), max(left, 0)
-    part = drawn[y0 - top : height - top, x0 - left : width - left]
-    canvas[y0 : y0 + part.shape[0], x0 : x0 + part.shape[1]] = part
-    canvas[..., :3] *= canvas[..., 3:]
-    canvas = np.asarray(cv2.GaussianBlur(canvas, (0, 0), 0.6), np.float32)
-    picture = scene.astype(np.float32) / 255
-    picture = _cast_shadow(picture, placement, canvas[..., 3], size)
-    ground = picture[max(0, top + size // 2) : top + size + size // 4]
-    light = float(np.clip(ground.mean() / 0.45, 0.55, 1.1))
-    alpha = canvas[..., 3:]
-    picture = picture * (1 - alpha) + canvas[..., :3] * light
-    mask = canvas[..., 3] >= 0.5
-    return np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8), mask
-
-
-def _cast_shadow(
-    picture: np.ndarray, placement: Placement, alpha: np.ndarray, size: int
-) -> np.ndarray:
-    """Darken the ground under the object, to the right of it as it is lit from the left."""
-    height, width = picture.shape[:2]
-    foot_y, foot_x = placement.y * height, placement.x * width
-    columns = np.flatnonzero(alpha[max(0, int(foot_y) - size // 6) : int(foot_y)].max(0) > 0.3)
-    if columns.size:
-        foot_x = float(columns.mean())
-    half = (columns.size / 2 if columns.size else size / 3) * 1.15
-    y, x = np.mgrid[:height, :width].astype(np.float32)
-    distance = ((x - foot_x - 0.25 * half) / (1.2 * half)) ** 2
-    distance += ((y - foot_y + 0.02 * size) / (0.09 * size + 1)) ** 2
-    return np.asarray(picture * (1 - 0.55 * np.exp(-1.2 * distance**1.2))[..., None])
-
-
-def _model_size(sample_size: int | Sequence[int]) -> tuple[int, int]:
-    """diffusers' `sample_size` as (height, width)."""
-    if isinstance(sample_size, int):
-        return sample_size, sample_size
-    height, width = sample_size
-    return height, width
-
-
 def main() -> None:
-    """Generate the pictures."""
+    """Draw the pictures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True, help="diffusers model directory")
+    parser.add_argument("--model", type=Path, default=Path("models/offroad_latent"))
     parser.add_argument("--output", type=Path, required=True, help="directory to write into")
-    parser.add_argument("--seed", type=int, default=0, help="of the first scene; then seed + 1 ...")
-    parser.add_argument("--steps", type=int, default=50, help="network passes at the model's size")
     options = parser.parse_args()
     tune()
     for folder in ("images", "truth"):
         (options.output / folder).mkdir(parents=True, exist_ok=True)
-    for index, placement in enumerate(PLACEMENTS):
-        scene = sample_scenes(options.model, 1, options.seed + index, options.steps)[0]
-        picture, mask = place(scene, placement)
-        bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+    for index, scene in enumerate(SCENES):
+        picture, truth = render(scene, sample_scene(options.model, scene.seed))
         file = options.output / "images" / f"scene_{index}.jpg"
-        cv2.imwrite(str(file), bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-        truth = options.output / "truth" / f"scene_{index}.png"
-        cv2.imwrite(str(truth), mask.astype(np.uint8) * 255)
+        cv2.imwrite(str(file), picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        mask = options.output / "truth" / f"scene_{index}.png"
+        cv2.imwrite(str(mask), truth.astype(np.uint8) * 255)
         print(file, flush=True)
 
 

@@ -33,8 +33,6 @@ from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile
 from anomaly_detector_ros.sources.tally import Skipped, Tally
 
-# The demo's own scenes are drawn by a model: all of them look a little odd beside camera images.
-_OWN_SCENES_THRESHOLD = 0.9999
 _MADE = ("bag", "overlays", "logs", "summary.json")
 
 
@@ -70,8 +68,7 @@ def demo(
         typer.Option(
             min=0.0,
             max=1.0,
-            help="Heatmap value from which a pixel is an anomaly; default: the profile's, and "
-            f"{_OWN_SCENES_THRESHOLD} for the demo's own scenes with a calibrated profile.",
+            help="Heatmap value from which a pixel is an anomaly; default: the profile's.",
         ),
     ] = None,
     profile: ProfileOption = DEFAULT_PROFILE,
@@ -104,9 +101,7 @@ def demo(
     _prepare(output)
     chosen = load_profile(profile)
     fetch_missing(chosen.model_names(), offline)
-    if threshold is None:
-        odd = not images and bag is None and chosen.calibration
-        threshold = _OWN_SCENES_THRESHOLD if odd else chosen.threshold
+    threshold = chosen.threshold if threshold is None else threshold
     profile_path = str(Path(profile).resolve()) if profile.endswith((".yaml", ".yml")) else profile
     with progress_bar("starting", playback.expected) as advance, sigterm_as_interrupt():
         summary = run_graph(

@@ -58,7 +58,7 @@ def test_drawn_objects_stand_out(embedded: Detector) -> None:
 
 def test_the_edit_keeps_the_scene_and_changes_the_object(embedded: Detector) -> None:
     changed, kept = [], []
-    for truth in scenes():
+    for truth in (scene for scene in scenes() if scene.anomaly.any()):
         edited = embedded.detect(truth.image).edited
         # Compared without the fine detail, which the edit's resolution cannot carry.
         blurred = cv2.GaussianBlur(truth.image, (0, 0), 5).astype(float)
