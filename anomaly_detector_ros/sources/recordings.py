@@ -140,10 +140,10 @@ class BagReader:
             raise damaged(self.bag, error) from error
         for connection in wanted:
             if (missing := left[connection.id]) > 0:
-                declared = connection.msgcount
+                declared, topic = connection.msgcount, one_line(connection.topic, 100)
                 raise UserError(
-                    f"bag '{self.bag}' declares {declared} messages on "
-                    f"{one_line(connection.topic, 100)}, only {declared - missing} are there: it is not whole, copy or recover it"
+                    f"bag '{self.bag}' declares {declared} messages on {topic}, only "
+                    f"{declared - missing} are there: it is not whole, copy or recover it"
                 )
 
     def _open(self) -> None:
