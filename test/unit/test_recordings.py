@@ -229,6 +229,18 @@ def test_messages_in_the_log_of_sqlite(tmp_path: Path) -> None:
         read(killed)
 
 
+def test_a_topic_of_any_length_is_told_in_a_line(tmp_path: Path) -> None:
+    frames = [image_bytes(picture, i) for i, picture in enumerate(pictures())]
+    bag = write_bag(tmp_path / "in", StoragePlugin.SQLITE3, frames, ["/" + "x" * 8000])
+    with sqlite3.connect(next(bag.glob("*.db3"))) as data:
+        (topic,) = data.execute("SELECT id FROM topics WHERE length(name) > 8000").fetchone()
+        data.execute("DELETE FROM messages WHERE topic_id = ?", (topic,))
+    data.close()
+    with pytest.raises(UserError, match=r"declares \d+ messages on /xxx.*only 0 are there") as told:
+        read(bag)
+    assert len(str(told.value).replace(str(bag), "")) < 300
+
+
 @pytest.mark.parametrize("where", ["chunk", "end"])
 def test_altered_mcap_files_are_told(tmp_path: Path, where: str) -> None:
     frames = [image_bytes(picture, i) for i, picture in enumerate(pictures())]
