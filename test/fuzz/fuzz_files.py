@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
 
 sys.path.extend(str(Path(__file__).parents[up]) for up in (0, 1))
 
@@ -23,6 +24,8 @@ _DOCUMENTS = {".json": True, ".yaml": False}
 
 def make_case(seed: int) -> Case:
     """Case by number: its kind of file goes round, the changes are drawn."""
+    # A process that is forked beside threads of OpenMP waits for them for ever.
+    torch.set_num_threads(1)
     pristine = tempfile.TemporaryDirectory(prefix="fuzz-files-")
     made: dict[str, Path] = {}
     for index, subject in enumerate(SUBJECTS):
