@@ -131,9 +131,10 @@ def compare(
         held_out: nominal images it was not trained on, for the ratio.
         seed: of the crops.
     """
-    known = _thumbnails(view for i in range(len(training)) for view in _views(training, i))
+    size, count = training.size, len(training)
+    known = _thumbnails((view for i in range(count) for view in _views(training, i)), size)
     known = np.concatenate([known, known[:, :, ::-1]])
-    distances, indices = _nearest(_thumbnails(samples), known)
+    distances, indices = _nearest(_thumbnails(samples, size), known)
     nearest = np.stack([_view(training, i) for i in indices])
     ratio = memorised = None
     if held_out:
@@ -172,16 +173,19 @@ def _view(images: TrainingImages, index: int) -> np.ndarray:
 def _crops(images: TrainingImages, seed: int) -> np.ndarray:
     """Thumbnails of images as the network sees them, which is how its samples look."""
     rng = np.random.default_rng(seed)
-    return _thumbnails(images.augmented(i, rng) for i in images.spread(_MOST_HELD_OUT))
+    crops = (images.augmented(i, rng) for i in images.spread(_MOST_HELD_OUT))
+    return _thumbnails(crops, images.size)
 
 
-def _thumbnails(pictures: Iterable[np.ndarray]) -> np.ndarray:
-    """Pictures (H, W, 3) brought to the width at which distances are taken: (N, h, w, 3)."""
-    small = []
-    for picture in pictures:
-        height = max(1, round(picture.shape[0] * _THUMBNAIL_WIDTH / picture.shape[1]))
-        small.append(cv2.resize(picture, (_THUMBNAIL_WIDTH, height), interpolation=cv2.INTER_AREA))
-    return np.stack(small)
+def _thumbnails(pictures: Iterable[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    """Pictures of the shape of ``size``, or nearly, at the width at which distances are taken.
+
+    Returns:
+        uint8 (N, h, w, 3).
+    """
+    height = max(1, round(size[0] * _THUMBNAIL_WIDTH / size[1]))
+    small = (_THUMBNAIL_WIDTH, height)
+    return np.stack([cv2.resize(of, small, interpolation=cv2.INTER_AREA) for of in pictures])
 
 
 def _nearest(queries: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -177,3 +177,11 @@ def test_batches_made_on_a_device_are_crops_like_those_of_the_cpu(tmp_path):
     assert batch.diff(dim=3).abs().mean() < 0.9 * left.diff(dim=3).abs().mean()
     # Elsewhere, and where sizes differ, the CPU makes them.
     assert whole.on(torch.device("cpu")) is whole
+
+
+def test_memorisation_where_crops_have_another_shape_by_a_pixel():
+    """Of 272x512 a thumbnail is 8.5 pixels high: crops must not be rounded the other way."""
+    size = (272, 512)
+    pictures = [cv2.resize(scene(seed), size[::-1]) for seed in range(3)]
+    data = TrainingImages(pictures, size, 0.86)
+    assert compare(np.stack(pictures), data, data).distances.max() < 1
