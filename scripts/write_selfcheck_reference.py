@@ -20,7 +20,7 @@ from anomaly_detector_ros.selfcheck.reference import FILE, PARTS
 def main() -> None:
     """Writes models/selfcheck.safetensors."""
     parts = Parts(torch.device("cpu"))
-    results = {part.name: part.run(parts).contiguous() for part in PARTS if part.profile}
+    results = {part.name: part.run(parts).contiguous() for part in PARTS if part.needs}
     replace_file(share_dir("models") / FILE, lambda partial: save_file(results, partial))
     for name, result in results.items():
         print(f"{name}: {tuple(result.shape)} {result.dtype}")

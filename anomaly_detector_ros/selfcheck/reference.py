@@ -22,10 +22,11 @@ from anomaly_detector_ros.distances.base import Distance
 from anomaly_detector_ros.errors import as_user_error, one_line
 from anomaly_detector_ros.features.base import FEATURES
 from anomaly_detector_ros.features.featup import FeatUpUpsampler, JbuStack
-from anomaly_detector_ros.profiles import Profile, load_profile
+from anomaly_detector_ros.profiles import Profile, load_profile, profile_names
 from anomaly_detector_ros.runtime.resources import share_dir
 from anomaly_detector_ros.runtime.tensors import to_device, to_tensor
 from anomaly_detector_ros.selfcheck.finding import Finding
+from anomaly_detector_ros.synthesis.denoisers.loading import DenoiserSettings
 from anomaly_detector_ros.synthesis.editor import Editor
 from anomaly_detector_ros.synthesis.spaces import space_of
 from anomaly_detector_ros.weights.loading import RANDOM
@@ -45,8 +46,8 @@ class Part:
 
     Attributes:
         name: for people; the stored tensor's.
-        profile: whose models it needs; None for random weights, whose results are not stored: a
-            GPU is compared with the CPU alone.
+        needs: a model of the registry, or a profile with its models; None for random weights,
+            whose results are not stored: a GPU is compared with the CPU alone.
         run: what is compared; bool tensors are compared by the share of them that differs, others
             by |a - b| / |b| in the Euclidean norm.
         tolerance: between CPUs, whose libraries sum in another order.
@@ -54,7 +55,7 @@ class Part:
     """
 
     name: str
-    profile: str | None
+    needs: str | None
     run: Callable[[Parts], Tensor]
     tolerance: float
     gpu_tolerance: float
@@ -86,7 +87,7 @@ def _distance(profile: Profile, parts: Parts) -> Distance:
 
 
 def _denoiser(parts: Parts) -> Tensor:
-    denoiser = parts.denoiser(_exact("paper_small").parts.denoiser)
+    denoiser = parts.denoiser(DenoiserSettings("offroad_small", (64, 120), "float32", "none"))
     x = _pixels(parts, (64, 120))
     with torch.no_grad():
         return torch.cat([denoiser(x, t) for t in (200, 700)])[..., ::3, ::3]
@@ -169,7 +170,7 @@ def _detection(name: str) -> Callable[[Parts], Tensor]:
 
 
 PARTS = (
-    Part("denoiser of pixels", "paper_small", _denoiser, 1e-3, 1e-2),
+    Part("denoiser of pixels", "offroad_small", _denoiser, 1e-3, 1e-2),
     Part("autoencoder and denoiser of latents", "light", _latents, 1e-3, 2e-2),
     Part("edit", "light", _edit, 1e-3, 2e-2),
     Part("features", "light", _features, 1e-3, 1e-2),
@@ -183,6 +184,12 @@ PARTS = (
     Part("detection (light)", "light", _detection("light"), 1e-2, 5e-2),
     Part("detection (embedded)", "embedded", _detection("embedded"), 2e-2, 5e-2),
 )
+
+
+def _models(part: Part) -> list[str]:
+    if part.needs in profile_names():
+        return load_profile(part.needs).model_names()
+    return [part.needs] if part.needs else []
 
 
 def check(
@@ -201,8 +208,7 @@ def check(
         remedy: for one that differs by more.
     """
     for part in PARTS:
-        models = load_profile(part.profile).model_names() if part.profile else ()
-        absent = [name for name in models if not parts.registry.has(name)]
+        absent = [name for name in _models(part) if not parts.registry.has(name)]
         if absent:
             fetch = f"run `anomaly-detector models fetch {' '.join(absent)}`"
             yield Finding(section, part.name, f"needs {', '.join(absent)}", "skipped", fetch), None
