@@ -51,5 +51,5 @@ class Ddad(Guidance):
     ) -> Tensor:
         """For ``few_step``: DDIM, as in the paper."""
         x0, (_, sigma) = denoiser(x, t), denoiser.schedule.alpha_sigma(t, x)
-        x0 = x0 + self.weight * sigma**2 * (x_input - x0)
-        return x0.clamp(-1, 1) if clip else x0
+        x0 = x0.clamp(-1, 1) if clip else x0
+        return x0 + self.weight * sigma**2 * (x_input - x0)

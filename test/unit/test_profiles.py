@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import pytest
 import yaml
 
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.profiles import load_profile, profile_names
+from anomaly_detector_ros.runtime.resources import share_dir
 from anomaly_detector_ros.segmentation.base import NoSegments
 
 
@@ -108,3 +111,11 @@ def test_what_is_uncovered_is_zero_as_in_the_paper_unless_said_otherwise():
         NoSegments(uncovered="zero")
     )
     assert load_profile("light").parts.segmenter.uncovered == "raw"
+
+
+def test_underwater_is_small() -> None:
+    """Its denoiser, memory and calibration; the autoencoder is shared."""
+    models = share_dir("models")
+    files = [*(models / "underwater_latent").rglob("*.safetensors")]
+    files.append(Path(load_profile("underwater").calibration["file"]))
+    assert sum(file.stat().st_size for file in files) < 15 * 2**20
