@@ -15,7 +15,7 @@ from anomaly_detector_ros.sources.recordings import read_images
 
 OUTPUTS = "/anomaly_detector/camera"
 TOPICS = ("/camera/image_raw", f"{OUTPUTS}/edited", f"{OUTPUTS}/overlay")
-WIDTH = 448  # of one of them
+WIDTH = 400  # of one of them
 GAP = 4
 
 
