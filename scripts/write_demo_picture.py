@@ -35,7 +35,7 @@ def main() -> None:
         ]
         columns.append(np.concatenate([_framed(image) for image in small]))
     picture = np.concatenate(columns, 1)[:-GAP, :-GAP]
-    cv2.imwrite(str(options.file), picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
+    cv2.imwrite(str(options.file), picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 82])
 
 
 def _framed(image: np.ndarray) -> np.ndarray:
