@@ -56,7 +56,7 @@ def _mp4(pictures: Sequence[np.ndarray]) -> bytes:
         file = Path(folder) / "animation.mp4"  # OpenCV goes by the suffix
         fourcc = cv2.VideoWriter.fourcc(*"mp4v")
         video = cv2.VideoWriter(str(file), fourcc, _RATE, (width, height))
-        for picture in [*pictures, *pictures[-1:] * round(_RATE * _HOLD)]:
+        for picture in [*pictures, *[pictures[-1]] * round(_RATE * _HOLD)]:
             video.write(np.ascontiguousarray(picture[..., ::-1]))
         video.release()
         if not file.is_file() or not file.stat().st_size:

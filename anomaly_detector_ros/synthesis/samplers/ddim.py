@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -89,5 +90,5 @@ def ddim_step(
         return schedule.add_noise(x0, noise, t_next)
     abar = float(schedule.alphas_cumprod[t_next])
     variance = eta**2 * schedule.posterior(x0, x, t, t_next)[1]
-    kept = (1 - abar - variance) ** 0.5 * noise
-    return abar**0.5 * x0 + kept + variance**0.5 * normal_like(x, generator)
+    kept = math.sqrt(1 - abar - variance) * noise
+    return math.sqrt(abar) * x0 + kept + math.sqrt(variance) * normal_like(x, generator)
