@@ -113,14 +113,11 @@ class EditEvaluation:
         if not evaluation.nominal:
             raise UserError("what looks nominal is learnt from nominal images: give --train-root")
         self.evaluation, self.held_out, self.parts = evaluation, held_out, evaluation.parts
-        plain_profile = replace(
-            evaluation.profile,
-            distance={"name": "cosine"},
-            segmenter={"name": "none"},
-            calibration={},
-        )
-        self.parts.fetch(plain_profile)
-        self.detector = Detector.from_parts(plain_profile, self.parts, calibrated=False)
+        profile = replace(evaluation.profile, segmenter={"name": "none"})
+        if not profile.parts.distance.guides_edits:  # else it must be the profile's own
+            profile = replace(profile, distance={"name": "cosine"}, calibration={})
+        self.parts.fetch(profile)
+        self.detector = Detector.from_parts(profile, self.parts, calibrated=False)
 
     def run(self) -> EditReport | None:
         """Measures them; None on all but the first of several processes, which make edits alone."""

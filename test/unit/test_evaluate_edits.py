@@ -1,6 +1,7 @@
 """`evaluate --edits` around a profile of random weights, on scenes drawn by the test."""
 
 import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -10,11 +11,13 @@ from support.scenes import write_labelled_scenes
 from typer.testing import CliRunner
 
 from anomaly_detector_ros.cli.main import app
+from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.evaluation.cache import Cache
 from anomaly_detector_ros.evaluation.cached import CachedParts
 from anomaly_detector_ros.evaluation.datasets.base import open_dataset
 from anomaly_detector_ros.evaluation.edits import EditEvaluation
 from anomaly_detector_ros.evaluation.run import Evaluation
+from anomaly_detector_ros.fitting import fit_calibration
 from anomaly_detector_ros.profiles import load_profile
 
 
@@ -114,3 +117,22 @@ def test_what_edits_cannot_be_measured_with_is_said(options, message, scenes, li
     arguments = ["evaluate", "--root", str(scenes / "test"), "--profile", light_profile, *given]
     result = CliRunner().invoke(app, [*arguments, "--device", "cpu", "--offline"])
     assert message in str(result.exception)
+
+
+def test_local_edits_are_those_of_the_profile(scenes, light_profile, tmp_path):
+    overrides = {"distance": {"name": "novelty", "memory": 50, "edit_to": 0.001}}
+    profile = load_profile(light_profile, overrides=overrides)
+    parts = CachedParts(Cache(tmp_path / "cache"), torch.device("cpu"), offline=True)
+    nominal = sorted((scenes / "train" / "images").iterdir())
+    fit_calibration(profile, parts, nominal).save(tmp_path / "calibration.safetensors")
+    profile = replace(profile, calibration={"file": str(tmp_path / "calibration.safetensors")})
+    data = open_dataset("folder", scenes / "test")
+    evaluation = Evaluation(profile, parts, data, open_dataset("folder", scenes / "train"))
+    edits = EditEvaluation(evaluation, sorted((scenes / "val" / "images").iterdir()))
+    image = data[0].image
+    _, expected = Detector.from_parts(profile, parts).synthesize([image])
+    _, found = parts.edits(edits.detector, image)
+    assert torch.equal(found, expected[0])
+    plain = replace(profile, distance={"name": "cosine"}, calibration={})
+    _, everywhere = Detector.from_parts(plain, parts).synthesize([image])
+    assert not torch.allclose(found, everywhere[0], atol=1e-3)
