@@ -39,9 +39,9 @@ def looked_at(live: Graph, monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     seen: list[np.ndarray] = []
     detect = models.detect
 
-    def watched(cameras: list[str], images: list[np.ndarray]) -> list:
+    def watched(cameras: list[str], images: list[np.ndarray], *others: object) -> list:
         seen.extend(images)
-        return detect(cameras, images)
+        return detect(cameras, images, *others)
 
     monkeypatch.setattr(models, "detect", watched)
     return seen
