@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -225,7 +225,10 @@ def evaluate(
         )
         # None on all but the first of several processes.
         swept = run_sweep(evaluation, variants, names) if variants else None
-        edited = EditEvaluation(evaluation, picture_files(held_out)) if held_out else None
+        edited = None
+        if held_out:
+            files = _kept(picture_files(held_out), tally, options, Path(folder, "held-out"))
+            edited = EditEvaluation(evaluation, files)
         measured = edited.run() if edited else None
         report = None if variants or edited else evaluation.run(names, strict=not table1)
         if output is not None and edited is not None and measured is not None:
@@ -268,6 +271,14 @@ def _readable(data: Dataset, tally: Tally, options: DataOptions, folder: Path) -
     if not files:
         tally.check()
     return data.of([(file, labels[image]) for file, image in zip(files, order, strict=True)])
+
+
+def _kept(files: Sequence[Path], tally: Tally, options: DataOptions, folder: Path) -> list[Path]:
+    """The pictures that can be read, or copies of them in ``folder``, which is made."""
+    folder.mkdir()
+    sources = (Source(file, "picture") for file in files)
+    frames = read_sources(sources, tally, grey_range=options.grey_range)
+    return keep_files(frames, folder, options)
 
 
 def _device_of_this_process(name: str) -> torch.device:

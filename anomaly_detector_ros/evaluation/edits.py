@@ -123,9 +123,11 @@ class EditEvaluation:
         """Measures them; None on all but the first of several processes, which make edits alone."""
         state, evaluation = PartialState(), self.evaluation
         total = len(self.held_out) + len(evaluation.indices)
-        for done, (image, _) in enumerate(self._images()):
+        failed = set()
+        for done, (name, image, _) in enumerate(self._images()):
             if done % state.num_processes == state.process_index:
-                self._frame(image)
+                if self._tried(name, image) is None:
+                    failed.add(done)
                 evaluation.progress(done + 1, total, "edits and their features")
         with state.main_process_first():
             memory = self._memory()
@@ -133,12 +135,14 @@ class EditEvaluation:
         if not state.is_main_process:
             return None
         measurement = EditMeasurement(memory, seed=evaluation.seed)
-        for done, (image, truth) in enumerate(self._images(), 1):
-            if truth is None:
-                measurement.add_nominal(self._frame(image))
-            else:
-                measurement.add_labelled(self._frame(image), truth.anomaly, truth.valid)
-            evaluation.progress(done, total, "edits measured")
+        for done, (name, image, truth) in enumerate(self._images()):
+            # Where it failed here it has been counted.
+            frame = None if done in failed else self._tried(name, image)
+            if frame and truth:
+                measurement.add_labelled(frame, truth.anomaly, truth.valid)
+            elif frame:
+                measurement.add_nominal(frame)
+            evaluation.progress(done + 1, total, "edits measured")
         profile = self.detector.profile
         return EditReport(
             evaluation.data.name,
@@ -148,13 +152,16 @@ class EditEvaluation:
             measurement.result(),
         )
 
-    def _images(self) -> Iterator[tuple[np.ndarray, LabelledImage | None]]:
-        """All images, nominal ones first; with their truth those that have one."""
+    def _images(self) -> Iterator[tuple[str, np.ndarray, LabelledImage | None]]:
+        """All images with their names, nominal ones first; with their truth those that have one."""
         for file in self.held_out:
-            yield read_rgb(file), None
+            yield f"'{file}'", read_rgb(file), None
         for index in self.evaluation.indices:
             truth = self.evaluation.data[index]
-            yield truth.image, truth
+            yield f"'{truth.file}'", truth.image, truth
+
+    def _tried(self, name: str, image: np.ndarray) -> EditedFrame | None:
+        return self.evaluation.tally.tried(name, self._frame, image)
 
     def gallery(self, file: Path) -> None:
         """Writes a JPEG: some labelled frames with their first edits and what these changed."""

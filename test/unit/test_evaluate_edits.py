@@ -1,6 +1,7 @@
 """`evaluate --edits` around a profile of random weights, on scenes drawn by the test."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import cv2
@@ -98,6 +99,32 @@ def test_the_command_writes_numbers_a_table_and_a_sheet(scenes, light_profile, t
     printed = CliRunner().invoke(app, list(map(str, arguments)))
     assert "sharpness" in printed.stdout
     assert "removal" in printed.stdout
+
+
+def test_bad_pictures_are_counted_and_left_out(scenes, light_profile, tmp_path, monkeypatch):
+    held_out = tmp_path / "held"
+    shutil.copytree(scenes / "val" / "images", held_out)
+    (held_out / "broken.png").write_bytes(b"no picture")
+    synthesize, calls = Detector.synthesize, []
+
+    def fails_once(self, images):
+        calls.append(len(images))
+        if len(calls) == 4:  # after the two that are held out, the second labelled one
+            raise RuntimeError("out of everything")
+        return synthesize(self, images)
+
+    monkeypatch.setattr(Detector, "synthesize", fails_once)
+    arguments = [
+        "evaluate", "--edits", "--root", scenes / "test", "--train-root", scenes / "train",
+        "--held-out", held_out, "--profile", light_profile, "--device", "cpu", "--offline",
+        "--cache", tmp_path / "cache", "--json",
+    ]  # fmt: skip
+    shown = CliRunner().invoke(app, list(map(str, arguments)))
+    assert shown.exit_code == 0, shown.output
+    found = json.loads(shown.stdout)["edits"]
+    assert (found["nominal_frames"], found["labelled_frames"]) == (2, 2)
+    assert "1 unreadable" in shown.stderr
+    assert "1 failed in the models" in shown.stderr
 
 
 @pytest.mark.parametrize(
