@@ -38,7 +38,7 @@ def pass_flops(denoiser: UnetDenoiser, size: tuple[int, int]) -> tuple[int, int]
     image = torch.zeros(1, 3, *size, device=denoiser.device)
     x = denoiser.space.encode(image).requires_grad_()
     with torch.enable_grad(), FlopCounterMode(display=False) as counter:
-        x0 = denoiser(x, 0)
+        x0 = denoiser(x.clone(), 0)  # the counter's modules take no leaf
         forward = counter.get_total_flops()
         torch.autograd.grad(x0.sum(), x)
     return forward, counter.get_total_flops() - forward

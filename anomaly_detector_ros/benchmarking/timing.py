@@ -58,8 +58,15 @@ class _Counted:
         return getattr(self.denoiser, name)  # its space, if it has one
 
     def __call__(self, x: Tensor, t: int) -> Tensor:
-        self.passes.forward += len(x)
-        x0 = self.denoiser(x, t)
+        return self._noted(self.denoiser(x, t))
+
+    def fill_in(self, x: Tensor, t: int, known: Tensor, hidden: Tensor) -> Tensor:
+        from anomaly_detector_ros.synthesis.denoisers.base import fill_in
+
+        return self._noted(fill_in(self.denoiser, x, t, known, hidden))
+
+    def _noted(self, x0: Tensor) -> Tensor:
+        self.passes.forward += len(x0)
         if x0.requires_grad:
             x0.register_hook(self._differentiated)
         return x0

@@ -87,6 +87,32 @@ def test_counting_leaves_the_detector_as_it_was(light_profile: str) -> None:
     assert of.denoiser is before
 
 
+def test_passes_of_local_edits_count_too(light_profile: str) -> None:
+    of = detector(light_profile)
+    with counting(of) as passes:
+        strength = torch.ones(1, 2, 3)
+        of._editor.edit(of.denoiser, torch.zeros(1, 3, *of._editor.size), strength=strength)
+    steps = of.profile.parts.sampler.sampler.steps
+    assert passes == Passes(forward=steps * of.profile.parts.sampler.num_edits)
+
+
+def test_operations_of_a_pass_whose_input_needs_no_conversion() -> None:
+    """The encoder of latents gives the layout that the network takes."""
+
+    class Latents:
+        bounded = False
+
+        def encode(self, images: torch.Tensor) -> torch.Tensor:
+            return images.contiguous(memory_format=torch.channels_last)
+
+    levels = {"full_attn": (False,), "attn_heads": (1,), "attn_dim_head": (4,)}
+    unet = LucidrainsUnet(LucidrainsConfig(8, 8, (1,), **levels)).eval()
+    schedule = Schedule.named("cosine", 10)
+    plain = UnetDenoiser(unet.requires_grad_(False), schedule)
+    latent = UnetDenoiser(unet, schedule, space=Latents())
+    assert pass_flops(latent, (4, 6)) == pass_flops(plain, (4, 6))
+
+
 def test_operations_of_a_pass() -> None:
     """All convolutions and products of a network small enough to add up by hand."""
     levels = {"full_attn": (False,), "attn_heads": (1,), "attn_dim_head": (4,)}

@@ -7,6 +7,7 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
+from anomaly_detector_ros.synthesis.denoisers.base import OneByOneDenoiser
 from anomaly_detector_ros.synthesis.denoisers.inpainting import InpaintingUnet, inpainting_input
 from anomaly_detector_ros.synthesis.denoisers.local import LocalDenoiser
 from anomaly_detector_ros.synthesis.denoisers.unet import UnetDenoiser
@@ -141,6 +142,14 @@ def test_a_network_that_fills_in_is_told_what_is_known() -> None:
         everything = denoiser.fill_in(x, 700, known, torch.ones_like(hidden))
         assert torch.allclose(everything, denoiser(x, 700), atol=1e-5)
     assert inpainting_input(x, known, hidden).shape == (2, 7, 8, 8)
+
+
+def test_one_by_one_a_network_is_told_too() -> None:
+    pair = Pair(SCHEDULE, 0.8)
+    x, known = torch.randn(3, 1, 1, 2), torch.randn(3, 1, 1, 2)
+    hidden = torch.tensor([1.0, 0.0]).expand(3, 1, 1, 2)
+    found = OneByOneDenoiser(pair).fill_in(x, 500, known, hidden)
+    assert torch.allclose(found, pair.fill_in(x, 500, known, hidden))
 
 
 def test_a_plain_network_does_not_look() -> None:

@@ -28,6 +28,22 @@ class Denoiser(Protocol):
         ...
 
 
+def fill_in(denoiser: Denoiser, x: Tensor, t: int, known: Tensor, hidden: Tensor) -> Tensor:
+    """x0_hat(x), given what is known of x_0 where it is not hidden.
+
+    A denoiser that was not trained for it has no method ``fill_in`` and does not look at that.
+
+    Args:
+        x: x_t, (B, C, H, W).
+        t: the timestep, of all images.
+        known: x_0, (B, C, H, W).
+        hidden: (B, 1, H, W), 1 where ``known`` is not to be seen, 0 elsewhere.
+    """
+    own = getattr(denoiser, "fill_in", None)
+    found: Tensor = own(x, t, known, hidden) if own else denoiser(x, t)
+    return found
+
+
 class OneByOneDenoiser:
     """A denoiser that sees one image at a time, whatever the batch."""
 
@@ -38,3 +54,8 @@ class OneByOneDenoiser:
     def __call__(self, x: Tensor, t: int) -> Tensor:
         """See `Denoiser`."""
         return torch.cat([self._denoiser(image[None], t) for image in x])
+
+    def fill_in(self, x: Tensor, t: int, known: Tensor, hidden: Tensor) -> Tensor:
+        """See `fill_in`."""
+        each = zip(x.split(1), known.split(1), hidden.split(1), strict=True)
+        return torch.cat([fill_in(self._denoiser, a, t, b, c) for a, b, c in each])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from anomaly_detector_ros.synthesis.denoisers.base import Denoiser
+from anomaly_detector_ros.synthesis.denoisers.base import Denoiser, fill_in
 from anomaly_detector_ros.synthesis.spaces import space_of
 
 
@@ -30,7 +30,6 @@ class LocalDenoiser:
     def __init__(self, denoiser: Denoiser, known: Tensor, strength: Tensor) -> None:
         self._denoiser, self._known, self._strength = denoiser, known, strength
         self.schedule, self.space = denoiser.schedule, space_of(denoiser)
-        self._fill_in = getattr(denoiser, "fill_in", None)
         self.edited = torch.zeros_like(strength, dtype=torch.bool)
         self._highest = float(strength.max())  # once: a GPU has to be waited for
 
@@ -41,9 +40,5 @@ class LocalDenoiser:
             return self._known
         open_here = self._strength >= level
         self.edited = self.edited | open_here
-        x0: Tensor
-        if self._fill_in:
-            x0 = self._fill_in(x, t, self._known, open_here.to(x))
-        else:
-            x0 = self._denoiser(x, t)
+        x0 = fill_in(self._denoiser, x, t, self._known, open_here.to(x))
         return x0.where(open_here, self._known)

@@ -54,10 +54,7 @@ class UnetDenoiser:
         return self._predict_x0(x, x, t)
 
     def fill_in(self, x: Tensor, t: int, known: Tensor, hidden: Tensor) -> Tensor:
-        """x0_hat(x), given what is known of x_0 where it is not hidden; see `inpainting_input`.
-
-        A network that was not trained to fill in does not look at what is known.
-        """
+        """See `base.fill_in`."""
         if not isinstance(self.unet, InpaintingUnet):
             return self(x, t)
         return self._predict_x0(x, inpainting_input(x, known, hidden), t)
