@@ -45,6 +45,8 @@ class PixelStage(Stage):
     """A denoiser of pixels."""
 
     space: Space = PIXELS
+    betas = (0.9, 0.999)
+    """Of the optimiser."""
 
     def __init__(
         self,
@@ -58,7 +60,9 @@ class PixelStage(Stage):
         self.schedule = Schedule.named(config.beta_schedule)
         self.unet = self._build()
         self.network = self._network()
-        self.optimizer = torch.optim.AdamW(self.unet.parameters(), lr=config.learning_rate)
+        self.optimizer = torch.optim.AdamW(
+            self.unet.parameters(), lr=config.learning_rate, betas=self.betas
+        )
 
     def _build(self) -> UNet2DModel:
         return build_unet(self.config)
@@ -107,6 +111,7 @@ class LatentStage(PixelStage):
     """
 
     space: LatentSpace
+    betas = (0.9, 0.99)
 
     def __init__(
         self,
@@ -122,9 +127,6 @@ class LatentStage(PixelStage):
             self._folder, device=accelerator.device, dtype=dtype
         )
         super().__init__(config, images, validation, accelerator, dtype)
-        self.optimizer = torch.optim.AdamW(
-            self.unet.parameters(), lr=config.learning_rate, betas=(0.9, 0.99)
-        )
 
     def _build(self) -> UNet2DModel:
         return build_latent_unet(self.config, self.space.autoencoder.config.latent_channels)
