@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -227,8 +227,8 @@ def evaluate(
         swept = run_sweep(evaluation, variants, names) if variants else None
         edited = None
         if held_out:
-            files = _kept(picture_files(held_out), tally, options, Path(folder, "held-out"))
-            edited = EditEvaluation(evaluation, files)
+            kept_out = _kept(picture_files(held_out), tally, options, Path(folder, "held-out"))
+            edited = EditEvaluation(evaluation, list(kept_out.values()))
         measured = edited.run() if edited else None
         report = None if variants or edited else evaluation.run(names, strict=not table1)
         if output is not None and edited is not None and measured is not None:
@@ -256,29 +256,29 @@ def evaluate(
 
 
 def _readable(data: Dataset, tally: Tally, options: DataOptions, folder: Path) -> Dataset:
-    """The data set without images that cannot be read; `folder` is made for copies of images."""
+    """The data set without images that cannot be read; see `_kept`."""
     labels = dict(data.pairs)
+    kept = _kept(labels, tally, options, folder)
+    if not kept:
+        tally.check()
+    return data.of([(file, labels[image]) for image, file in kept.items()])
+
+
+def _kept(
+    pictures: Iterable[Path], tally: Tally, options: DataOptions, folder: Path
+) -> dict[Path, Path]:
+    """Of each picture that can be read its file, or a copy in ``folder``, which is made."""
     order: list[Path] = []
 
     def noted() -> Iterator[Frame]:
-        sources = (Source(image, "picture") for image in labels)
+        sources = (Source(picture, "picture") for picture in pictures)
         for frame in read_sources(sources, tally, grey_range=options.grey_range):
             order.append(frame.source.file)
             yield frame
 
     folder.mkdir()
     files = keep_files(noted(), folder, options)
-    if not files:
-        tally.check()
-    return data.of([(file, labels[image]) for file, image in zip(files, order, strict=True)])
-
-
-def _kept(files: Sequence[Path], tally: Tally, options: DataOptions, folder: Path) -> list[Path]:
-    """The pictures that can be read, or copies of them in ``folder``, which is made."""
-    folder.mkdir()
-    sources = (Source(file, "picture") for file in files)
-    frames = read_sources(sources, tally, grey_range=options.grey_range)
-    return keep_files(frames, folder, options)
+    return dict(zip(order, files, strict=True))
 
 
 def _device_of_this_process(name: str) -> torch.device:
