@@ -97,6 +97,24 @@ def spread_out(vectors: Tensor, count: int) -> Tensor:
     return vectors[chosen]
 
 
+def memory_distance(features: Tensor, memory: Tensor, neighbours: int = 1) -> Tensor:
+    """Mean of 1 - cos to the nearest vectors of a memory, of each place: (B, h, w) float32.
+
+    Args:
+        features: (B, C, h, w) of any lengths.
+        memory: directions (M, C), of length 1.
+        neighbours: how many count; all where the memory has fewer.
+    """
+    vectors = F.normalize(features.float().permute(0, 2, 3, 1), dim=-1)
+    count = min(neighbours, len(memory))
+    # One image at a time: the products with all of the memory are many.
+    nearest = [
+        (each.flatten(0, 1) @ memory.T).topk(count, dim=1, sorted=False).values.mean(1)
+        for each in vectors
+    ]
+    return (1 - torch.stack(nearest)).view(len(features), *features.shape[-2:])
+
+
 class NoveltyDistance(Distance):
     """Distance of the image from nominal features, and from its edits.
 
@@ -151,11 +169,4 @@ class NoveltyDistance(Distance):
 
     def _novelty(self, features: Tensor) -> Tensor:
         """N of features (B, C, h, w): (B, h, w) float32."""
-        vectors = F.normalize(features.float().permute(0, 2, 3, 1), dim=-1)
-        count = min(self.settings.neighbours, len(self.memory))
-        # One image at a time: the products with all of the memory are many.
-        nearest = [
-            (each.flatten(0, 1) @ self.memory.T).topk(count, dim=1, sorted=False).values.mean(1)
-            for each in vectors
-        ]
-        return (1 - torch.stack(nearest)).view(len(features), *features.shape[-2:])
+        return memory_distance(features, self.memory, self.settings.neighbours)

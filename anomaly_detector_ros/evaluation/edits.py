@@ -9,19 +9,20 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate import PartialState
 from torch import Tensor
 
 from anomaly_detector_ros.detector import Detector
+from anomaly_detector_ros.distances.cosine import cosine_distance
+from anomaly_detector_ros.distances.novelty import memory_distance
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.evaluation.datasets.base import LabelledImage
 from anomaly_detector_ros.evaluation.metrics.edits import (
     EditedFrame,
     EditMeasurement,
     EditQuality,
-    cosine_change,
     gradient_energy,
-    memory_distance,
 )
 from anomaly_detector_ros.evaluation.metrics.measures import plain
 from anomaly_detector_ros.evaluation.run import GALLERY_ROWS, Evaluation, spread
@@ -168,7 +169,7 @@ class EditEvaluation:
         # Not pyplot, which would look for a display and keep every figure.
         from matplotlib.figure import Figure
 
-        memory = self._memory()
+        memory = F.normalize(self._memory().float(), dim=1)
         indices = self.evaluation.indices
         truths = [self.evaluation.data[indices[i]] for i in spread(len(indices), GALLERY_ROWS)]
         height = _PANEL_INCHES * truths[0].image.shape[0] / truths[0].image.shape[1] + 0.1
@@ -180,7 +181,7 @@ class EditEvaluation:
         for axes, truth in zip(rows, truths, strict=True):
             frame, edits = self._frame(truth.image), self._edits(truth.image)[1]
             looked_at = torch.stack([frame.image, frame.edits[0]])
-            change = cosine_change(frame.original[None], frame.edits[:1])
+            change = cosine_distance(frame.original[None], frame.edits[:1])
             panels = [truth.image, to_pictures(edits[:1])[0], change[0].numpy(force=True)]
             panels += list(memory_distance(looked_at, memory).numpy(force=True))
             whole = (0, truth.image.shape[1], truth.image.shape[0], 0)

@@ -5,15 +5,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from anomaly_detector_ros.distances.cosine import cosine_distance
+from anomaly_detector_ros.distances.novelty import memory_distance
 from anomaly_detector_ros.evaluation.metrics import edits
 from anomaly_detector_ros.evaluation.metrics.edits import (
     EditedFrame,
     EditMeasurement,
     KernelDistance,
-    cosine_change,
     gradient_energy,
     kernel_means,
-    memory_distance,
 )
 
 ONE = np.ones((1, 1))
@@ -98,8 +98,8 @@ def test_gradient_energy_of_stripes_and_of_their_blur():
 def test_change_and_distance_from_the_memory_by_hand():
     original = torch.tensor([[1.0, 0.0], [0.0, 2.0]]).reshape(1, 2, 1, 2)
     edit = torch.tensor([[3.0, 1.0], [0.0, 0.0]]).reshape(1, 2, 1, 2)
-    assert cosine_change(original, edit).tolist() == [[[0, 1]]]
-    memory = torch.tensor([[5.0, 0.0], [1.0, 1.0]])
+    assert cosine_distance(original, edit).tolist() == [[[0, 1]]]
+    memory = F.normalize(torch.tensor([[5.0, 0.0], [1.0, 1.0]]), dim=1)
     found = memory_distance(original, memory)
     assert torch.allclose(found, torch.tensor([[[0, 1 - 0.5**0.5]]]), atol=1e-6)
 

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anomaly_detector_ros.distances.cosine import cosine_distance
+from anomaly_detector_ros.distances.novelty import memory_distance
 from anomaly_detector_ros.evaluation.metrics.components import MIN_TRUTH, connected
 from anomaly_detector_ros.runtime import statistics
 from anomaly_detector_ros.runtime.statistics import Interval
@@ -35,20 +37,6 @@ def gradient_energy(images: Tensor) -> Tensor:
     """
     grey = images.mean(1)
     return grey.diff(dim=1).abs().mean((1, 2)) + grey.diff(dim=2).abs().mean((1, 2))
-
-
-def cosine_change(original: Tensor, edits: Tensor) -> Tensor:
-    """1 - cos of features (1 or B, C, h, w) and (B, C, h, w): (B, h, w), in [0, 2]."""
-    return 1 - F.cosine_similarity(original.float(), edits.float(), dim=1)
-
-
-def memory_distance(features: Tensor, memory: Tensor) -> Tensor:
-    """1 - cos of features (B, C, h, w) to the nearest of memory (M, C): (B, h, w), in [0, 2]."""
-    memory = F.normalize(memory.float(), dim=1)
-    vectors = F.normalize(features.float().permute(0, 2, 3, 1), dim=-1)
-    # One image at a time: the products with all of the memory are many.
-    return torch.stack([1 - (each.flatten(0, 1) @ memory.T).amax(1).view(each.shape[:2])
-                        for each in vectors])  # fmt: skip
 
 
 def kernel_means(a: Tensor, b: Tensor) -> np.ndarray:
@@ -208,21 +196,22 @@ class EditMeasurement:
     """
 
     def __init__(self, memory: Tensor, *, resamples: int = _RESAMPLES, seed: int = 0) -> None:
-        self.memory, self.resamples, self.seed = memory, resamples, seed
+        self.memory = F.normalize(memory.float(), dim=1)
+        self.resamples, self.seed = resamples, seed
         self._nominal, self._labelled = _Nominal(), _Labelled()
 
     def add_nominal(self, frame: EditedFrame) -> None:
         """Adds a frame that holds nothing unusual."""
         kept = self._nominal
         kept.sharpness.append((frame.sharpness, frame.frame_sharpness))
-        kept.changes.append(_numpy(cosine_change(frame.original[None], frame.edits)))
+        kept.changes.append(_numpy(cosine_distance(frame.original[None], frame.edits)))
         kept.distances.append(_numpy(memory_distance(frame.image[None], self.memory)))
         self._add_patches(frame, kept.images, kept.edits)
 
     def add_labelled(self, frame: EditedFrame, anomaly: np.ndarray, valid: np.ndarray) -> None:
         """Adds a frame with its truth, bool (H, W) each, of any size."""
         kept = self._labelled
-        change = _numpy(cosine_change(frame.original[None], frame.edits)).mean(0)
+        change = _numpy(cosine_distance(frame.original[None], frame.edits)).mean(0)
         size = (change.shape[0], change.shape[1])
         weights = [_shares(mask, size) for mask in (anomaly & valid, ~anomaly & valid)]
         kept.sums.append(np.array([[(w * change).sum(), w.sum()] for w in weights]))

@@ -31,7 +31,7 @@ class Denoiser(Protocol):
 def fill_in(denoiser: Denoiser, x: Tensor, t: int, known: Tensor, hidden: Tensor) -> Tensor:
     """x0_hat(x), given what is known of x_0 where it is not hidden.
 
-    A denoiser that was not trained for it has no method ``fill_in`` and does not look at that.
+    A denoiser that was not trained for it does not look at that.
 
     Args:
         x: x_t, (B, C, H, W).
