@@ -105,8 +105,12 @@ def end(recorder: subprocess.Popen[str]) -> None:
 
 def test_pictures_to_node_to_bag(node: Graph, pictures: Path, tmp_path: Path):
     bag, summary_file = tmp_path / "out", tmp_path / "summary.json"
-    node_name = ("--node", "/played/anomaly_detector")
-    with recording(bag, "--summary", str(summary_file), *node_name) as recorder:
+    detector = "/played/anomaly_detector"
+    arguments = ("--summary", str(summary_file), "--node", detector, "--wait", "60")
+    with recording(bag, *arguments) as recorder:
+        # Each learns of the other by itself; what the node sends before it does is lost.
+        mask = f"{detector}/camera/mask"
+        wait_until(lambda: node.client.count_subscribers(mask), "the recorder")
         played = play(
             str(pictures),
             *("--camera", "played/camera", "--subscribers", "2"),
