@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Detection", "Detector", "UserError", "__version__", "load_profile"]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # ONNX Runtime reads it when it is imported, and disable_telemetry_events() comes too late. Unset,
 # recent versions keep an identifier of the device and a data base of reports in the user's cache.
