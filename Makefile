@@ -1,6 +1,7 @@
 # make demo   anomalies found in pictures that travel through a real ROS 2 graph
 # make test   linters (make lint) and tests (make pytest)
-# Both make .venv themselves. A sourced ROS installation is used; else ROS comes as Python wheels.
+# make docs   the documentation site, in site/, every link checked
+# All make .venv themselves. A sourced ROS installation is used; else ROS comes as Python wheels.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -18,7 +19,7 @@ endif
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 READY   := $(VENV)/.ready-$(VERSION)-$(or $(ROS_DISTRO),wheels)
 
-.PHONY: demo test lint pytest models clean docs/demo.jpg
+.PHONY: demo test lint pytest tutorials docs models clean docs/demo.jpg
 
 demo: models
 	$(TUNED) $(BIN)/anomaly-detector demo $(ARGS)
@@ -27,6 +28,15 @@ test: lint pytest
 
 pytest: models
 	$(TUNED) $(BIN)/python -m pytest $(ARGS)
+
+# Runs the commands of the tutorials.
+tutorials: models
+	$(TUNED) $(BIN)/python -m pytest -m tutorial $(ARGS)
+
+docs: $(READY)
+	@$(BIN)/python -c 'import latex2mathml, material, mkdocstrings' 2>/dev/null \
+	  || $(BIN)/python -m pip install --editable '.[$(EXTRAS)test,docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # The README's picture: three of the demo's scenes.
 docs/demo.jpg: models
@@ -58,4 +68,4 @@ $(READY): pyproject.toml setup.py
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build install log demo_output *.egg-info
+	rm -rf $(VENV) build install log site demo_output *.egg-info

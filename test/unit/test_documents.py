@@ -17,9 +17,11 @@ from typer.core import TyperGroup
 
 from anomaly_detector_ros.cli.main import app
 from anomaly_detector_ros.detector import Detector
+from anomaly_detector_ros.ros.parameter_files import launch_arguments
+from anomaly_detector_ros.ros.parameters import BY_NAME, CAMERA_SPECS, camera_parameter
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md")])
 
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="not a source checkout")
 
@@ -47,13 +49,21 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(file), f"{page.name} links to {link}"
 
 
-def commands() -> Iterator[tuple[str, list[str]]]:
+def shell(*program: str) -> Iterator[tuple[str, list[str]]]:
+    """What follows a program's name, with the page, wherever a page runs it.
+
+    Blocks of `bash` run on any machine; those of `sh` need ROS, a camera, Docker or downloads.
+    """
     for page in PAGES:
-        for block in blocks(page, "bash"):
+        for block in [*blocks(page, "bash"), *blocks(page, "sh")]:
             for line in block.replace("\\\n", " ").splitlines():
                 words = shlex.split(line, comments=True)
-                if words and words[0] == "anomaly-detector" and words[1:2] != ["COMMAND"]:
-                    yield page.name, words[1:]
+                if tuple(words[: len(program)]) == program:
+                    yield page.name, words[len(program) :]
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    return ((page, words) for page, words in shell("anomaly-detector") if words[0] != "COMMAND")
 
 
 @pytest.mark.parametrize(("page", "words"), list(commands()), ids=lambda value: str(value)[:40])
@@ -64,6 +74,54 @@ def test_commands_exist_with_their_options(page: str, words: list[str]) -> None:
         command, words = command.commands[words[0]], words[1:]
     known = {name for parameter in command.params for name in parameter.opts}
     assert {word for word in words if word.startswith("--")} <= known
+
+
+LAUNCHES = list(shell("ros2", "launch", "anomaly_detector_ros"))
+
+
+@pytest.mark.parametrize(("page", "words"), LAUNCHES, ids=lambda value: str(value)[:40])
+def test_launch_files_take_the_arguments_given(page: str, words: list[str]) -> None:
+    file, *given = words
+    texts = [(ROOT / "launch" / name).read_text() for name in (file, "anomaly_detector.launch.py")]
+    names = {word.split(":=")[0] for word in given if ":=" in word}
+    own = set(re.findall(r'"(\w+)"', "\n".join(texts)))
+    assert names <= own | set(launch_arguments()), page
+
+
+PARAMETER_FILES = [
+    pytest.param(block, id=f"{page.name}-{number}")
+    for page in PAGES
+    for number, block in enumerate(blocks(page, "yaml"))
+    if "/**:" in block
+]
+
+
+@pytest.mark.parametrize("text", PARAMETER_FILES)
+def test_parameter_files_name_parameters_that_exist(text: str) -> None:
+    def names(tree: object, above: str = "") -> Iterator[str]:
+        if not isinstance(tree, dict):
+            yield above
+            return
+        for key, value in tree.items():
+            yield from names(value, f"{above}.{key}".lstrip("."))
+
+    given = yaml.safe_load(text)["/**"]["ros__parameters"]
+    of_cameras = {
+        camera_parameter(camera, spec.name)
+        for camera in given.get("cameras", ())
+        for spec in CAMERA_SPECS
+    }
+    wrong = {n for n in names(given) if n not in BY_NAME and n not in of_cameras}
+    assert all(name.startswith("qos_overrides.") for name in wrong), wrong
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_code_said_to_be_of_a_file_is_in_it(page: Path) -> None:
+    for file, code in re.findall(r'```python title="(.+?)"\n(.*?)```', page.read_text(), re.S):
+        lines = [line.strip() for line in (ROOT / file).read_text().splitlines()]
+        wanted = [line.strip() for line in code.splitlines()]
+        places = range(len(lines) - len(wanted) + 1)
+        assert any(lines[n : n + len(wanted)] == wanted for n in places), f"{file}:\n{code}"
 
 
 def test_every_command_has_a_line_and_every_line_a_command() -> None:
