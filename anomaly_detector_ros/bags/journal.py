@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from anomaly_detector_ros.errors import UserError
 
-_MAGIC = b"anomaly-detector bag journal 2\n"
+_MAGIC = b"anomaly-detector bag journal 3\n"
 _RECORD = struct.Struct("<IQI")  # bytes of the head, bytes in all, check sum
 
 
@@ -27,12 +27,18 @@ class FrameResult:
         error: why there are none; "" where there are.
         unreadable: whether that is the frame's fault, not the models'.
         level: `Detection.level`, which counts for the frames behind it.
+        score: `Detection.score`.
+        anomalous: share of its pixels in the mask.
+        timings: `Detection.timings`.
     """
 
     messages: dict[str, bytes | memoryview] = field(default_factory=dict)
     error: str = ""
     unreadable: bool = False
     level: float = 0.0
+    score: float = 0.0
+    anomalous: float = 0.0
+    timings: dict[str, float] = field(default_factory=dict)
 
 
 class BagJournal:
@@ -90,13 +96,13 @@ class BagJournal:
         for name, size in head["messages"]:
             messages[name] = data[start : start + size]
             start += size
-        return FrameResult(messages, head["error"], head["unreadable"], head["level"])
+        return FrameResult(messages, **head["about"])
 
     def append(self, result: FrameResult) -> None:
         """Add a finished frame; raises OSError."""
         sizes = [(name, len(data)) for name, data in result.messages.items()]
-        about = {"error": result.error, "unreadable": result.unreadable, "level": result.level}
-        head = json.dumps({"messages": sizes, **about}).encode()
+        about = {key: value for key, value in vars(result).items() if key != "messages"}
+        head = json.dumps({"messages": sizes, "about": about}).encode()
         parts = [head, *result.messages.values()]
         check = 0
         for part in parts:

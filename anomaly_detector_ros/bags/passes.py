@@ -45,6 +45,25 @@ _AHEAD = 1
 _NO_HASH = "RIHS01_" + "0" * 64
 
 
+@dataclass(frozen=True)
+class JudgedFrame:
+    """What is told of a frame with outputs.
+
+    Attributes:
+        number: of its message on the camera's topic, from 0.
+        timestamp: of that message in the bag, in ns.
+        score: `Detection.score`.
+        anomalous: share of its pixels in the mask.
+        timings: `Detection.timings`.
+    """
+
+    number: int
+    timestamp: int
+    score: float
+    anomalous: float
+    timings: dict[str, float]
+
+
 @dataclass
 class CameraReport:
     """What was done with the frames of one camera.
@@ -55,6 +74,7 @@ class CameraReport:
         frames: frames with outputs.
         skipped: frames that could not be read or that the models failed on.
         first_error: why the first skipped frame was skipped.
+        judged: each frame with outputs.
     """
 
     topic: str
@@ -62,6 +82,7 @@ class CameraReport:
     frames: int = 0
     skipped: int = 0
     first_error: str = ""
+    judged: list[JudgedFrame] = field(default_factory=list)
 
 
 @dataclass
@@ -238,6 +259,15 @@ class BagPass:
             report.skipped += 1
             report.first_error = report.first_error or result.error
         else:
+            report.judged.append(
+                JudgedFrame(
+                    report.frames + report.skipped,
+                    message.timestamp,
+                    result.score,
+                    result.anomalous,
+                    result.timings,
+                )
+            )
             report.frames += 1
             self.report.tally.processed += 1
 
@@ -302,7 +332,13 @@ def _result(camera: _Camera, found: Future[tuple[Any, np.ndarray, Detection]]) -
         return FrameResult(error=one_line(error), unreadable=isinstance(error, ImageError))
     names = list(camera.targets)
     messages = frame_messages(names, header, image, detection, camera.info)
-    return FrameResult(dict(messages), level=detection.level)
+    return FrameResult(
+        dict(messages),
+        level=detection.level,
+        score=detection.score,
+        anomalous=float(detection.mask.mean()),
+        timings=detection.timings,
+    )
 
 
 def _add_copies(

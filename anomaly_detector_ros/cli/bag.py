@@ -26,6 +26,7 @@ from anomaly_detector_ros.cli.common import (
     progress_bar,
     tell,
 )
+from anomaly_detector_ros.cli.page import save_bag_page
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE
 
@@ -69,6 +70,9 @@ def bag(
     and so on, and carry the stamp and frame id of their frame. What an interrupted run finished
     stays in OUTPUT.partial; --resume goes on from it, without it the run starts anew.
 
+    OUTPUT/index.html is a page to look at the frames in a browser: numbers of all of them, pictures
+    of up to 400.
+
     Example: anomaly-detector bag drive_01 --output drive_01_anomalies --topic /camera/image_raw
     """
     from anomaly_detector_ros.bags.outputs import OUTPUTS
@@ -95,7 +99,13 @@ def bag(
             grey_range=chosen_range,
             progress=advance,
         )
+    facts = [f"profile {detector.profile.name}", f"threshold {detector.threshold:g}"]
+    page = save_bag_page(
+        output, report, facts, calibrated=detector.calibrated, grey_range=chosen_range
+    )
     _tell(source, output, report, as_json)
+    if not as_json:
+        typer.echo(f"Look at them: {page}")
 
 
 @contextmanager
@@ -120,6 +130,8 @@ def _tell(source: Path, output: Path, report: BagReport, as_json: bool) -> None:
         counts = {"frames": report.frames, "skipped": report.skipped}
         paths = {"input": str(source), "output": str(output)}
         told = {**asdict(report), "tally": report.tally.to_dict()}
+        for camera in told["cameras"]:
+            del camera["judged"]
         typer.echo(json.dumps({**paths, **counts, **told}))
     for camera in report.cameras:
         if not as_json:

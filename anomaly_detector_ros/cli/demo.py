@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import statistics
+import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -29,11 +32,30 @@ from anomaly_detector_ros.cli.common import (
     tell,
     write_atomically,
 )
+from anomaly_detector_ros.cli.page import count_facts, save_page, save_pictures
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile
+from anomaly_detector_ros.pages.page import (
+    ANOMALOUS,
+    FILE,
+    FOLDER,
+    SCORE,
+    Column,
+    Page,
+    PageFrame,
+)
+from anomaly_detector_ros.profiles import DEFAULT_PROFILE, Profile, load_profile
 from anomaly_detector_ros.sources.tally import Skipped, Tally
 
-_MADE = ("bag", "overlays", "logs", "summary.json")
+if TYPE_CHECKING:
+    from anomaly_detector_ros.demo.graph import Counts, Playback
+    from anomaly_detector_ros.runtime.progress import Progress
+
+_MADE = ("bag", "overlays", "logs", "summary.json", FILE, FOLDER)
+_COLUMNS = (ANOMALOUS, SCORE, Column("seconds", "Latency", "seconds"))
+_SLOW_LOADING = 20.0
+"""Seconds from which it is told why models take so long."""
+_SLOW_FIRST = 2.0
+"""How many times as long as the others the first picture may take, untold."""
 
 
 def demo(
@@ -79,8 +101,9 @@ def demo(
     """Play pictures through a real ROS 2 graph: player, detector node and recorder processes.
 
     Prints how many pictures the node received, processed and dropped, its rate and the latency from
-    the picture's stamp to the recorder. Leaves overlays and a bag in OUTPUT. Needs no network; the
-    graph is this machine's own, in a ROS domain of its own.
+    the picture's stamp to the recorder. Leaves overlays, a bag and index.html, a page to look at in
+    a browser, in OUTPUT. Needs no network; the graph is this machine's own, in a ROS domain of its
+    own.
 
     Example: anomaly-detector demo --rate 4 --output demo_output
     """
@@ -103,6 +126,11 @@ def demo(
     fetch_missing(chosen.model_names(), offline)
     threshold = chosen.threshold if threshold is None else threshold
     profile_path = str(Path(profile).resolve()) if profile.endswith((".yaml", ".yml")) else profile
+    console.print(
+        f"{playback.expected} pictures go through a ROS 2 graph of three processes, a player, the "
+        f"detector and a recorder. What they leave goes to '{output}'.",
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
     with progress_bar("starting", playback.expected) as advance, sigterm_as_interrupt():
         summary = run_graph(
             playback,
@@ -113,19 +141,84 @@ def demo(
                 "threshold": float(threshold),
                 "offline": offline,
             },
-            report=lambda what, counts: advance(counts.processed + counts.dropped, None, what),
+            report=_teller(advance),
         )
-    result = _result(summary, _write_overlays(output))
+    console.print("the page and the overlays are made of the bag", markup=False)
+    frames = _write_pictures(output, playback, chosen)
+    facts = [*count_facts(frames), f"profile {chosen.name}", f"threshold {threshold:g}"]
+    _tell_first(frames)
+    result = _result(summary, len(frames))
     write_atomically(output / "summary.json", json.dumps(result, indent=2).encode())
-    if as_json:
-        typer.echo(json.dumps(result, indent=2))
-    else:
-        _print(result, output)
     tell(_tally(summary))
     for line in summary["played"].get("lines", ()):
         console.print(line, style="yellow", markup=False, soft_wrap=True)
+    page = Page(
+        "Anomalies in the pictures of the demo" if not (images or bag) else
+        f"Anomalies in {', '.join(path.name for path in playback.paths[:3])}",
+        [*facts, "time is from the picture's stamp to the recorder",
+         time.strftime("%Y-%m-%d %H:%M")],
+        frames,
+        columns=_COLUMNS,
+        calibrated=bool(chosen.calibration),
+        links=["summary.json"],
+    )  # fmt: skip
+    save_page(output, page)
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+    else:
+        _print(result, frames, output)
     if not result["recorded"]:
         raise UserError(f"no frame came through the graph: see '{output / 'logs'}'")
+
+
+def _teller(advance: Progress) -> Callable[[str, Counts], None]:
+    """Says what goes on, a line for each part of it, and how far the pictures are."""
+    from anomaly_detector_ros.demo.graph import LOADING
+
+    begun = time.monotonic()
+    doing, since = "", begun
+
+    def report(what: str, counts: Counts) -> None:
+        nonlocal doing, since
+        now = time.monotonic()
+        if what != doing:
+            if doing == LOADING and now - since > _SLOW_LOADING:
+                console.print(
+                    f"the models took {now - since:.0f} s: Python's libraries and the weights come "
+                    "from the disk the first time, later from memory; a robot's node does it once",
+                    style="yellow", markup=False, soft_wrap=True,
+                )  # fmt: skip
+            console.print(f"{now - begun:5.0f} s  {what}", markup=False)
+            doing, since = what, now
+        advance(counts.processed + counts.dropped, None, what)
+
+    return report
+
+
+def _write_pictures(output: Path, playback: Playback, profile: Profile) -> list[PageFrame]:
+    """The frames of the bag that the node answered; writes overlays and the page's pictures."""
+    from anomaly_detector_ros.bags.outputs import read_outputs
+    from anomaly_detector_ros.demo.graph import CAMERA
+    from anomaly_detector_ros.detection import frame_score
+    from anomaly_detector_ros.imaging.rendering import encode_png
+
+    make_directory(output / "overlays")
+    topic = f"/{CAMERA}/image_raw" + ("/compressed" * (playback.transport == "compressed"))
+    frames: list[PageFrame] = []
+    for frame in read_outputs(output / "bag", topic):
+        if not {"heatmap", "mask", "overlay"} <= frame.layers.keys():
+            continue
+        name = f"{len(frames):04d}"
+        overlay = f"overlays/{name}.png"
+        write_atomically(output / overlay, encode_png(frame.layers["overlay"]))
+        save_pictures(output, name, frame.layers, calibrated=bool(profile.calibration))
+        values = {
+            "score": frame_score(frame.layers["heatmap"]),
+            "anomalous": float((frame.layers["mask"] > 0).mean()),
+            "seconds": (frame.answered - frame.stamp) * 1e-9,
+        }
+        frames.append(PageFrame(name, list(frame.layers), values, files=[overlay]))
+    return frames
 
 
 def _require_ros() -> None:
@@ -172,21 +265,6 @@ def _prepare(output: Path) -> None:
     make_directory(output)
 
 
-def _write_overlays(output: Path) -> int:
-    """Take the overlays out of the bag, as pictures numbered in order; returns how many."""
-    from anomaly_detector_ros.demo.graph import CAMERA
-    from anomaly_detector_ros.imaging.rendering import encode_png
-    from anomaly_detector_ros.sources.recordings import read_images
-
-    directory = output / "overlays"
-    make_directory(directory)
-    written = 0
-    for _, image in read_images(output / "bag", f"/anomaly_detector/{CAMERA}/overlay"):
-        write_atomically(directory / f"{written:04d}.png", encode_png(image))
-        written += 1
-    return written
-
-
 def _result(summary: dict[str, Any], overlays: int) -> dict[str, Any]:
     from anomaly_detector_ros.demo.graph import HEATMAP
 
@@ -217,7 +295,26 @@ def _tally(summary: dict[str, Any]) -> Tally:
     return tally
 
 
-def _print(result: dict[str, Any], output: Path) -> None:
+def _tell_first(frames: list[PageFrame]) -> None:
+    """Why the first picture took so long, if it did."""
+    first, *others = [frame.values["seconds"] for frame in frames] or [0.0]
+    if others and first > _SLOW_FIRST * statistics.median(others):
+        console.print(
+            f"the first picture took {first:.1f} s, the others {statistics.median(others):.1f} s: "
+            "memory and kernels are set up with the first one",
+            style="yellow", markup=False, soft_wrap=True,
+        )  # fmt: skip
+
+
+def _print(result: dict[str, Any], frames: list[PageFrame], output: Path) -> None:
+    """One line of result, the numbers behind it, and what there is to look at, the page last."""
+    flagged = sum(frame.values["anomalous"] > 0 for frame in frames)
+    line = (
+        f"{result['recorded']} of {result['played']} pictures came back, {flagged} with anomalies"
+    )
+    if result["latency_median_s"] is not None:
+        line += f", {result['latency_median_s']:.2f} s each"
+    typer.echo(line)
     table = Table(box=None, show_header=False)
     reasons = ", ".join(f"{n} {reason}" for reason, n in result["drop_reasons"].items())
     table.add_row("played", str(result["played"]))
@@ -234,4 +331,5 @@ def _print(result: dict[str, Any], output: Path) -> None:
     table.add_row("bag", str(output / "bag"))
     from rich.console import Console
 
-    Console(highlight=False).print(table)
+    Console(highlight=False, soft_wrap=True).print(table)
+    typer.echo(f"Look at it in a browser: {output / FILE}")

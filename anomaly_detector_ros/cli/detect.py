@@ -6,6 +6,7 @@ import hashlib
 import io
 import itertools
 import json
+import time
 from collections import Counter, deque
 from collections.abc import Callable
 from enum import Enum
@@ -34,7 +35,15 @@ from anomaly_detector_ros.cli.common import (
     tell,
     write_atomically,
 )
+from anomaly_detector_ros.cli.page import (
+    EVERY,
+    count_facts,
+    frames_of_results,
+    save_page,
+    save_pictures,
+)
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.pages.page import FILE, LAYERS, Page
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE
 from anomaly_detector_ros.sources.frames import Frame, Source, find_sources, read_sources
 from anomaly_detector_ros.sources.tally import Tally
@@ -87,7 +96,8 @@ def detect(
     Writes for each picture NAME_heatmap.npy (float32, 0 to 1), NAME_mask.png (0 or 255),
     NAME_segments.png (16 bit), NAME_edited.png and NAME_overlay.png, and a line in results.jsonl.
     NAME is the file's stem, with its extension or folder added where stems are alike, and the
-    number of a video's or recording's frame.
+    number of a video's or recording's frame. index.html is a page to look at all of them in a
+    browser; it is there while the command still runs.
 
     --record-diffusion shows the picture beside the sample that becomes its (first) edit, at the
     size of the edit, and at last the anomalies.
@@ -104,6 +114,7 @@ def detect(
     tally = Tally(stop=on_error is OnError.STOP)
     results: list[dict[str, Any]] = []
     total = sum(source.expected() for source in sources)
+    page_due = 0.0
     with progress_bar("pictures", total) as advance:
         source, levels = None, deque[float]()
         for frame in read_sources(sources, tally, grey_range=chosen_range):
@@ -122,11 +133,17 @@ def detect(
                     data = _animation(recorder, frame.pixels, found, record_diffusion)
                     write_atomically(file, data)
                 _write_files(output, name, frame.pixels, found)
+                _write_pictures(output, name, frame.pixels, found)
                 line = _result(frame, name, found)
                 append_line(output / RESULTS, json.dumps(line))
                 results.append(line)
                 tally.processed += 1
+                if time.monotonic() > page_due:
+                    _write_page(output, detector, inputs)
+                    page_due = time.monotonic() + EVERY
             advance(tally.read, max(tally.read, total))
+    if results:
+        _write_page(output, detector, inputs)
     _summarise(results, output, as_json)
     tell(tally)
     tally.check()
@@ -209,11 +226,36 @@ def _write_files(output: Path, name: str, image: np.ndarray, found: Detection) -
         write_atomically(output / f"{name}_{kind}.png", encode_png(render(kind, image, found)))
 
 
+def _write_pictures(output: Path, name: str, image: np.ndarray, found: Detection) -> None:
+    from anomaly_detector_ros.imaging.rendering import render
+
+    layers = {key: render(key, image, found) for key in LAYERS if key != "input"}
+    save_pictures(output, name, {"input": image, **layers}, calibrated=found.calibrated)
+
+
+def _write_page(output: Path, detector: Detector, inputs: list[Path]) -> None:
+    """The page of all results in the directory, of earlier runs too."""
+    kinds = (*SUFFIXES, "diffusion.gif", "diffusion.mp4")
+    frames = frames_of_results(output, output / RESULTS, kinds)
+    named = ", ".join(path.name or str(path) for path in inputs[:3])
+    more = f" and {len(inputs) - 3} more" if len(inputs) > 3 else ""
+    facts = [
+        *count_facts(frames),
+        f"profile {detector.profile.name}",
+        f"threshold {detector.threshold:g}",
+        time.strftime("%Y-%m-%d %H:%M"),
+    ]
+    title = f"Anomalies in {named}{more}"
+    page = Page(title, facts, frames, calibrated=detector.calibrated, links=[RESULTS])
+    save_page(output, page)
+
+
 def _result(frame: Frame, name: str, found: Detection) -> dict[str, Any]:
     line: dict[str, Any] = {"input": str(frame.source.file), "name": name}
     if frame.index is not None:
         line["frame"] = frame.index
-    return {**line, "score": found.score, "timings": found.timings}
+    measured = {"score": found.score, "anomalous": float(found.mask.mean())}
+    return {**line, **measured, "timings": found.timings}
 
 
 def _summarise(results: list[dict[str, Any]], output: Path, as_json: bool) -> None:
@@ -223,6 +265,7 @@ def _summarise(results: list[dict[str, Any]], output: Path, as_json: bool) -> No
     for line in sorted(results, key=lambda each: -each["score"])[:10]:
         typer.echo(f"{line['score']:.3f}  {line['name']}")
     typer.echo(f"{len(results)} pictures, results in {output}")
+    typer.echo(f"Look at them: {output / FILE}")
 
 
 def _refuse_or_forget(

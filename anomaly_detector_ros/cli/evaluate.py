@@ -32,9 +32,12 @@ from anomaly_detector_ros.cli.common import (
     write_atomically,
 )
 from anomaly_detector_ros.cli.nominal import DataOptions, keep_files, picture_files
+from anomaly_detector_ros.cli.page import save_evaluation_page
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.evaluation.datasets.base import DATASETS, Dataset
+from anomaly_detector_ros.pages.page import FILE
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE, load_profile
+from anomaly_detector_ros.runtime.files import replace_directory
 from anomaly_detector_ros.sources.frames import Frame, Source, read_sources
 from anomaly_detector_ros.sources.tally import Tally
 
@@ -116,7 +119,8 @@ def evaluate(
     output: Annotated[
         Path | None,
         typer.Option(
-            help="JSON file; a table (.md), curves (_curves.png) and a gallery go beside it."
+            help="JSON file; a table (.md), curves (_curves.png), a gallery (_gallery.jpg) and a "
+            "page of the frames (_page/index.html) go beside it."
         ),
     ] = None,
     cache: Annotated[
@@ -240,7 +244,12 @@ def evaluate(
             pictures: dict[str, Callable[[Path], object]] = {"_curves.png": evaluation.plot}
             if "ours" in report.metrics:
                 pictures["_gallery.jpg"] = evaluation.gallery
+            page = partial(save_evaluation_page, evaluation, report)
+            pictures["_page"] = partial(replace_directory, write=page)
             _write(output, report, pictures)
+    if output is not None and report is not None:
+        index = output.with_name(f"{output.stem}_page") / FILE
+        console.print(f"Look at the frames: {index}", markup=False, soft_wrap=True)
     found = swept or measured or report
     if as_json and found is not None:
         typer.echo(json.dumps(found.to_dict(), indent=2))

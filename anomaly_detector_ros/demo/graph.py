@@ -20,6 +20,8 @@ from anomaly_detector_ros.sources.recordings import COMPRESSED, BagReader
 CAMERA = "camera"
 DETECTOR = "/anomaly_detector"
 HEATMAP = f"{DETECTOR}/{CAMERA}/heatmap"
+LOADING, PLAYING = "the node loads its models", "pictures travel to the node and back"
+"""What `run_graph` reports of the two long parts."""
 LOAD_TIMEOUT = 600.0
 """Seconds for the node to load its models."""
 DISCOVERY_TIMEOUT = 60.0
@@ -181,6 +183,7 @@ def run_graph(
         with ProcessGroup(environment, logs) as processes:
             _start_node(processes, playback, parameters)
             _wait_active(processes, monitor, report)
+            report("the recorder and the player join", monitor.counts)
             _start_recorder(processes, playback, output)
             _start_player(processes, playback)
             _wait_played(processes, monitor, report)
@@ -253,7 +256,7 @@ def _wait_active(
         processes.check("node")
         if monitor.counts.fault:
             raise UserError(f"the node cannot start: {monitor.counts.fault}")
-        report("the node loads its models", monitor.counts)
+        report(LOADING, monitor.counts)
         return monitor.counts.state == "active"
 
     if not wait_until(active, LOAD_TIMEOUT):
@@ -268,7 +271,7 @@ def _wait_played(
     while processes.running("player"):
         processes.check("node")
         processes.check("recorder")
-        report("playing", monitor.counts)
+        report(PLAYING, monitor.counts)
         time.sleep(0.1)
     processes.check("player", may_end=True)
 

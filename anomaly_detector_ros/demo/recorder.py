@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import shutil
-import struct
 import sys
 import time
 from pathlib import Path
@@ -27,7 +26,7 @@ from rclpy.utilities import try_shutdown
 from rosbags.rosbag2 import StoragePlugin, Writer
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from anomaly_detector_ros.bags.outputs import CAMERA_INFO, OUTPUTS
+from anomaly_detector_ros.bags.outputs import CAMERA_INFO, OUTPUTS, header_stamp
 from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.runtime.files import replace_file
 from anomaly_detector_ros.sources.recordings import COMPRESSED, IMAGE, typestore
@@ -81,18 +80,6 @@ def camera_topics(camera: str, node: str, transport: str = "raw") -> dict[str, s
         **{f"{node}/{camera}/{output}": kind for output, kind in OUTPUTS.items()},
         "/diagnostics": DIAGNOSTICS,
     }
-
-
-def header_stamp(data: bytes) -> int:
-    """Stamp in nanoseconds of a serialised message that begins with a std_msgs/Header.
-
-    Raises:
-        ValueError: it is too short for one.
-    """
-    if len(data) < 12:
-        raise ValueError(f"{len(data)} bytes are no message with a header")
-    seconds, nanoseconds = struct.unpack_from("<iI" if data[1] & 1 else ">iI", data, 4)
-    return int(seconds) * 1_000_000_000 + int(nanoseconds)
 
 
 class BagWriter:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from anomaly_detector_ros.evaluation.cached import CachedParts
 from anomaly_detector_ros.evaluation.datasets.base import Dataset, LabelledImage
 from anomaly_detector_ros.evaluation.fits import Fits
 from anomaly_detector_ros.evaluation.metrics.measures import Measurement, differences
+from anomaly_detector_ros.evaluation.table.frames import MeasuredFrame, measured_frame
 from anomaly_detector_ros.evaluation.table.gallery import Panels, gallery
 from anomaly_detector_ros.evaluation.table.methods import Method, Synthesis, build_method, row_of
 from anomaly_detector_ros.evaluation.table.plots import plot_curves
@@ -207,6 +208,29 @@ class Evaluation:
         """Writes precision-recall and ROC curves of all rows as one PNG."""
         curves = {row_of(name).title: m.curve() for name, m in self.measurements.items()}
         plot_curves(curves, file)
+
+    @property
+    def shown(self) -> Method:
+        """The method whose mask pages show: the profile, or without it the first."""
+        return min(self.methods, key=lambda method: method.name != "ours")
+
+    def frames(self, most: int) -> Iterator[MeasuredFrame]:
+        """At most so many frames, evenly spread over those that were measured."""
+        first = self.shown
+        order = [first, *(method for method in self.methods if method is not first)]
+        threshold = self.measurements[first.name].result().threshold
+        curves = {method.name: self.measurements[method.name].curve() for method in order}
+        good = [index for index in self.indices if index not in self._failed]
+        chosen = [good[i] for i in spread(len(good), most)]
+        for done, index in enumerate(chosen, 1):
+            truth = self.data[index]
+            maps = {method.name: self.anomaly_map(method, truth) for method in order}
+            edited = None
+            if isinstance(first, Synthesis):
+                _, edits = self.parts.edits(first.detector, truth.image)
+                edited = to_pictures(edits[:1])[0]
+            yield measured_frame(truth, maps, curves, threshold, edited)
+            self.progress(done, len(chosen), "pictures of the page")
 
     def gallery(self, file: Path) -> None:
         """Writes a sheet of frames, evenly spaced over the data set, as the profile sees them."""

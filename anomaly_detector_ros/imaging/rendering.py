@@ -53,7 +53,7 @@ def overlay(image: np.ndarray, detection: Detection) -> np.ndarray:
 
     uint8 RGB (H, W, 3). Opacity grows with the value, so nominal ground stays as the camera saw it.
     """
-    heat = confidence(_visible_heat(detection))
+    heat = confidence(_visible_heat(detection.heatmap, detection.calibrated))
     opacity = _opacity_table()[heat][..., None]
     colours = _colour_table()[heat].astype(np.float32)
     blended = image.astype(np.float32)
@@ -61,6 +61,16 @@ def overlay(image: np.ndarray, detection: Detection) -> np.ndarray:
     result = np.rint(blended).astype(np.uint8)
     _draw_outline(result, detection.mask)
     return result
+
+
+def heat_picture(heatmap: np.ndarray, *, calibrated: bool) -> np.ndarray:
+    """A heatmap, float (H, W) in [0, 1], in colours of a perceptually even scale; uint8 RGB.
+
+    Black is 0 and the brightest yellow 1. Once calibrated, equal steps are equal factors of the
+    share of nominal pixels above: 0.9, 0.99, 0.999 and 0.9999 are a quarter of the scale apart.
+    """
+    heat = confidence(_visible_heat(heatmap, calibrated))
+    return cv2.cvtColor(cv2.applyColorMap(heat, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
 
 
 def encode_jpeg(rgb: np.ndarray, quality: int = JPEG_QUALITY) -> bytes:
@@ -83,15 +93,15 @@ def _encode(suffix: str, array: np.ndarray, options: list[int]) -> bytes:
     return data.tobytes()
 
 
-def _visible_heat(detection: Detection) -> np.ndarray:
+def _visible_heat(heatmap: np.ndarray, calibrated: bool) -> np.ndarray:
     """What the colours show, (H, W) in [0, 1].
 
     Half of all nominal pixels are above 0.5 once calibrated, so then it is the order of magnitude
     of the share of nominal pixels above: 0.25 for a tenth, 1 for a ten-thousandth.
     """
-    if not detection.calibrated:
-        return detection.heatmap
-    return np.asarray(-np.log10(np.clip(1 - detection.heatmap, 1e-4, 1)) / 4)
+    if not calibrated:
+        return heatmap
+    return np.asarray(-np.log10(np.clip(1 - heatmap, 1e-4, 1)) / 4)
 
 
 def _opacity_table() -> np.ndarray:

@@ -57,9 +57,10 @@ class PlainProgress:
 
     def __call__(self, done: int, total: int | None = None, doing: str | None = None) -> None:
         """See `Progress`."""
-        if done < self._done:  # another piece of work
+        doing = doing or self._what
+        if done < self._done or (not done and doing != self._doing):  # another piece of work
             self._start = time.monotonic()
-        self._done, self._doing = done, doing or self._what
+        self._done, self._doing = done, doing
         self._total = self._total if total is None else total
 
     def line(self) -> str:

@@ -9,8 +9,10 @@ from pathlib import Path
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.imaging.images import IMAGE_SUFFIXES, say_once
 
-# Besides hidden ones: copies and rubbish of NAS, macOS and Windows.
-_NO_PICTURES = {"@eadir", "@__thumb", "#recycle", "$recycle.bin", "__macosx", "thumbnails"}
+# Besides hidden ones: copies and rubbish of NAS, macOS and Windows, and what pages show.
+_NO_PICTURES = {
+    *("@eadir", "@__thumb", "#recycle", "$recycle.bin", "__macosx", "thumbnails", "index_files"),
+}
 _LABELS = {"masks", "labels", "annotations", "truth"}
 
 

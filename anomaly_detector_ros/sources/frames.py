@@ -189,5 +189,5 @@ def _is_result(file: Path, results: Path, searched: Path) -> bool:
     if inside not in file.resolve().parents:
         return False
     name, _, kind = file.stem.rpartition("_")
-    made = kind in ("mask", "segments", "edited", "overlay")
+    made = kind in ("mask", "segments", "edited", "overlay", "diffusion")
     return inside != searched.resolve() or (made and file.with_name(f"{name}_heatmap.npy").exists())

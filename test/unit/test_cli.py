@@ -117,7 +117,8 @@ def test_detect_writes_all_files(tmp_path: Path, pictures: Path, light_profile: 
     assert lines[0]["input"] == str(pictures / "p0.png")
     assert 0 <= lines[0]["score"] <= 1
     assert lines[0]["timings"]["total"] > 0
-    files = {f"p{i}_{kind}" for i in range(2) for kind in KINDS} | {"results.jsonl"}
+    files = {f"p{i}_{kind}" for i in range(2) for kind in KINDS}
+    files |= {"results.jsonl", "index.html", "index_files"}
     assert {p.name for p in out.iterdir()} == files
     heatmap = np.load(out / "p0_heatmap.npy")
     mask = cv2.imread(str(out / "p0_mask.png"), cv2.IMREAD_UNCHANGED)

@@ -286,7 +286,7 @@ def test_the_command_writes_table_curves_and_gallery(scenes, light_profile, tmp_
     assert ended.value.code == 0
     written = {file.name for file in output.parent.iterdir()}
     assert written == {
-        "results.json", "results.md", "results_curves.png", "results_gallery.jpg"
+        "results.json", "results.md", "results_curves.png", "results_gallery.jpg", "results_page"
     }  # fmt: skip
     results = json.loads(output.read_text())
     ran = {row["name"] for row in results["rows"]}

@@ -71,3 +71,14 @@ def test_a_plain_line_every_so_often() -> None:
     assert lines[-1].startswith("pictures: 8 of 50, ")
     progress(1, None, "masks")
     assert progress.line().startswith("masks: 1 of 50, ")
+
+
+def test_time_left_leaves_out_what_went_before() -> None:
+    progress = PlainProgress("starting", 8, print)
+    progress(0, None, "models load")
+    time.sleep(0.3)
+    progress(0, None, "pictures")
+    time.sleep(0.01)
+    progress(1, None, "pictures")
+    rate = float(re.search(r"([\d.]+) a second", progress.line())[1])
+    assert rate > 1 / 0.3

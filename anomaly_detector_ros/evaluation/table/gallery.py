@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import cv2
 import numpy as np
@@ -41,6 +41,22 @@ _MAPS = slice(4, 6)
 _FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}
 _STRETCH = (1, 99)
 _DPI = 100
+
+
+class Judged(Protocol):
+    """A mask and what it ought to be."""
+
+    @property
+    def mask(self) -> np.ndarray:
+        """Bool (H, W), what was taken for an anomaly."""
+
+    @property
+    def anomaly(self) -> np.ndarray:
+        """Bool (H, W), the truth."""
+
+    @property
+    def valid(self) -> np.ndarray:
+        """Bool (H, W), False where the truth is void."""
 
 
 @dataclass(frozen=True)
@@ -155,11 +171,23 @@ def draw(rows: Sequence[Panels], value_range: tuple[float, float], panel_width: 
     return figure
 
 
-def verdicts(row: Panels) -> np.ndarray:
+def verdicts(row: Judged) -> np.ndarray:
     """The mask held against the truth: int (H, W), indices into `KEYS`, -1 for nominal pixels."""
     mask, anomaly = row.mask, row.anomaly
     cases = [~row.valid, mask & anomaly, ~mask & anomaly, mask & ~anomaly]
     return np.select(cases, [VOID, HIT, MISS, FALSE_ALARM], -1)
+
+
+def verdict_picture(image: np.ndarray, row: Judged) -> np.ndarray:
+    """`verdicts` in the colours of `KEYS` over the image in pale grey; uint8 RGB (H, W, 3)."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    pale = np.repeat(grey[..., None] / 2 + 96, 3, axis=2)
+    colours = np.array(
+        [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in KEYS.values()]
+    )
+    codes = verdicts(row)
+    painted = np.where(codes[..., None] >= 0, 0.25 * pale + 0.75 * colours[codes], pale)
+    return np.rint(painted).astype(np.uint8)
 
 
 def truths(row: Panels) -> np.ndarray:

@@ -74,19 +74,10 @@ class Report:
 
     def to_markdown(self) -> str:
         """A table with the published numbers beside ours where the paper has them."""
-        published = any(self.dataset in row.published for row in ROWS.values())
-        head = list(COLUMNS)
-        if published:
-            # Each beside the column that means the same.
-            for column in WEIGHTED:
-                head.insert(head.index(column) + 1, f"published {column}")
-        head.insert(0, "")
-        lines = [line(head), line(["---"] * len(head))]
-        paper = [name for name in ROWS if name in self.metrics]
-        for name in (*paper, *(name for name in self.metrics if name not in ROWS)):
-            lines.append(line(self._cells(name, published)))
+        head, *rows = self.table()
+        lines = [line(head), line(["---"] * len(head)), *map(line, rows)]
         lines += [f"\nNot run: {row_of(name).title}: {why}." for name, why in self.not_run.items()]
-        if published:
+        if self._published():
             lines.append(
                 "\nThe weighted columns alone are, most likely, the published metrics. Even these "
                 "compare only as far as images and class frequencies are the paper's: what can be "
@@ -94,6 +85,21 @@ class Report:
             )
         lines += subset_note(self.metrics.values(), self.dataset_images)
         return "\n".join(lines) + "\n"
+
+    def table(self) -> list[list[str]]:
+        """The head and a row for each method, as text."""
+        published = self._published()
+        head = list(COLUMNS)
+        if published:
+            # Each beside the column that means the same.
+            for column in WEIGHTED:
+                head.insert(head.index(column) + 1, f"published {column}")
+        paper = [name for name in ROWS if name in self.metrics]
+        names = (*paper, *(name for name in self.metrics if name not in ROWS))
+        return [["", *head], *(self._cells(name, published) for name in names)]
+
+    def _published(self) -> bool:
+        return any(self.dataset in row.published for row in ROWS.values())
 
     def margin(self, name: str) -> str:
         """The interval of "ours" minus a row, of average precision; empty where there is none."""
