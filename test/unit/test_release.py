@@ -69,7 +69,9 @@ def test_the_wheel_holds_what_is_needed_and_nothing_else(wheel: Path) -> None:
     share = f"{data}data/share/anomaly_detector_ros/"
     code = {n for n in names if n.startswith("anomaly_detector_ros/")}
     shared = {n.removeprefix(share) for n in names if n.startswith(share)}
-    assert {Path(n).suffix for n in code} == {".py", ".typed"}
+    others = {n for n in code if not n.endswith(".py")}
+    pages = {f"anomaly_detector_ros/pages/page.{kind}" for kind in ("css", "html", "js")}
+    assert others == {"anomaly_detector_ros/py.typed", *pages}
     assert {n.split("/")[0] for n in shared} == {
         "config", "demo", "launch", "models", "package.xml",
     }  # fmt: skip
