@@ -20,6 +20,7 @@ from anomaly_detector_ros.calibration.calibration import (
     NominalScores,
 )
 from anomaly_detector_ros.calibration.distribution import ScorePool
+from anomaly_detector_ros.calibration.level import frame_level
 from anomaly_detector_ros.detection import Detection
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.distances.base import Distance
@@ -129,9 +130,9 @@ def fit_calibration(
                 profile, parts, distance=seen.to(parts.device), calibrated=False
             )
             for index in images.part(run):
-                scores = images.tried(index, partial(images.scores, index, detector))
-                if scores is not None:
-                    pool.add(scores)
+                found = images.tried(index, partial(images.scores, index, detector))
+                if found is not None:
+                    pool.add(*found)
                     tally.processed += 1
                 progress(index + 1, len(files), "scores")
     tally.check()
@@ -192,7 +193,7 @@ def fit_camera(
     for index, file in enumerate(files):
         found = tally.tried(f"'{file}'", _detect, detector, file)
         if found is not None:
-            pool.add(found.scores)
+            pool.add(found.scores, found.level)
             tally.processed += 1
         progress(index + 1, len(files), "scores")
     tally.check()
@@ -301,11 +302,11 @@ class NominalFiles:
             self._failed.add(index)
         return found
 
-    def scores(self, index: int, detector: Detector) -> np.ndarray:
-        """Raw scores of a file averaged over segments, float32 (H, W)."""
+    def scores(self, index: int, detector: Detector) -> tuple[np.ndarray, float]:
+        """Raw scores of a file averaged over segments, float32 (H, W), and its level."""
         image, original, edits = self.edited(index, detector)
         raw = detector.compare(image, original, edits)
-        return detector.scores(raw, detector.segment(image, raw))
+        return detector.scores(raw, detector.segment(image, raw)), frame_level(raw)
 
     def compare(self, distance: Distance) -> None:
         """See `NominalImages`."""

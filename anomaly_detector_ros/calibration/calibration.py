@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from anomaly_detector_ros.calibration.distribution import ScoreDistribution, ScorePool
-from anomaly_detector_ros.calibration.drift import LEVELS, NominalFrames, fit_nominal_frames
+from anomaly_detector_ros.calibration.drift import NominalLevels, fit_nominal_levels
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.runtime.fitted_file import digest, open_fitted, save_fitted
 
@@ -31,25 +31,24 @@ class NominalScores:
 
     Attributes:
         distribution: of the scores of all pixels.
-        frames: how single frames differ from it; None where they were too few to know.
+        levels: of the frames; None where they were too few to know.
         images, pixels: how many they are of.
     """
 
     distribution: ScoreDistribution
-    frames: NominalFrames | None
+    levels: NominalLevels | None
     images: int
     pixels: int
 
     @classmethod
     def of(cls, pool: ScorePool) -> NominalScores:
-        """Those of a pool, whose images must be in the order they were taken in.
+        """Those of a pool.
 
         Raises:
             UserError: no two scores differ.
         """
-        distribution = pool.distribution()
-        frames = fit_nominal_frames(pool.shares(distribution))
-        return cls(distribution, frames, len(pool), pool.pixels)
+        levels = fit_nominal_levels(pool.levels)
+        return cls(pool.distribution(), levels, len(pool), pool.pixels)
 
 
 @dataclass(frozen=True)
@@ -143,10 +142,8 @@ def pack(cameras: Mapping[str, NominalScores]) -> tuple[list[dict[str, Any]], di
         }
         tensors[f"{prefix}.scores"] = nominal.distribution.scores
         tensors[f"{prefix}.below"] = nominal.distribution.below
-        if nominal.frames is not None:
-            entry["frames"] = {"largest": nominal.frames.largest, "level": nominal.frames.level}
-            tensors[f"{prefix}.mean"] = nominal.frames.mean
-            tensors[f"{prefix}.whitening"] = nominal.frames.whitening
+        if nominal.levels is not None:
+            entry["levels"] = asdict(nominal.levels)
         entries.append(entry)
     # Copies: safetensors refuses tensors that share memory, as those of two cameras may.
     return entries, {name: torch.tensor(array) for name, array in tensors.items()}
@@ -177,19 +174,10 @@ def _unpack_one(
     rising = all(np.diff(values).min() > 0 for values in (scores, below))
     if scores.shape != below.shape or not rising or not tail_scale > 0 or not 0 <= below[-1] < 1:
         raise ValueError("its distribution is not one")
-    images = int(entry["images"])
-    frames = None
-    if "frames" in entry:
-        mean, whitening = (tensors[f"{prefix}.{name}"].numpy() for name in ("mean", "whitening"))
-        if mean.shape != LEVELS.shape or whitening.shape != (len(LEVELS), len(LEVELS)):
-            raise ValueError("its frames are compared at other levels")
-        found = entry["frames"]
-        frames = NominalFrames(
-            mean, whitening, images, float(found["largest"]), float(found["level"])
-        )
-    return NominalScores(
-        ScoreDistribution(scores, below, tail_scale), frames, images, int(entry["pixels"])
-    )
+    # A file of an earlier release has none.
+    levels = NominalLevels(**entry["levels"]) if "levels" in entry else None
+    distribution = ScoreDistribution(scores, below, tail_scale)
+    return NominalScores(distribution, levels, int(entry["images"]), int(entry["pixels"]))
 
 
 def _prefix(index: int) -> str:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from anomaly_detector_ros.calibration.drift import cumulative_shares
 from anomaly_detector_ros.errors import UserError
 
 # So many different scores are kept as they are; of more, those at `_LEVELS`.
@@ -51,24 +50,34 @@ class ScoreDistribution:
 
 
 class ScorePool:
-    """Collects the scores of images, each as some thousand quantiles.
+    """Collects the scores of images, each as some thousand quantiles, and their levels.
 
     Args:
         pools: whose images it holds from the start, in this order.
+
+    Attributes:
+        pixels: of all images.
+        levels: of each image, see `add`.
     """
 
     def __init__(self, pools: Iterable[ScorePool] = ()) -> None:
         self.pixels = 0
+        self.levels: list[float] = []
         self._images: list[tuple[np.ndarray, np.ndarray]] = []
         for pool in pools:
             self.pixels += pool.pixels
+            self.levels += pool.levels
             self._images += pool._images
 
     def __len__(self) -> int:
         return len(self._images)
 
-    def add(self, scores: np.ndarray) -> None:
-        """Adds the scores of one image, an array of any shape.
+    def add(self, scores: np.ndarray, level: float) -> None:
+        """Adds one image.
+
+        Args:
+            scores: of its pixels, an array of any shape.
+            level: of its raw anomaly map, `Detection.level`.
 
         Raises:
             ValueError: scores that are not finite.
@@ -77,6 +86,7 @@ class ScorePool:
             raise ValueError("the anomaly map holds values that are not finite")
         values = np.asarray(scores, np.float64).ravel()
         self.pixels += values.size
+        self.levels.append(level)
         self._images.append(_pooled(values, np.ones(values.size)))
 
     def distribution(self) -> ScoreDistribution:
@@ -96,12 +106,6 @@ class ScorePool:
         excess = scores[first:] - scores[first]
         tail_scale = float(np.average(excess, weights=counts[first:]))
         return ScoreDistribution(scores, below, tail_scale)
-
-    def shares(self, distribution: ScoreDistribution) -> np.ndarray:
-        """Each image's `drift.cumulative_shares` under a distribution, float64 (n, L)."""
-        return np.stack(
-            [cumulative_shares(distribution(scores), counts) for scores, counts in self._images]
-        )
 
 
 def _pooled(scores: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

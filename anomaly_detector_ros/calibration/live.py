@@ -40,15 +40,20 @@ class LiveCalibration:
         self._pools = {camera: ScorePool() for camera in cameras}
         self._seen = dict.fromkeys(cameras, 0)
 
-    def add(self, camera: str, scores: np.ndarray) -> bool:
-        """Takes the scores of a frame before calibration, (H, W); True once there are enough.
+    def add(self, camera: str, scores: np.ndarray, level: float) -> bool:
+        """Takes a frame; True once there are enough.
+
+        Args:
+            camera: that saw it.
+            scores: before calibration, (H, W).
+            level: `Detection.level`.
 
         Raises:
             ValueError: scores that are not finite.
         """
         pool = self._pools[camera]
         if len(pool) < self.count:
-            pool.add(scores)
+            pool.add(scores, level)
         self._seen[camera] += 1
         given_up = max(self._seen.values()) >= _PATIENCE * self.count
         return given_up or all(len(pool) == self.count for pool in self._pools.values())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from anomaly_detector_ros.calibration.drift import ALARM, DriftMonitor
 from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.ros.parameters import Parameters, camera_parameter
 
@@ -18,12 +19,14 @@ if TYPE_CHECKING:
     from rclpy.impl.rcutils_logger import RcutilsLogger
 
     from anomaly_detector_ros.calibration.calibration import Calibration
-    from anomaly_detector_ros.calibration.drift import DriftMonitor
     from anomaly_detector_ros.calibration.live import LiveCalibration
     from anomaly_detector_ros.detection import Detection
     from anomaly_detector_ros.ros.detectors import Detectors
 
-DRIFTED = "scene is no longer the nominal one"
+DRIFTED = (
+    "scene is no longer the nominal one: look at camera and light; where it is nominal, "
+    "call ~/calibrate"
+)
 WATCH_INTERVAL = 1.0
 """Seconds between the frames of a camera that are watched: neighbours in time say the same."""
 
@@ -118,9 +121,8 @@ class CalibrationService:
             values["last calibration"] = problem
         if monitor is None or statistic is None:
             return "", values
-        level = monitor.nominal.level
-        values["drift (alarm level)"] = f"{statistic:.2f} ({level:.2f})"
-        return (DRIFTED if statistic > level else ""), values
+        values["drift (alarm level)"] = f"{statistic:.2f} ({ALARM:g})"
+        return (DRIFTED if monitor.drifted else ""), values
 
     # -- images, in the worker's thread ------------------------------------------------------------
 
@@ -132,7 +134,7 @@ class CalibrationService:
                 if live is None:
                     self._watch(camera, detectors, detection)
                     return
-            if not live.add(camera, detection.scores):
+            if not live.add(camera, detection.scores, detection.level):
                 return
             with self._lock:
                 if self._live is not live:  # cancelled meanwhile
@@ -146,8 +148,6 @@ class CalibrationService:
             self._logger.error(f"not calibrated: {one_line(error)}")
 
     def _watch(self, camera: str, detectors: Detectors, detection: Detection) -> None:
-        from anomaly_detector_ros.calibration.drift import DriftMonitor
-
         detector = detectors.detector(camera)
         calibration = detector.calibration if detector else None
         if calibration is None:
@@ -156,7 +156,7 @@ class CalibrationService:
             self._watched = calibration
             self._monitors.clear()
             self._last.clear()
-        nominal = calibration.nominal(camera).frames
+        nominal = calibration.nominal(camera).levels
         now = time.monotonic()
         if nominal is None or now - self._last.get(camera, float("-inf")) < WATCH_INTERVAL:
             return
@@ -165,7 +165,7 @@ class CalibrationService:
         if monitor is None:
             monitor = DriftMonitor(nominal, self._parameters["drift_window"])
             self._monitors[camera] = monitor
-        monitor.add(detection.heatmap)
+        monitor.add(detection.level)
 
     def _finish(self, live: LiveCalibration, camera: str, detectors: Detectors, file: Path) -> None:
         from anomaly_detector_ros.building import fingerprint

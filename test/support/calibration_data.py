@@ -40,7 +40,7 @@ def pooled(*images: np.ndarray) -> ScoreDistribution:
     """The distribution of the scores of images."""
     pool = ScorePool()
     for image in images:
-        pool.add(image)
+        pool.add(image, 0.0)
     return pool.distribution()
 
 

@@ -20,7 +20,7 @@ from anomaly_detector_ros.ros.calibration_service import share
 def calibration() -> Calibration:
     pool = ScorePool()
     for seed in range(4):
-        pool.add(np.random.default_rng(seed).random((200, 300)) * 0.5)
+        pool.add(np.random.default_rng(seed).random((200, 300)) * 0.5, 0.0)
     return Calibration({DEFAULT_CAMERA: NominalScores.of(pool)}, {})
 
 

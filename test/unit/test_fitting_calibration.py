@@ -87,7 +87,7 @@ def test_whitened_scores_come_from_images_that_the_whitening_has_not_seen(
         distance = fitted_on({0, 1, 2} - {index})
         detector = Detector.from_parts(profile, parts, distance=distance, calibrated=False)
         original, edits = detector.synthesize([read(files[index])])
-        pool.add(detector.compare(read(files[index]), original, edits[0]))
+        pool.add(detector.compare(read(files[index]), original, edits[0]), 0.0)
     np.testing.assert_allclose(
         calibration.nominal().distribution.scores, pool.distribution().scores, rtol=1e-4, atol=1e-5
     )
@@ -129,7 +129,7 @@ def test_novelty_is_that_of_a_memory_without_the_image_itself(
     given = fit_calibration(profile, parts, files, memory=pictures[3:6])
     pool = ScorePool()
     for index in range(3):
-        pool.add(scores(index, pictures[3:6]))
+        pool.add(scores(index, pictures[3:6]), 0.0)
     np.testing.assert_allclose(
         given.nominal().distribution.scores, pool.distribution().scores, rtol=1e-3, atol=1e-5
     )
@@ -153,7 +153,7 @@ def test_the_level_is_taken_off_alike_when_fitted_and_when_used(
         original, edits = detector.synthesize([image])
         raw = detector.compare(image, original, edits[0])
         found = detector.detect(image)
-        pool.add(raw - np.float32(0.5 * np.median(raw)))
+        pool.add(raw - np.float32(0.5 * np.median(raw)), 0.0)
         np.testing.assert_allclose(found.scores, raw - 0.5 * np.median(raw), atol=1e-5)
         assert found.level == pytest.approx(np.median(raw))
     np.testing.assert_allclose(

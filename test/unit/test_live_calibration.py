@@ -38,7 +38,8 @@ def collect(live: LiveCalibration, detector: Detector, cameras: dict[str, int]) 
     for camera, brightness in cameras.items():
         for image in pictures(live.count, brightness):
             assert not complete
-            complete = live.add(camera, detector.detect(image, camera).scores)
+            found = detector.detect(image, camera)
+            complete = live.add(camera, found.scores, found.level)
     return complete
 
 
@@ -85,9 +86,9 @@ def test_what_a_file_holds_besides_stays(detector: Detector):
 def test_a_camera_that_stopped_is_given_up():
     live = LiveCalibration(["front", "rear"], 4)
     scores = np.random.default_rng(0).random((6, 8))
-    assert not live.add("rear", scores)
+    assert not live.add("rear", scores, 0.0)
     taken = 0
-    while not live.add("front", scores):
+    while not live.add("front", scores, 0.0):
         taken += 1
     assert taken == 11
     assert (live.cameras, live.missing) == (["front"], ["rear"])
@@ -97,9 +98,9 @@ def test_a_camera_that_stopped_is_given_up():
 def test_scores_that_tell_nothing_are_refused(detector: Detector):
     live = LiveCalibration(["front"], 2)
     with pytest.raises(ValueError, match="not finite"):
-        live.add("front", np.full((4, 5), np.nan))
-    live.add("front", np.ones((4, 5)))
-    assert live.add("front", np.ones((4, 5)))
+        live.add("front", np.full((4, 5), np.nan), 0.0)
+    live.add("front", np.ones((4, 5)), 1.0)
+    assert live.add("front", np.ones((4, 5)), 1.0)
     with pytest.raises(UserError, match="alike"):
         live.calibration(None, fingerprint(detector.profile, Registry.default()))
 

@@ -24,7 +24,8 @@ def scores(scale: float, images: int = 12) -> NominalScores:
     pool = ScorePool()
     rng = np.random.default_rng(0)
     for _ in range(images):
-        pool.add(rng.gamma(2.0, rng.uniform(0.8, 1.2) * scale, (30, 40)))
+        frame = rng.gamma(2.0, rng.uniform(0.8, 1.2) * scale, (30, 40))
+        pool.add(frame, float(np.median(frame)))
     return NominalScores.of(pool)
 
 
@@ -45,14 +46,9 @@ def test_a_file_holds_the_scores_of_each_camera(cameras: dict[str, NominalScores
         )
         found = loaded.nominal(name)
         assert (found.images, found.pixels) == (nominal.images, nominal.pixels)
-        if nominal.frames is None:
-            assert found.frames is None
-            continue
-        assert found.frames is not None
-        shares = np.random.default_rng(1).random((5, len(nominal.frames.mean)))
-        assert found.frames.statistic(shares) == nominal.frames.statistic(shares)
-        assert found.frames.level == nominal.frames.level
-    assert loaded.nominal("robot/rear").frames is None  # four frames are too few to know
+        assert found.levels == nominal.levels
+    assert loaded.nominal("front").levels is not None
+    assert loaded.nominal("robot/rear").levels is None  # four frames are too few to know
     unknown = loaded.heatmap(raw, "left")
     np.testing.assert_array_equal(unknown, loaded.heatmap(raw))
     assert not np.array_equal(unknown, loaded.heatmap(raw, "front"))
@@ -61,15 +57,16 @@ def test_a_file_holds_the_scores_of_each_camera(cameras: dict[str, NominalScores
 def test_malformed_scores_are_refused(cameras: dict[str, NominalScores], tmp_path: Path):
     entries, tensors = pack(cameras)
     assert list(unpack(entries, tensors)) == list(cameras)
-    levels = {"camera0.mean": tensors["camera0.mean"][:-1]}
+    levels = entries[0]["levels"]
     for malformed in (
         (entries[1:], tensors),  # no default
         ([*entries, entries[1]], tensors),
         (entries, {**tensors, "camera1.scores": tensors["camera1.scores"].flip(0)}),
-        (entries, {**tensors, **levels}),
+        ([{**entries[0], "levels": {**levels, "deviation": 0.0}}, *entries[1:]], tensors),
+        ([{**entries[0], "levels": {"mean": 0.1}}, *entries[1:]], tensors),
         ([{**entries[0], "tail_scale": 0.0}, *entries[1:]], tensors),
     ):
-        with pytest.raises((ValueError, KeyError)):
+        with pytest.raises((ValueError, KeyError, TypeError)):
             unpack(*malformed)
     file = tmp_path / "c.safetensors"
     named = {"front": cameras["front"]}
