@@ -38,10 +38,9 @@ docs: $(READY)
 	  || $(BIN)/python -m pip install --editable '.[$(EXTRAS)test,docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-# The README's picture: three of the demo's scenes.
+# The README's picture.
 docs/demo.jpg: models
-	$(TUNED) $(BIN)/anomaly-detector demo $(foreach n,0 1 3,--images demo/images/scene_$(n).jpg)
-	$(BIN)/python scripts/write_demo_picture.py demo_output/bag $@
+	$(TUNED) $(BIN)/python scripts/write_demo_picture.py demo/images/scene_3.jpg $@
 
 lint: $(READY)
 	$(BIN)/ruff check .

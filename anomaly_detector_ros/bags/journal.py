@@ -6,7 +6,7 @@ import fcntl
 import json
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -61,7 +61,7 @@ class BagJournal:
     """
 
     def __init__(self, path: Path, job: Mapping[str, Any], *, resume: bool) -> None:
-        self.left = self.finished = 0
+        self.left = self.finished = self._taken = 0
         self._file: BinaryIO = open(path, "a+b")  # noqa: SIM115 - closed by __exit__
         try:
             self._lock(path)
@@ -85,32 +85,19 @@ class BagJournal:
         """Close the file; it stays."""
         self._file.close()
 
-    def next(self) -> FrameResult:
-        """The next of the frames `left`, all of which are taken before any is added."""
-        content = self._read_record()
-        if content is None:
+    def next(self) -> FrameResult | None:
+        """The next of the frames `left`, all of which are taken before any is added; then None."""
+        if self._taken == self.left:
+            return None
+        self._taken += 1
+        result = _read(self._file)
+        if result is None:
             raise OSError("the journal changed while it was read")
-        head, data = content
-        messages: dict[str, bytes | memoryview] = {}
-        start = 0
-        for name, size in head["messages"]:
-            messages[name] = data[start : start + size]
-            start += size
-        return FrameResult(messages, **head["about"])
+        return result
 
     def append(self, result: FrameResult) -> None:
         """Add a finished frame; raises OSError."""
-        sizes = [(name, len(data)) for name, data in result.messages.items()]
-        about = {key: value for key, value in vars(result).items() if key != "messages"}
-        head = json.dumps({"messages": sizes, "about": about}).encode()
-        parts = [head, *result.messages.values()]
-        check = 0
-        for part in parts:
-            check = zlib.crc32(part, check)
-        size = sum(len(part) for part in parts)
-        self._file.write(_RECORD.pack(len(head), size, check))
-        for part in parts:
-            self._file.write(part)
+        write_result(self._file, result)
         self._file.flush()
         self.finished += 1
 
@@ -139,24 +126,56 @@ class BagJournal:
                 "before, or start anew without --resume"
             )
         start = end = self._file.tell()
-        while self._read_record() is not None:
+        while _read(self._file) is not None:
             self.finished += 1
             end = self._file.tell()
         self._file.truncate(end)
         return start
 
-    def _read_record(self) -> tuple[dict[str, Any], memoryview] | None:
-        """Head and data of the next whole record; None where there is none."""
-        begin = self._file.read(_RECORD.size)
-        if len(begin) < _RECORD.size:
-            return None
-        head_size, size, check = _RECORD.unpack(begin)
-        here = self._file.tell()
-        left = self._file.seek(0, 2) - here
-        self._file.seek(here)
-        if not head_size <= size <= left:
-            return None
-        content = memoryview(self._file.read(size))
-        if zlib.crc32(content) != check:
-            return None
-        return json.loads(bytes(content[:head_size])), content[head_size:]
+
+def write_result(file: BinaryIO, result: FrameResult) -> None:
+    """Write a record of a finished frame; raises OSError."""
+    sizes = [(name, len(data)) for name, data in result.messages.items()]
+    about = {key: value for key, value in vars(result).items() if key != "messages"}
+    head = json.dumps({"messages": sizes, "about": about}).encode()
+    parts = [head, *result.messages.values()]
+    check = 0
+    for part in parts:
+        check = zlib.crc32(part, check)
+    file.write(_RECORD.pack(len(head), sum(len(part) for part in parts), check))
+    for part in parts:
+        file.write(part)
+
+
+def read_results(file: Path) -> Iterator[FrameResult]:
+    """The finished frames of a file of records alone; raises OSError where it is not whole."""
+    with file.open("rb") as stream:
+        end = 0
+        while (result := _read(stream)) is not None:
+            end = stream.tell()
+            yield result
+        if end != stream.seek(0, 2):
+            raise OSError(f"'{file.name}' is damaged")
+
+
+def _read(file: BinaryIO) -> FrameResult | None:
+    """The next whole record; None where there is none."""
+    begin = file.read(_RECORD.size)
+    if len(begin) < _RECORD.size:
+        return None
+    head_size, size, check = _RECORD.unpack(begin)
+    here = file.tell()
+    left = file.seek(0, 2) - here
+    file.seek(here)
+    if not head_size <= size <= left:
+        return None
+    content = memoryview(file.read(size))
+    if zlib.crc32(content) != check:
+        return None
+    head, data = json.loads(bytes(content[:head_size])), content[head_size:]
+    messages: dict[str, bytes | memoryview] = {}
+    start = 0
+    for name, length in head["messages"]:
+        messages[name] = data[start : start + length]
+        start += length
+    return FrameResult(messages, **head["about"])

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from rosbags.interfaces import Connection
 from rosbags.rosbag2 import Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
-from anomaly_detector_ros.bags.journal import BagJournal, FrameResult
+from anomaly_detector_ros.bags.journal import FrameResult
 from anomaly_detector_ros.bags.outputs import (
     CAMERA_INFO,
     OUTPUTS,
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 # Frames handed to the detector while the outputs of the one before them are made and written.
 _AHEAD = 1
 _NO_HASH = "RIHS01_" + "0" * 64
+
+Found: TypeAlias = "tuple[Any, np.ndarray, Detection]"
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,22 @@ class BagReport:
         """Frames without, of all cameras."""
         return sum(camera.skipped for camera in self.cameras)
 
+    def to_dict(self, source: Path, output: Path) -> dict[str, Any]:
+        """For JSON."""
+        counts = {"frames": self.frames, "skipped": self.skipped}
+        told = {**asdict(self), "tally": self.tally.to_dict()}
+        for camera in told["cameras"]:
+            del camera["judged"]
+        return {"input": str(source), "output": str(output), **counts, **told}
+
+    @property
+    def barren(self) -> str:
+        """Which camera has not one frame with outputs though it has frames, as an error; or ""."""
+        without = [each.topic for each in self.cameras if each.skipped and not each.frames]
+        if not without:
+            return ""
+        return f"no frame of '{without[0]}' could be processed: check the recording"
+
     @property
     def first_error(self) -> str:
         """Why a frame was skipped; "" if none was."""
@@ -120,29 +139,88 @@ class BagReport:
 
 
 @dataclass
-class _Camera:
-    """One camera of the bag: its report, where its outputs go, its latest CameraInfo and levels."""
+class Camera:
+    """One camera of a bag, as far as the bag is read.
 
-    report: CameraReport
+    Attributes:
+        topic: its image topic.
+        name: its own in the output topics.
+        outputs: what is made of its frames, names from :data:`OUTPUTS`.
+        info_topic: its CameraInfo's.
+        info: its latest CameraInfo; before the first one that, and None where there is none.
+        levels: of its last frames.
+    """
+
+    topic: str
+    name: str
+    outputs: list[str]
     info_topic: str
     info: Any
-    targets: dict[str, Connection]
     levels: StreamLevels = field(default_factory=StreamLevels)
+
+    @classmethod
+    def of(cls, reader: BagReader, topic: str, outputs: Sequence[str]) -> Camera:
+        """The camera of an image topic, before the first message is read.
+
+        Raises:
+            UserError: the bag is damaged.
+        """
+        root = topic.removesuffix("/compressed").rpartition("/")[0]
+        info_topic = f"{root}/camera_info"
+        info = _first_camera_info(reader, info_topic)
+        possible = [name for name in outputs if name != "camera_info" or info is not None]
+        return cls(topic, camera_name(topic), possible, info_topic, info)
+
+    def hear(self, connection: Connection, raw: bytes) -> None:
+        """Take a message's CameraInfo, if it is this camera's; a damaged one is passed over."""
+        if (connection.topic, connection.msgtype) == (self.info_topic, CAMERA_INFO):
+            with suppress(ImageError):
+                self.info = deserialize(raw, CAMERA_INFO)
+
+    def look(
+        self,
+        detector: Detector,
+        connection: Connection,
+        timestamp: int,
+        raw: bytes,
+        grey_range: Range | None,
+    ) -> Found:
+        """Header and picture of the next frame, and what is found in it; raises many kinds."""
+        message = deserialize(raw, connection.msgtype)
+        image = message_to_rgb(message, connection.msgtype, connection.topic, grey_range)
+        found = detector.detect(image, before=self.levels.before(timestamp))
+        self.levels.add(found.level, timestamp)
+        return message.header, image, found
+
+    def result(self, found: Future[Found], info: Any) -> FrameResult:
+        """The messages of what is found, or why there is none; `info` is what held then."""
+        try:
+            header, image, detection = found.result()
+        except Exception as error:  # models and the libraries below them raise many kinds
+            return FrameResult(error=one_line(error), unreadable=isinstance(error, ImageError))
+        messages = frame_messages(self.outputs, header, image, detection, info)
+        return FrameResult(
+            dict(messages),
+            level=detection.level,
+            score=detection.score,
+            anomalous=float(detection.mask.mean()),
+            timings=detection.timings,
+        )
 
 
 @dataclass
 class _Message:
     """A message on its way through; `camera` is None unless it is a frame.
 
-    Of a frame there is either `known`, from the journal, or `found`, from the detector.
+    Of a frame there is either `known`, or `found`, from the detector.
     """
 
     connection: Connection
     timestamp: int
     raw: bytes
-    camera: _Camera | None = None
+    camera: Camera | None = None
     known: FrameResult | None = None
-    found: Future[tuple[Any, np.ndarray, Detection]] | None = None
+    found: Future[Found] | None = None
 
 
 class BagPass:
@@ -151,35 +229,36 @@ class BagPass:
     Args:
         reader: the open input.
         writer: the open, empty output.
-        journal: has the results of frames that are finished already, and takes those of others.
         topics: of the cameras, by :func:`frames.camera_name` of different ones.
         outputs: names from :data:`OUTPUTS`.
         grey_range: see `images.to_8_bit`.
+        known: gives the result of the next frame of a topic where it is finished already, which
+            frames are from the first one on; else None.
+        keep: takes the results of others, in the bag's order.
     """
 
     def __init__(
         self,
         reader: BagReader,
         writer: Writer,
-        journal: BagJournal,
         topics: Sequence[str],
         outputs: Sequence[str],
         grey_range: Range | None = None,
+        *,
+        known: Callable[[str], FrameResult | None] = lambda _: None,
+        keep: Callable[[FrameResult], object] = lambda _: None,
     ) -> None:
         self.grey_range = grey_range
-        self.reader, self.writer, self.journal = reader, writer, journal
-        cameras = [self._camera(topic) for topic in topics]
-        names = {
-            c.report.camera: [n for n in outputs if n != "camera_info" or c.info is not None]
-            for c in cameras
-        }
-        added = {output_topic(camera, name) for camera in names for name in names[camera]}
+        self.reader, self.writer, self.known, self.keep = reader, writer, known, keep
+        cameras = [Camera.of(reader, topic, outputs) for topic in topics]
+        added = {output_topic(camera.name, name) for camera in cameras for name in camera.outputs}
         replaced = sorted({c.topic for c in reader.connections} & added)
         self.copies = _add_copies(reader, writer, leave_out=replaced)
-        for camera in cameras:
-            camera.targets = self._add_outputs(camera.report.camera, names[camera.report.camera])
-        self.cameras = {camera.report.topic: camera for camera in cameras}
-        self.report = BagReport([camera.report for camera in cameras], replaced=replaced)
+        self.targets = {camera.topic: self._add_outputs(camera) for camera in cameras}
+        self.cameras = {camera.topic: camera for camera in cameras}
+        reports = {camera.topic: CameraReport(camera.topic, camera.name) for camera in cameras}
+        self.reports = reports
+        self.report = BagReport(list(reports.values()), replaced=replaced)
         self.total = sum(c.msgcount for c in reader.connections if c.topic in self.cameras)
 
     def run(self, detector: Detector, skip_errors: bool, progress: Progress) -> BagReport:
@@ -205,46 +284,35 @@ class BagPass:
     def _messages(self, pool: ThreadPoolExecutor, detector: Detector) -> Iterator[_Message]:
         """The input's messages in their order, frames handed to the detector."""
         wanted = [c for c in self.reader.connections if c.id in self.copies]
-        frames = 0
         for connection, timestamp, raw in self.reader.messages(wanted):
             message = _Message(connection, timestamp, raw, self.cameras.get(connection.topic))
             if message.camera is not None:
-                frames += 1
-                if frames <= self.journal.left:
-                    message.known = self._known(message.camera, timestamp)
-                else:
-                    message.found = pool.submit(
-                        _detect, detector, message.camera, message, self.grey_range
-                    )
+                message.known = self.known(connection.topic)
+                if message.known is None:
+                    frame = (connection, timestamp, raw, self.grey_range)
+                    message.found = pool.submit(message.camera.look, detector, *frame)
+                elif not message.known.error:
+                    message.camera.levels.add(message.known.level, timestamp)
             yield message
-
-    def _known(self, camera: _Camera, timestamp: int) -> FrameResult:
-        result = self.journal.next()
-        if not result.error:
-            camera.levels.add(result.level, timestamp)
-        return result
 
     def _copy(self, message: _Message) -> None:
         connection = message.connection
         self.writer.write(self.copies[connection.id], message.timestamp, message.raw)
         self.report.copied += 1
-        if connection.msgtype == CAMERA_INFO:
-            for camera in self.cameras.values():
-                if camera.info_topic == connection.topic:
-                    with suppress(ImageError):  # a damaged one: the last good one holds
-                        camera.info = deserialize(message.raw, CAMERA_INFO)
+        for camera in self.cameras.values():
+            camera.hear(connection, message.raw)
 
     def _add_results(
-        self, message: _Message, camera: _Camera, number: int, skip_errors: bool
+        self, message: _Message, camera: Camera, number: int, skip_errors: bool
     ) -> None:
-        """Write the outputs of frame `number`, the detector's or the journal's."""
-        report = camera.report
+        """Write the outputs of frame `number`, known or the detector's."""
+        report, targets = self.reports[camera.topic], self.targets[camera.topic]
         if message.found is None:
             assert message.known is not None
             result = message.known
             self.report.resumed += 1
         else:
-            result = _result(camera, message.found)
+            result = camera.result(message.found, camera.info)
         if result.error:
             name = f"frame {number} of '{report.topic}'"
             if not skip_errors:
@@ -252,9 +320,9 @@ class BagPass:
             reason = "unreadable" if result.unreadable else "failed in the models"
             self.report.tally.skip(reason, f"{name}: {result.error}")
         if message.found is not None:
-            self.journal.append(result)
+            self.keep(result)
         for name, data in result.messages.items():
-            self.writer.write(camera.targets[name], message.timestamp, data)
+            self.writer.write(targets[name], message.timestamp, data)
         if result.error:
             report.skipped += 1
             report.first_error = report.first_error or result.error
@@ -271,32 +339,15 @@ class BagPass:
             report.frames += 1
             self.report.tally.processed += 1
 
-    def _camera(self, topic: str) -> _Camera:
-        root = topic.removesuffix("/compressed").rpartition("/")[0]
-        info_topic = f"{root}/camera_info"
-        report = CameraReport(topic, camera_name(topic))
-        return _Camera(report, info_topic, self._first_camera_info(info_topic), {})
-
-    def _first_camera_info(self, topic: str) -> Any:
-        """So that frames before the first CameraInfo have one, too."""
-        connections = [
-            c for c in self.reader.connections if c.topic == topic and c.msgtype == CAMERA_INFO
-        ]
-        # Asked for the messages of no connection, a reader gives those of all.
-        for _, _, raw in self.reader.messages(connections) if connections else ():
-            with suppress(ImageError):
-                return deserialize(raw, CAMERA_INFO)
-        return None
-
-    def _add_outputs(self, camera: str, names: list[str]) -> dict[str, Connection]:
+    def _add_outputs(self, camera: Camera) -> dict[str, Connection]:
         return {
             name: self.writer.add_connection(
-                output_topic(camera, name),
+                output_topic(camera.name, name),
                 OUTPUTS[name],
                 typestore=typestore(),
                 offered_qos_profiles=[output_qos()],
             )
-            for name in names
+            for name in camera.outputs
         }
 
 
@@ -313,32 +364,14 @@ def _behind(messages: Iterator[_Message]) -> Iterator[_Message]:
     yield from waiting
 
 
-def _detect(
-    detector: Detector, camera: _Camera, frame: _Message, grey_range: Range | None
-) -> tuple[Any, np.ndarray, Detection]:
-    """Header and picture of a frame, and what is found in it."""
-    msgtype, topic = frame.connection.msgtype, frame.connection.topic
-    message = deserialize(frame.raw, msgtype)
-    image = message_to_rgb(message, msgtype, topic, grey_range)
-    found = detector.detect(image, before=camera.levels.before(frame.timestamp))
-    camera.levels.add(found.level, frame.timestamp)
-    return message.header, image, found
-
-
-def _result(camera: _Camera, found: Future[tuple[Any, np.ndarray, Detection]]) -> FrameResult:
-    try:
-        header, image, detection = found.result()
-    except Exception as error:  # models and the libraries below them raise many kinds
-        return FrameResult(error=one_line(error), unreadable=isinstance(error, ImageError))
-    names = list(camera.targets)
-    messages = frame_messages(names, header, image, detection, camera.info)
-    return FrameResult(
-        dict(messages),
-        level=detection.level,
-        score=detection.score,
-        anomalous=float(detection.mask.mean()),
-        timings=detection.timings,
-    )
+def _first_camera_info(reader: BagReader, topic: str) -> Any:
+    """So that frames before the first CameraInfo have one, too."""
+    connections = [c for c in reader.connections if (c.topic, c.msgtype) == (topic, CAMERA_INFO)]
+    # Asked for the messages of no connection, a reader gives those of all.
+    for _, _, raw in reader.messages(connections) if connections else ():
+        with suppress(ImageError):
+            return deserialize(raw, CAMERA_INFO)
+    return None
 
 
 def _add_copies(

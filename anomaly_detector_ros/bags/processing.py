@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rosbags.rosbag2 import StoragePlugin, Writer
 
 from anomaly_detector_ros import __version__
-from anomaly_detector_ros.bags.journal import BagJournal
+from anomaly_detector_ros.bags.journal import BagJournal, FrameResult
 from anomaly_detector_ros.bags.outputs import OUTPUTS
 from anomaly_detector_ros.bags.passes import BagPass, BagReport
 from anomaly_detector_ros.errors import UserError, one_line
@@ -23,6 +23,7 @@ from anomaly_detector_ros.sources.recordings import BagReader, camera_name, choo
 
 if TYPE_CHECKING:
     from anomaly_detector_ros.detector import Detector
+    from anomaly_detector_ros.profiles import Profile
 
 # Humble reads metadata of version 8, not of 9; later releases read both.
 _METADATA_VERSION: Literal[8] = 8
@@ -69,27 +70,33 @@ def process_bag(
             output; `output` exists or cannot be written; a bad frame unless `skip_errors`; the
             interrupted run had another input or other settings.
     """
-    unknown = [name for name in outputs if name not in OUTPUTS]
-    if unknown:
-        raise UserError(f"unknown output '{unknown[0]}': choose from {', '.join(OUTPUTS)}")
+    check_outputs(outputs)
     if output.exists():
         raise UserError(f"'{output}' exists already: remove it or give another output")
     partial = partial_path(output)
     with BagReader(source) as reader:
         chosen = choose_topics(reader, topics)
-        job = _describe(source, reader, chosen, outputs, detector, grey_range)
-        storage = _storage(source, output)
+        settings = describe_settings(outputs, detector.profile, detector.threshold, grey_range)
+        job = {"input": describe_input(source, reader), "topic": chosen, **settings}
+        _storage(source, output)  # which refuses some names
         try:
             partial.mkdir(parents=True, exist_ok=True)
             with BagJournal(partial / "journal", job, resume=resume) as journal:
                 try:
                     shutil.rmtree(partial / output.name, ignore_errors=True)
                     # The storage file takes its directory's name: the final one, from the start.
-                    with Writer(
-                        partial / output.name, version=_METADATA_VERSION, storage_plugin=storage
-                    ) as writer:
-                        job_pass = BagPass(reader, writer, journal, chosen, outputs, grey_range)
-                        report = job_pass.run(detector, skip_errors, progress)
+                    report = write_bag(
+                        reader,
+                        partial / output.name,
+                        detector,
+                        chosen,
+                        outputs,
+                        skip_errors=skip_errors,
+                        grey_range=grey_range,
+                        progress=progress,
+                        known=lambda _: journal.next(),
+                        keep=journal.append,
+                    )
                     (partial / output.name).replace(output)
                 finally:
                     keep = journal.finished and not output.exists()
@@ -97,10 +104,47 @@ def process_bag(
         except (OSError, sqlite3.Error) as error:
             with suppress(OSError):
                 partial.rmdir()  # where not even the journal could be made
-            raise UserError(
-                f"cannot write '{output}' ({one_line(error)}): make room or give another output"
-            ) from error
+            raise cannot_write(output, error) from error
     return report
+
+
+def write_bag(
+    reader: BagReader,
+    output: Path,
+    detector: Detector,
+    topics: Sequence[str],
+    outputs: Sequence[str],
+    *,
+    skip_errors: bool,
+    grey_range: Range | None,
+    progress: Progress,
+    known: Callable[[str], FrameResult | None],
+    keep: Callable[[FrameResult], object] = lambda _: None,
+) -> BagReport:
+    """Write a bag in one pass over an open one; arguments as in `process_bag` and `BagPass`.
+
+    Raises:
+        UserError: the input is damaged, or a frame is bad, unless `skip_errors`.
+        OSError, sqlite3.Error: it cannot be written.
+    """
+    storage = _storage(reader.bag, output)
+    with Writer(output, version=_METADATA_VERSION, storage_plugin=storage) as writer:
+        job = BagPass(reader, writer, topics, outputs, grey_range, known=known, keep=keep)
+        return job.run(detector, skip_errors, progress)
+
+
+def check_outputs(names: Sequence[str]) -> None:
+    """Raises UserError for a name that is not in :data:`OUTPUTS`."""
+    unknown = [name for name in names if name not in OUTPUTS]
+    if unknown:
+        raise UserError(f"unknown output '{unknown[0]}': choose from {', '.join(OUTPUTS)}")
+
+
+def cannot_write(output: Path, error: Exception) -> UserError:
+    """The user's error for a bag that cannot be written."""
+    return UserError(
+        f"cannot write '{output}' ({one_line(error)}): make room or give another output"
+    )
 
 
 def choose_topics(reader: BagReader, topics: Sequence[str]) -> list[str]:
@@ -120,26 +164,24 @@ def choose_topics(reader: BagReader, topics: Sequence[str]) -> list[str]:
     return list(cameras.values())
 
 
-def _describe(
-    source: Path,
-    reader: BagReader,
-    topics: Sequence[str],
-    outputs: Sequence[str],
-    detector: Detector,
-    grey_range: Range | None,
-) -> dict[str, Any]:
-    """What the outputs depend on, by the words in which an error names it."""
+def describe_input(source: Path, reader: BagReader) -> list[Any]:
+    """What tells a recording from another: its files and topics."""
     files = sorted(file for file in source.iterdir()) if source.is_dir() else [source]
+    return [
+        [[file.name, file.stat().st_size] for file in files],
+        [[c.topic, c.msgtype, c.msgcount] for c in reader.connections],
+    ]
+
+
+def describe_settings(
+    outputs: Sequence[str], profile: Profile, threshold: float, grey_range: Range | None
+) -> dict[str, Any]:
+    """What outputs depend on besides their input, by the words in which an error names it."""
     return {
         "version of this package": __version__,
-        "input": [
-            [[file.name, file.stat().st_size] for file in files],
-            [[c.topic, c.msgtype, c.msgcount] for c in reader.connections],
-        ],
-        "topic": list(topics),
         "choice of outputs": list(outputs),
-        "profile": asdict(detector.profile),
-        "threshold": detector.threshold,
+        "profile": asdict(profile),
+        "threshold": threshold,
         "range of grey values": grey_range,
     }
 

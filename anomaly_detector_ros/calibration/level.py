@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -35,6 +35,10 @@ class StreamLevels:
 
     They start anew with a stamp that is not later than the last one, and after `GAP`.
 
+    Args:
+        levels: those known already.
+        stamp: of the last of them, nanoseconds.
+
     Example:
         >>> levels = StreamLevels()
         >>> for second in range(3):
@@ -43,9 +47,14 @@ class StreamLevels:
         0.2
     """
 
-    def __init__(self) -> None:
-        self._levels: deque[float] = deque(maxlen=FRAMES - 1)
-        self._stamp = 0
+    def __init__(self, levels: Sequence[float] = (), stamp: int = 0) -> None:
+        self._levels = deque(levels, FRAMES - 1)
+        self._stamp = stamp
+
+    @property
+    def state(self) -> tuple[list[float], int]:
+        """What makes the same levels again, given to the constructor."""
+        return list(self._levels), self._stamp
 
     def before(self, stamp: int) -> tuple[float, ...]:
         """The levels that count for a frame of this stamp, nanoseconds."""
@@ -62,3 +71,22 @@ class StreamLevels:
     def reset(self) -> None:
         """Forgets the frames seen."""
         self._levels.clear()
+
+
+def levels_before(frame: int, look: Callable[[int], Iterable[tuple[float, int]]]) -> StreamLevels:
+    """The levels that a stream has when it comes to a frame, known from few frames before it.
+
+    Args:
+        frame: its number in the stream, from 0.
+        look: gives level and stamp of each good frame from the given number on, up to `frame`.
+    """
+    count = FRAMES - 1
+    while True:
+        first, levels, good = max(0, frame - count), StreamLevels(), 0
+        for level, stamp in look(first):
+            levels.add(level, stamp)
+            good += 1
+        # Nothing further back counts: there is nothing, the levels are full, or they began anew.
+        if first == 0 or good >= FRAMES - 1 or good > len(levels.state[0]):
+            return levels
+        count *= 2

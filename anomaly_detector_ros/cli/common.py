@@ -66,7 +66,35 @@ GreyRangeOption = Annotated[
         "percentiles 0.5 and 99.5 of each.",
     ),
 ]
+ShareOption = Annotated[
+    bool,
+    typer.Option(
+        "--share",
+        help="Share the work with other processes that run the same command, and go on from what "
+        "was finished before; so do accelerate launch and torchrun.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
+
+
+def rank() -> int:
+    """Number of this process among those of a launcher; 0 without one."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def is_launched() -> bool:
+    """Whether a launcher has started this process together with others."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def own_device(name: str) -> str:
+    """The device to run on; with the name auto each process of a launcher takes its own GPU."""
+    import torch
+
+    local = os.environ.get("LOCAL_RANK")
+    if name != "auto" or local is None or not torch.cuda.is_available():
+        return name
+    return f"cuda:{int(local) % torch.cuda.device_count()}"
 
 
 def load_detector(
@@ -83,7 +111,7 @@ def load_detector(
     with console.status(f"loading the models of profile '{profile}'"):
         from anomaly_detector_ros.detector import Detector
 
-        detector = Detector.from_profile(profile, device=device, offline=offline)
+        detector = Detector.from_profile(profile, device=own_device(device), offline=offline)
     if threshold is not None:
         detector.threshold = threshold
     return detector

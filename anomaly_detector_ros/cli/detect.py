@@ -7,8 +7,9 @@ import io
 import itertools
 import json
 import time
-from collections import Counter, deque
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from anomaly_detector_ros.calibration.level import FRAMES
+from anomaly_detector_ros.calibration.level import StreamLevels, levels_before
 from anomaly_detector_ros.cli.common import (
     DeviceOption,
     GreyRangeOption,
@@ -25,13 +26,18 @@ from anomaly_detector_ros.cli.common import (
     OnError,
     OnErrorOption,
     ProfileOption,
+    ShareOption,
     ThresholdOption,
     TopicOption,
     append_line,
+    cannot_write,
+    console,
+    is_launched,
     load_detector,
     make_directory,
     parse_grey_range,
     progress_bar,
+    rank,
     tell,
     write_atomically,
 )
@@ -45,7 +51,13 @@ from anomaly_detector_ros.cli.page import (
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.pages.page import FILE, LAYERS, Page
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE
-from anomaly_detector_ros.sources.frames import Frame, Source, find_sources, read_sources
+from anomaly_detector_ros.sources.frames import (
+    Frame,
+    FrameStream,
+    Source,
+    find_sources,
+    read_sources,
+)
 from anomaly_detector_ros.sources.tally import Tally
 
 if TYPE_CHECKING:
@@ -53,9 +65,12 @@ if TYPE_CHECKING:
 
     from anomaly_detector_ros.detection import Detection
     from anomaly_detector_ros.detector import Detector
+    from anomaly_detector_ros.runtime.worklist import WorkList
     from anomaly_detector_ros.synthesis.recording import Recorder
 
-RESULTS = "results.jsonl"
+RESULTS, SUMMARY = "results.jsonl", "summary.json"
+PART = 32
+"""So many frames, or half as many pictures, are one piece of work of a shared run."""
 SUFFIXES = ("heatmap.npy", "mask.png", "segments.png", "edited.png", "overlay.png")
 
 # File names have at most 255 bytes; what is added to a name takes up to 40.
@@ -89,6 +104,7 @@ def detect(
     device: DeviceOption = "auto",
     threshold: ThresholdOption = None,
     offline: OfflineOption = False,
+    share: ShareOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Find the anomalies in pictures, folders, videos and recordings.
@@ -102,51 +118,229 @@ def detect(
     --record-diffusion shows the picture beside the sample that becomes its (first) edit, at the
     size of the edit, and at last the anomalies.
 
+    With --share, or started by accelerate launch or torchrun, all processes that run the same
+    command share the frames, here and on other machines that see OUTPUT. Whenever it is run again
+    it goes on from what is finished, and at last writes summary.json.
+
     Example: anomaly-detector detect photos/ drive.mp4 drive.mcap --output results
     """
     chosen_range = parse_grey_range(grey_range)
+    stop = on_error is OnError.STOP
     sources = find_sources(inputs, topic, results=output)
     names = unique_names(sources)
     make_directory(output)
-    diffusion = [f"diffusion.{record_diffusion.value}"] if record_diffusion else []
-    _refuse_or_forget(output, names, [*SUFFIXES, *diffusion], overwrite)
+    if share or is_launched():
+        load = partial(load_detector, profile, device, threshold=threshold, offline=offline)
+        shared = _Shared(inputs, sources, names, output, record_diffusion, chosen_range, stop)
+        _summarise(*shared.run(load, overwrite), output, as_json)
+        return
+    if overwrite:
+        _write_results(output, _others(output, names))
+    else:
+        _refuse(output, names, _suffixes(record_diffusion))
     detector = load_detector(profile, device, threshold=threshold, offline=offline)
-    tally = Tally(stop=on_error is OnError.STOP)
+    judge = _Judge(detector, output, names, record_diffusion)
+    tally = Tally(stop=stop)
     results: list[dict[str, Any]] = []
     total = sum(source.expected() for source in sources)
     page_due = 0.0
     with progress_bar("pictures", total) as advance:
-        source, levels = None, deque[float]()
+        source, levels = None, StreamLevels()
         for frame in read_sources(sources, tally, grey_range=chosen_range):
             if frame.source is not source:
-                source, levels = frame.source, deque[float](maxlen=FRAMES - 1)
-            recorder = _recorder(detector) if record_diffusion else None
-            found = tally.tried(
-                frame.name,
-                partial(detector.detect, frame.pixels, before=levels, callback=recorder),
-            )
-            if found is not None:
-                levels.append(found.level)
-                name = result_name(names[frame.source], frame.index)
-                if recorder is not None and record_diffusion is not None:
-                    file = output / f"{name}_diffusion.{record_diffusion.value}"
-                    data = _animation(recorder, frame.pixels, found, record_diffusion)
-                    write_atomically(file, data)
-                _write_files(output, name, frame.pixels, found)
-                _write_pictures(output, name, frame.pixels, found)
-                line = _result(frame, name, found)
+                source, levels = frame.source, StreamLevels()
+            line = judge.look(frame, levels, tally)
+            if line is not None:
                 append_line(output / RESULTS, json.dumps(line))
                 results.append(line)
-                tally.processed += 1
                 if time.monotonic() > page_due:
                     _write_page(output, detector, inputs)
                     page_due = time.monotonic() + EVERY
             advance(tally.read, max(tally.read, total))
     if results:
         _write_page(output, detector, inputs)
-    _summarise(results, output, as_json)
-    tell(tally)
-    tally.check()
+    _summarise(results, tally, output, as_json)
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Looks at frames and writes the files of each."""
+
+    detector: Detector
+    output: Path
+    names: dict[Source, str]
+    record: Recording | None
+
+    def look(self, frame: Frame, levels: StreamLevels, tally: Tally) -> dict[str, Any] | None:
+        """The frame's line of results; None, and it is skipped, where the models fail.
+
+        Args:
+            frame: to look at.
+            levels: of the frames of its source before it; takes its own.
+            tally: counts it.
+        """
+        number = (frame.index or 0) + 1
+        recorder = _recorder(self.detector) if self.record else None
+        look = partial(self.detector.detect, before=levels.before(number), callback=recorder)
+        found = tally.tried(frame.name, look, frame.pixels)
+        if found is None:
+            return None
+        levels.add(found.level, number)
+        name = result_name(self.names[frame.source], frame.index)
+        if recorder is not None and self.record is not None:
+            file = self.output / f"{name}_diffusion.{self.record.value}"
+            write_atomically(file, _animation(recorder, frame.pixels, found, self.record))
+        _write_files(self.output, name, frame.pixels, found)
+        _write_pictures(self.output, name, frame.pixels, found)
+        tally.processed += 1
+        return _result(frame, name, found)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some pictures, or the frames of one source from `start` on, up to `stop` or to the last."""
+
+    sources: list[Source]
+    start: int = 0
+    stop: int | None = None
+
+
+class _Shared:
+    """The frames of all sources, looked at by all processes that run the same command.
+
+    A piece of work are some pictures, or some frames of a video or recording that follow on
+    another; see `PART`.
+    """
+
+    def __init__(
+        self,
+        given: list[Path],
+        sources: list[Source],
+        names: dict[Source, str],
+        output: Path,
+        record: Recording | None,
+        grey_range: tuple[float, float] | None,
+        stop: bool,
+    ) -> None:
+        self.given = given
+        self.sources, self.names, self.output, self.record = sources, names, output, record
+        self.grey_range, self.stop = grey_range, stop
+        self.work = output / ".shared"
+        self.parts: dict[str, _Part] = {}
+        self.chains: list[list[str]] = []
+        self.sizes: dict[str, int] = {}
+        self.inputs: list[Any] = []
+        self.stream: FrameStream | None = None
+        self.levels = StreamLevels()
+        for is_picture, group in itertools.groupby(sources, lambda s: s.kind == "picture"):
+            for each in [list(group)] if is_picture else [[one] for one in group]:
+                self._cut(each, is_picture)
+
+    def _cut(self, group: list[Source], pictures: bool) -> None:
+        sizes = [s.file.stat().st_size if pictures else s.expected() for s in group]
+        self.inputs += [
+            [self.names[s], s.kind, s.topic, n] for s, n in zip(group, sizes, strict=True)
+        ]
+        count = len(group) if pictures else sizes[0]
+        chain = []
+        step = PART // 2 if pictures else PART
+        for number, start in enumerate(range(0, count, step)):
+            piece, end = f"{len(self.inputs)}-{number}", start + step
+            # The last one takes what there is: a header may tell of too few.
+            last = end >= count
+            part = (
+                _Part(group[start:end]) if pictures else _Part(group, start, None if last else end)
+            )
+            self.parts[piece], self.sizes[piece] = part, min(end, count) - start
+            chain.append(piece)
+        self.chains.append(chain)
+
+    def run(
+        self, load: Callable[[], Detector], overwrite: bool
+    ) -> tuple[list[dict[str, Any]], Tally]:
+        """The lines of results and the tally, whichever process did what; see `detect`."""
+        from anomaly_detector_ros.bags.processing import describe_settings
+        from anomaly_detector_ros.runtime.worklist import find_summary, share
+
+        if rank():  # of a launcher's processes the first speaks for all
+            console.quiet = True
+        detector, suffixes = load(), _suffixes(self.record)
+        self.judge = _Judge(detector, self.output, self.names, self.record)
+        profile, threshold = detector.profile, detector.threshold
+        settings = describe_settings(suffixes, profile, threshold, self.grey_range)
+        job = {"list of inputs": self.inputs, **settings}
+        summary = self.output / SUMMARY
+        if not self.work.exists():  # nobody has begun
+            if overwrite:
+                summary.unlink(missing_ok=True)
+            elif not find_summary(summary, job):
+                _refuse(self.output, self.names, suffixes)
+        with progress_bar("pictures", sum(self.sizes.values())) as self.advance:
+            try:
+                found = share(self.work, job, summary, self.chains, {}, self._do, self._merge)
+            except OSError as error:
+                raise cannot_write(self.output, error) from error
+        tally = Tally()
+        tally.add(found["tally"])
+        others = set(_others(self.output, self.names))
+        lines = (self.output / RESULTS).read_text().splitlines()
+        return [json.loads(line) for line in lines if line not in others], tally
+
+    def _do(self, work: WorkList, piece: str) -> dict[str, Any]:
+        part, tally = self.parts[piece], Tally(stop=self.stop)
+        if part.sources[0].kind == "picture":
+            frames = read_sources(part.sources, tally, grey_range=self.grey_range)
+            levels = None
+        else:
+            levels = self._levels_at(work, piece, part)
+            assert self.stream is not None
+            frames = self.stream.read(part.start, part.stop, tally)
+        lines = []
+        before = sum(self.sizes[each] for each in work.done)
+        for frame in frames:
+            # Pictures are no stream.
+            line = self.judge.look(frame, StreamLevels() if levels is None else levels, tally)
+            lines += [line] if line else []
+            self.advance(before + tally.read)
+        state = None if levels is None else levels.state
+        return {"lines": lines, "tally": tally.state, "levels": state}
+
+    def _levels_at(self, work: WorkList, piece: str, part: _Part) -> StreamLevels:
+        """The levels of the last frames where the part begins, and the stream to read it from."""
+        if self.stream is None or self.stream.source is not part.sources[0]:
+            self.stream = FrameStream(part.sources[0], self.grey_range)
+            self.levels = StreamLevels()
+        if self.stream.at == part.start:
+            return self.levels
+        group, _, number = piece.rpartition("-")
+        before = f"{group}-{int(number) - 1}"
+        self.levels = StreamLevels()
+        if before in work.done:
+            self.levels = StreamLevels(*work.result(before)["levels"])
+        elif self.judge.detector.distance.frame_level:
+            self.levels = levels_before(part.start, partial(self._look_before, part.start))
+        return self.levels
+
+    def _look_before(self, stop: int, first: int) -> Iterator[tuple[float, int]]:
+        """Level and stamp of the good frames up to the part's first."""
+        assert self.stream is not None
+        tally = Tally()  # they are counted elsewhere
+        for frame in self.stream.read(first, stop, tally):
+            found = tally.tried(frame.name, self.judge.detector.detect, frame.pixels)
+            if found is not None:
+                yield found.level, (frame.index or 0) + 1
+
+    def _merge(self, work: WorkList) -> dict[str, Any]:
+        tally, lines = Tally(), []
+        for piece in self.parts:
+            found = work.result(piece)
+            tally.add(found["tally"])
+            lines += found["lines"]
+        ours = [json.dumps(line) for line in lines]
+        _write_results(self.output, [*_others(self.output, self.names), *ours])
+        if ours:
+            _write_page(self.output, self.judge.detector, self.given)
+        return {"inputs": len(self.sources), **tally.to_dict(), "tally": tally.state}
 
 
 def unique_names(sources: list[Source]) -> dict[Source, str]:
@@ -258,35 +452,47 @@ def _result(frame: Frame, name: str, found: Detection) -> dict[str, Any]:
     return {**line, **measured, "timings": found.timings}
 
 
-def _summarise(results: list[dict[str, Any]], output: Path, as_json: bool) -> None:
-    if as_json:
+def _summarise(results: list[dict[str, Any]], tally: Tally, output: Path, as_json: bool) -> None:
+    """Print what was found, and what became of the frames; raises UserError as `Tally.check`."""
+    if rank():
+        pass
+    elif as_json:
         typer.echo(json.dumps(results, indent=2))
-        return
-    for line in sorted(results, key=lambda each: -each["score"])[:10]:
-        typer.echo(f"{line['score']:.3f}  {line['name']}")
-    typer.echo(f"{len(results)} pictures, results in {output}")
-    typer.echo(f"Look at them: {output / FILE}")
+    else:
+        for line in sorted(results, key=lambda each: -each["score"])[:10]:
+            typer.echo(f"{line['score']:.3f}  {line['name']}")
+        typer.echo(f"{len(results)} pictures, results in {output}")
+        typer.echo(f"Look at them: {output / FILE}")
+    tell(tally)
+    tally.check()
 
 
-def _refuse_or_forget(
-    output: Path, names: dict[Source, str], suffixes: list[str], overwrite: bool
-) -> None:
-    """Refuse to replace earlier results, or forget their lines in the list of results."""
+def _suffixes(record: Recording | None) -> list[str]:
+    return [*SUFFIXES, *([f"diffusion.{record.value}"] if record else [])]
+
+
+def _refuse(output: Path, names: dict[Source, str], suffixes: list[str]) -> None:
+    """Raises UserError where there are results already."""
     for source, name in names.items():
         # A video's first frame stands for all.
         first = result_name(name, None if source.kind == "picture" else 0)
         for suffix in suffixes:
             file = output / f"{first}_{suffix}"
-            if file.exists() and not overwrite:
+            if file.exists():
                 raise UserError(f"'{file}' exists already: give --overwrite or another --output")
+
+
+def _others(output: Path, names: dict[Source, str]) -> list[str]:
+    """Lines of the list of results that are of other sources than these."""
     results = output / RESULTS
-    if overwrite and results.is_file():
-        prefixes = [name for source, name in names.items() if source.kind != "picture"]
-        single = {name for source, name in names.items() if source.kind == "picture"}
-        kept = [
-            line for line in results.read_text().splitlines() if not _is_of(line, single, prefixes)
-        ]
-        write_atomically(results, "".join(line + "\n" for line in kept).encode())
+    prefixes = [name for source, name in names.items() if source.kind != "picture"]
+    single = {name for source, name in names.items() if source.kind == "picture"}
+    lines = results.read_text().splitlines() if results.is_file() else []
+    return [line for line in lines if not _is_of(line, single, prefixes)]
+
+
+def _write_results(output: Path, lines: list[str]) -> None:
+    write_atomically(output / RESULTS, "".join(line + "\n" for line in lines).encode())
 
 
 def _is_of(line: str, names: set[str], prefixes: list[str]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from anomaly_detector_ros.evaluation.run import Evaluation
     from anomaly_detector_ros.evaluation.table.report import Report
     from anomaly_detector_ros.imaging.images import Range
+    from anomaly_detector_ros.runtime.progress import Progress
 
 EVERY = 30.0
 """Seconds after which the page of a command that still runs is written anew."""
@@ -119,8 +121,12 @@ def save_bag_page(
     *,
     calibrated: bool,
     grey_range: Range | None,
+    progress: Progress | None = None,
 ) -> Path:
     """Write the page of a bag that `process_bag` wrote, into its directory.
+
+    Args:
+        progress: hears of the pictures; by default a progress bar.
 
     Raises:
         UserError: it cannot be written.
@@ -130,7 +136,8 @@ def save_bag_page(
     most = _PICTURED // max(1, len(report.cameras))
     first = _PICTURED_FIRST // max(1, len(report.cameras))
     frames, pictured = [], 0
-    with progress_bar("pictures of the page", min(_PICTURED, report.frames)) as advance:
+    bar = progress_bar("pictures of the page", min(_PICTURED, report.frames))
+    with nullcontext(progress) if progress else bar as advance:
         for camera in report.cameras:
             chosen = _chosen(camera.judged, most, first)
             layers: dict[int, list[str]] = {}

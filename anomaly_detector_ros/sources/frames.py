@@ -99,6 +99,34 @@ def find_sources(
     return list(found.values())
 
 
+def find_recordings(given: Iterable[Path], *, results: Path | None = None) -> list[Path]:
+    """Every recording among what is given and in folders of it, each once.
+
+    Args:
+        given: recordings and folders.
+        results: directory of results, which is left out of folders.
+
+    Raises:
+        UserError: a path is missing, or a folder without any.
+    """
+    found: dict[Path, Path] = {}
+    for path in given:
+        below = [path]
+        if path.is_dir() and not is_recording(path):
+            inside = results.resolve() if results else None
+            below = [f for f in _files(path) if inside not in f.resolve().parents]
+            below = [f for f in below if is_recording(f)]
+            if not below:
+                raise UserError(f"no recordings in '{path}': give rosbag2 directories or files")
+        elif not path.exists():
+            raise UserError(
+                f"there is no bag '{path}': give a rosbag2 directory, .mcap or .db3 file"
+            )
+        for each in below:
+            found.setdefault(each.resolve(), each)
+    return list(found.values())
+
+
 def read_sources(
     sources: Iterable[Source],
     tally: Tally,
@@ -118,29 +146,85 @@ def read_sources(
         UserError: something cannot be read, and the tally is to stop at that.
     """
     for source in sources:
-        try:
-            for index, pixels in _frames(source, stride, grey_range):
-                if isinstance(pixels, ImageError):
-                    tally.skip("unreadable", frame_name(source, index), pixels)
-                else:
-                    yield Frame(source, index, pixels)
-        except ImageError as error:
+        frames = _frames(source, stride, grey_range)
+        yield from _readable(source, frames, tally)
+
+
+class FrameStream:
+    """The frames of a video or recording, from any number on.
+
+    Args:
+        source: what they are of.
+        grey_range: see `images.to_8_bit`.
+
+    Attributes:
+        at: number of the frame behind the last one that was read.
+    """
+
+    def __init__(self, source: Source, grey_range: Range | None = None) -> None:
+        self.source, self._grey_range = source, grey_range
+        self.at = 0
+        self._frames = _frames(source, 1, grey_range)
+
+    def read(self, start: int, stop: int | None, tally: Tally) -> Iterator[Frame]:
+        """The frames that can be read of those from `start` on up to `stop`, or to the last one.
+
+        They are found at once if they follow on the last ones, else the source is begun anew and
+        those before them are passed over.
+
+        Args:
+            start: number of the first.
+            stop: number behind the last.
+            tally: see `read_sources`. That not one frame of a source can be read is counted where
+                `start` is 0.
+
+        Raises:
+            UserError: see `read_sources`.
+        """
+        if start != self.at:
+            self._frames = _frames(self.source, 1, self._grey_range, start)
+            self.at = start
+
+        def counted() -> Iterator[tuple[int | None, np.ndarray | ImageError]]:
+            for index, pixels in islice(self._frames, None if stop is None else stop - start):
+                self.at += 1
+                yield index, pixels
+
+        yield from _readable(self.source, counted(), tally, first=start == 0)
+
+
+def _readable(
+    source: Source,
+    frames: Iterator[tuple[int | None, np.ndarray | ImageError]],
+    tally: Tally,
+    first: bool = True,
+) -> Iterator[Frame]:
+    """Those of the frames that can be read; `first` if the source begins with them."""
+    try:
+        for index, pixels in frames:
+            if isinstance(pixels, ImageError):
+                tally.skip("unreadable", frame_name(source, index), pixels)
+            else:
+                yield Frame(source, index, pixels)
+    except ImageError as error:
+        if first:
             tally.skip("unreadable", frame_name(source, None), error)
-        except UserError as error:
-            tally.fail(str(source.file), error)
+    except UserError as error:
+        tally.fail(str(source.file), error)
 
 
 def _frames(
-    source: Source, stride: int, grey_range: Range | None
+    source: Source, stride: int, grey_range: Range | None, start: int = 0
 ) -> Iterator[tuple[int | None, np.ndarray | ImageError]]:
+    """Number and pixels of each frame from `start` on, or what is wrong with it."""
     if source.kind == "picture":
         yield None, read_rgb(source.file, grey_range)
     elif source.kind == "video":
-        yield from islice(enumerate(read_video(source.file)), 0, None, stride)
+        yield from islice(enumerate(read_video(source.file)), start, None, stride)
     else:
-        frames = read_frames(source.file, source.topic, stride, grey_range)
+        frames = read_frames(source.file, source.topic, stride, grey_range, start)
         for number, (_, pixels) in enumerate(frames):
-            yield number * stride, pixels
+            yield start + number * stride, pixels
 
 
 def _sources_at(path: Path, topic: str | None, results: Path | None) -> Iterator[Source]:
@@ -152,10 +236,8 @@ def _sources_at(path: Path, topic: str | None, results: Path | None) -> Iterator
         video = is_video(path) or not (is_picture(path) or is_image(path))
         yield Source(path, "video" if video else "picture")
     else:
-        files = files_below(without_labels(path))
-        bags = {folder for folder in {file.parent for file in files} if is_recording(folder)}
         any_found = False
-        for file in sorted({*(f for f in files if not bags & {*f.parents}), *bags}):
+        for file in _files(without_labels(path)):
             if results is not None and _is_result(file, results, path):
                 continue
             source = _in_folder(file, topic)
@@ -164,6 +246,13 @@ def _sources_at(path: Path, topic: str | None, results: Path | None) -> Iterator
                 yield source
         if not any_found:
             raise UserError(f"no pictures in '{path}': it holds no images, videos or recordings")
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files below a folder; for those of a rosbag2 recording, its directory."""
+    files = files_below(folder)
+    bags = {parent for parent in {file.parent for file in files} if is_recording(parent)}
+    return sorted({*(f for f in files if not bags & {*f.parents}), *bags})
 
 
 def _in_folder(file: Path, topic: str | None) -> Source | None:

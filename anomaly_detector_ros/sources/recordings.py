@@ -303,9 +303,15 @@ def read_images(bag: Path, topic: str | None = None) -> Iterator[tuple[int, np.n
 
 
 def read_frames(
-    bag: Path, topic: str | None = None, stride: int = 1, grey_range: Range | None = None
+    bag: Path,
+    topic: str | None = None,
+    stride: int = 1,
+    grey_range: Range | None = None,
+    start: int = 0,
 ) -> Iterator[tuple[int, np.ndarray | ImageError]]:
-    """As :func:`read_images`, with every `stride`-th frame; one that is no picture is its error.
+    """As :func:`read_images`, with every `stride`-th frame from number `start` on.
+
+    One that is no picture is its error.
 
     Raises:
         UserError: the bag or the topic is missing or unreadable.
@@ -313,7 +319,7 @@ def read_frames(
     with BagReader(bag) as reader:
         chosen = choose_topic(reader, topic)
         messages = reader.messages([c for c in reader.connections if c.topic == chosen])
-        for connection, timestamp, raw in islice(messages, 0, None, stride):
+        for connection, timestamp, raw in islice(messages, start, None, stride):
             picture: np.ndarray | ImageError
             try:
                 message = deserialize(raw, connection.msgtype)

@@ -107,6 +107,21 @@ class Tally:
         counts = {reason: each.count for reason, each in self.skipped.items()}
         return {"read": self.read, "processed": self.processed, "skipped": counts}
 
+    @property
+    def state(self) -> dict[str, Any]:
+        """All of it, as JSON has it, for `add`."""
+        skipped = {reason: [each.count, each.first] for reason, each in self.skipped.items()}
+        return {"processed": self.processed, "skipped": skipped, "failed": self.failed}
+
+    def add(self, state: dict[str, Any]) -> None:
+        """Take in the `state` of a tally of frames behind these."""
+        self.processed += state["processed"]
+        for reason, (count, first) in state["skipped"].items():
+            skipped = self.skipped.setdefault(reason, Skipped())
+            skipped.count += count
+            skipped.first = [*skipped.first, *first][:_NAMED]
+        self.failed |= state["failed"]
+
     def check(self) -> None:
         """Raises UserError where a source is not whole, or not one frame came through."""
         if self.failed:
