@@ -71,7 +71,7 @@ _MARKDOWN_QOS = """
 Inputs are BEST_EFFORT, outputs RELIABLE, both KEEP_LAST with depth 1; `~/costmap` and `label_info`
 are TRANSIENT_LOCAL, too. `qos_overrides.<topic>.<publisher or subscription>.<policy>`, with the
 topic's full name and one of history, depth, reliability and durability, changes that at start.
-Somebody whose QoS does not match is told of in the log and on `/diagnostics`, with the remedy.
+The log and `/diagnostics` name every topic whose QoS does not match, with the remedy.
 """
 
 

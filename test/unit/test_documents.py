@@ -17,9 +17,11 @@ from typer.core import TyperGroup
 
 from anomaly_detector_ros.cli.main import app
 from anomaly_detector_ros.detector import Detector
+from anomaly_detector_ros.imaging.rendering import IMAGE_OUTPUTS
 from anomaly_detector_ros.ros.parameter_files import launch_arguments
 from anomaly_detector_ros.ros.parameters import BY_NAME, CAMERA_SPECS, camera_parameter
 
+SERVICES = "anomaly_detector_ros/ros/node.py"
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md")])
 
@@ -122,6 +124,19 @@ def test_code_said_to_be_of_a_file_is_in_it(page: Path) -> None:
         wanted = [line.strip() for line in code.splitlines()]
         places = range(len(lines) - len(wanted) + 1)
         assert any(lines[n : n + len(wanted)] == wanted for n in places), f"{file}:\n{code}"
+
+
+def test_the_page_of_topics_lists_all_outputs() -> None:
+    pytest.importorskip("rclpy", reason="rclpy is not installed")
+    from anomaly_detector_ros.ros import costmap, obstacles
+
+    text = (ROOT / "docs" / "topics.md").read_text()
+    cells = re.findall(r"^\| (`.+?) \|", text, re.M)
+    told = {name for cell in cells for name in re.findall(r"`~/(?:<camera>/)?(.+?)`", cell)}
+    made = {*IMAGE_OUTPUTS, *obstacles.OUTPUTS, costmap.TOPIC.removeprefix("~/")}
+    made |= {"overlay/compressed", "camera_info", "detections", "label_info"}
+    services = set(re.findall(r'"~/(\w+)"', (ROOT / SERVICES).read_text()))
+    assert made | services <= told
 
 
 def test_every_command_has_a_line_and_every_line_a_command() -> None:
