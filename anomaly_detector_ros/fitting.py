@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -20,7 +21,7 @@ from anomaly_detector_ros.calibration.calibration import (
     NominalScores,
 )
 from anomaly_detector_ros.calibration.distribution import ScorePool
-from anomaly_detector_ros.calibration.level import frame_level
+from anomaly_detector_ros.calibration.level import FRAMES, frame_level
 from anomaly_detector_ros.detection import Detection
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.distances.base import Distance
@@ -91,6 +92,7 @@ def fit_calibration(
     *,
     memory: Sequence[Path] = (),
     shared: Path | None = None,
+    stream: bool = False,
     seed: int = 0,
     tally: Tally | None = None,
     progress: Progress = silent,
@@ -108,6 +110,7 @@ def fit_calibration(
             distance on; then no folds are needed.
         shared: another calibration, whose distance is taken over; its file must lie in the folder
             where this one will.
+        stream: whether the images are frames of a stream, whose level is that of the last ones.
         seed: of what is drawn; goes into the file.
         tally: counts the images; by default a bad one is an error.
 
@@ -125,19 +128,27 @@ def fit_calibration(
             _taken_over(profile, images) if shared else _fit_distance(profile, images, others)
         )
         tally.processed += len(others)
+        levels = _last_levels(stream)
         for run, seen in folds:
             detector = Detector.from_parts(
                 profile, parts, distance=seen.to(parts.device), calibrated=False
             )
             for index in images.part(run):
-                found = images.tried(index, partial(images.scores, index, detector))
+                look = partial(images.scores, index, detector, tuple(levels))
+                found = images.tried(index, look)
                 if found is not None:
                     pool.add(*found)
+                    levels.append(found[1])
                     tally.processed += 1
                 progress(index + 1, len(files), "scores")
     tally.check()
     of, name = fingerprint(profile, parts.registry), shared.name if shared else ""
     return Calibration({DEFAULT_CAMERA: NominalScores.of(pool)}, of, distance.tensors(), seed, name)
+
+
+def _last_levels(stream: bool) -> deque[float]:
+    """What keeps the levels that count for the next frame, oldest first: none of single images."""
+    return deque(maxlen=FRAMES - 1 if stream else 0)
 
 
 def _taken_over(
@@ -175,6 +186,7 @@ def fit_camera(
     detector: Detector,
     files: Sequence[Path],
     *,
+    stream: bool = False,
     tally: Tally | None = None,
     progress: Progress = silent,
 ) -> NominalScores:
@@ -184,16 +196,18 @@ def fit_camera(
         detector: its own calibration's scores are not looked at.
         files: nominal images of that camera, which the distance was not fitted on; neighbours in
             a video stand side by side.
+        stream: see `fit_calibration`.
         tally: counts the images; by default a bad one is an error.
 
     Raises:
         UserError: an image is bad and the tally is to stop at that, or scores are all alike.
     """
-    pool, tally = ScorePool(), tally or Tally(stop=True)
+    pool, tally, levels = ScorePool(), tally or Tally(stop=True), _last_levels(stream)
     for index, file in enumerate(files):
-        found = tally.tried(f"'{file}'", _detect, detector, file)
+        found = tally.tried(f"'{file}'", _detect, detector, file, DEFAULT_CAMERA, tuple(levels))
         if found is not None:
             pool.add(found.scores, found.level)
+            levels.append(found.level)
             tally.processed += 1
         progress(index + 1, len(files), "scores")
     tally.check()
@@ -205,6 +219,7 @@ def measure(
     files: Sequence[Path],
     *,
     camera: str = DEFAULT_CAMERA,
+    stream: bool = False,
     rates: Sequence[float] = RATES,
     seed: int = 0,
     tally: Tally | None = None,
@@ -215,15 +230,17 @@ def measure(
     Args:
         files: nominal images that the calibration was not fitted on.
         camera: whose images they are.
+        stream: see `fit_calibration`.
         rates: asked for.
         seed: of the bootstrap.
         tally: counts the images; by default a bad one is an error.
     """
     thresholds, tally = 1 - np.asarray(rates), tally or Tally(stop=True)
-    counts = []
+    counts, levels = [], _last_levels(stream)
     for index, file in enumerate(files):
-        found = tally.tried(f"'{file}'", _detect, detector, file, camera)
+        found = tally.tried(f"'{file}'", _detect, detector, file, camera, tuple(levels))
         if found is not None:
+            levels.append(found.level)
             heatmap = found.heatmap
             reach = [np.count_nonzero(heatmap >= float(t)) for t in thresholds]
             counts.append((*reach, heatmap.size))
@@ -243,8 +260,10 @@ def measure(
     return rated
 
 
-def _detect(detector: Detector, file: Path, camera: str = DEFAULT_CAMERA) -> Detection:
-    return detector.detect(read_rgb(file), camera)
+def _detect(
+    detector: Detector, file: Path, camera: str = DEFAULT_CAMERA, before: Sequence[float] = ()
+) -> Detection:
+    return detector.detect(read_rgb(file), camera, before=before)
 
 
 class NominalFiles:
@@ -302,11 +321,17 @@ class NominalFiles:
             self._failed.add(index)
         return found
 
-    def scores(self, index: int, detector: Detector) -> tuple[np.ndarray, float]:
-        """Raw scores of a file averaged over segments, float32 (H, W), and its level."""
+    def scores(
+        self, index: int, detector: Detector, before: Sequence[float] = ()
+    ) -> tuple[np.ndarray, float]:
+        """Raw scores of a file averaged over segments, float32 (H, W), and its level.
+
+        Args:
+            before: see `Detector.detect`.
+        """
         image, original, edits = self.edited(index, detector)
         raw = detector.compare(image, original, edits)
-        return detector.scores(raw, detector.segment(image, raw)), frame_level(raw)
+        return detector.scores(raw, detector.segment(image, raw), before), frame_level(raw)
 
     def compare(self, distance: Distance) -> None:
         """See `NominalImages`."""

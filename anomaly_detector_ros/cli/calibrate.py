@@ -113,7 +113,8 @@ def calibrate(
     rates may differ by more than the intervals say. --holdout 0 fits on every image.
 
     Of videos and recordings every frame is taken, blurred ones and those of a robot at rest too, as
-    it will see them. Those of long ones fill the temporary folder: --stride takes fewer.
+    it will see them, with the level of the last frames taken off, as in the node and in bag. Those
+    of long ones fill the temporary folder: --stride takes fewer.
 
     A profile uses the file by `calibration: {file: FILE}`; the node by its parameter calibration.
     With --camera one file holds the scores of several cameras; each has the name it has in the
@@ -141,6 +142,8 @@ def calibrate(
         find_nominal(paths, split, options) if paths else []
         for paths in (data, None if shared else memory)
     ]
+    # As such frames will be looked at. Pictures among them may be of anywhere.
+    stream = all(source.kind != "picture" for source in given[0])
     make_directory(output.parent)
     parts = _load(chosen, device, offline)
     with tempfile.TemporaryDirectory(prefix="anomaly-detector-frames-") as folder:
@@ -157,7 +160,17 @@ def calibrate(
         _warn(len(fitted), len(held_out), holdout)
         with progress_bar("calibration") as advance:
             calibration = _fit(
-                chosen, parts, fitted, remembered, shared, camera, output, seed, tally, advance
+                chosen,
+                parts,
+                fitted,
+                remembered,
+                shared,
+                camera,
+                output,
+                stream,
+                seed,
+                tally,
+                advance,
             )
             try:
                 calibration.save(output)
@@ -170,7 +183,13 @@ def calibrate(
                 # Parts remember what the file held before.
                 detector.recalibrate(calibration, output)
                 rates = measure(
-                    detector, held_out, camera=camera, seed=seed, tally=tally, progress=advance
+                    detector,
+                    held_out,
+                    camera=camera,
+                    stream=stream,
+                    seed=seed,
+                    tally=tally,
+                    progress=advance,
                 )
     summary = _summary(chosen, calibration, camera, rates, len(held_out), output)
     summary["frames"] = tally.to_dict()
@@ -202,6 +221,7 @@ def _fit(
     shared: Path | None,
     camera: str,
     output: Path,
+    stream: bool,
     seed: int,
     tally: Tally,
     progress: Progress,
@@ -217,6 +237,7 @@ def _fit(
             files,
             memory=memory,
             shared=shared,
+            stream=stream,
             seed=seed,
             tally=tally,
             progress=progress,
@@ -227,7 +248,7 @@ def _fit(
         detector = Detector.from_parts(present, parts)
         assert detector.calibration is not None
         calibration = detector.calibration
-        own = {camera: fit_camera(detector, files, tally=tally, progress=progress)}
+        own = {camera: fit_camera(detector, files, stream=stream, tally=tally, progress=progress)}
     return replace(calibration, cameras={**calibration.cameras, **own})
 
 

@@ -165,3 +165,25 @@ def test_a_second_calibration_shares_the_distance_of_the_first(
     assert second.stat().st_size < first.stat().st_size
     elsewhere = tmp_path / "elsewhere" / "c.safetensors"
     assert "in one folder" in refusal(*plain, "--memory", first, "--output", elsewhere)
+
+
+@pytest.mark.parametrize("given", ["film.avi", "images", "both"])
+def test_frames_of_a_video_are_a_stream(
+    given: str, nominal: Path, light_profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    film = cv2.VideoWriter(str(tmp_path / "film.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, (60, 40))
+    for number in range(4):
+        film.write(np.full((40, 60, 3), 60 * number, np.uint8))
+    film.release()
+    data = {"film.avi": [tmp_path / "film.avi"], "images": [nominal / "images"]}
+    paths = data.get(given, [*data["film.avi"], *data["images"]])
+
+    def fit(*_: object, stream: bool, **__: object) -> None:
+        raise UserError(f"stream {stream}")
+
+    monkeypatch.setattr("anomaly_detector_ros.fitting.fit_calibration", fit)
+    options = [part for path in paths for part in ("--data", path)]
+    # A picture may be of anywhere.
+    expected = f"stream {given == 'film.avi'}"
+    output = tmp_path / "c.safetensors"
+    assert refusal(*options, "--output", output, "--profile", light_profile) == expected

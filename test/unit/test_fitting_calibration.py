@@ -19,7 +19,13 @@ from anomaly_detector_ros.distances.whitened import NominalDifferences, Whitened
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.evaluation.cache import Cache
 from anomaly_detector_ros.evaluation.cached import CachedParts
-from anomaly_detector_ros.fitting import NominalFiles, fit_calibration, measure, split_files
+from anomaly_detector_ros.fitting import (
+    NominalFiles,
+    fit_calibration,
+    fit_camera,
+    measure,
+    split_files,
+)
 from anomaly_detector_ros.profiles import load_profile
 from anomaly_detector_ros.ros.diagnostics import node_status
 
@@ -160,6 +166,18 @@ def test_the_level_is_taken_off_alike_when_fitted_and_when_used(
         calibration.nominal().distribution.scores, pool.distribution().scores, rtol=1e-4, atol=1e-5
     )
     # In a stream the level of the last frames counts.
+    in_stream = fit_calibration(profile, parts, pictures[:4], memory=pictures[4:8], stream=True)
+    streamed, before = ScorePool(), []
+    for file in pictures[:4]:
+        found = detector.detect(read(file), before=before)
+        streamed.add(found.scores, found.level)
+        before.append(found.level)
+    of_camera = fit_camera(detector, pictures[:4], stream=True)
+    for fitted in (in_stream.nominal(), of_camera):
+        np.testing.assert_allclose(
+            fitted.distribution.scores, streamed.distribution().scores, rtol=1e-4, atol=1e-5
+        )
+        assert fitted.distribution.scores[0] != calibration.nominal().distribution.scores[0]
     level = float(np.median(raw)) + 0.1
     later = detector.detect(image, before=[level] * 3)
     np.testing.assert_allclose(later.scores, raw - 0.5 * level, atol=1e-5)
