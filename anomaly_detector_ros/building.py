@@ -15,9 +15,11 @@ from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.features.base import FeatureSettings
 from anomaly_detector_ros.features.networks import FeatureExtractor
 from anomaly_detector_ros.features.upsampling import Upsampler, UpsamplerSettings
+from anomaly_detector_ros.lessons.journal import Lessons, load_lessons
 from anomaly_detector_ros.part_settings import describe
 from anomaly_detector_ros.profiles import Profile
 from anomaly_detector_ros.runtime.devices import choose_dtype
+from anomaly_detector_ros.runtime.fitted_file import digest
 from anomaly_detector_ros.segmentation.base import Segmenter, SegmenterSettings
 from anomaly_detector_ros.synthesis.denoisers.base import Denoiser
 from anomaly_detector_ros.synthesis.denoisers.loading import DenoiserSettings, load_denoiser
@@ -125,6 +127,34 @@ class Parts:
                 "run anomaly-detector calibrate again, or set 'calibration: null'"
             )
         return calibration
+
+    def lessons(self, profile: Profile, file: Path | None = None) -> Lessons:
+        """What was taught to the distance of a profile: what a file holds, or none yet.
+
+        Raises:
+            UserError: it cannot be read, or was taught with other settings, weights or another
+                memory; the distance cannot be taught.
+        """
+        calibration = self.calibration(profile)
+        if calibration is None or not calibration.distance:
+            raise UserError(
+                f"profile '{profile.name}' has no memory that could be taught: choose one whose "
+                "distance is novelty, with a calibration"
+            )
+        present = fingerprint(profile, self.registry)
+        none = Lessons(present, digest(calibration.distance))
+        if file is None:
+            return none
+        lessons = load_lessons(file)
+        found = differences(lessons.fingerprint, present)
+        if not found and lessons.memory != none.memory:
+            found = ["another memory"]
+        if found:
+            raise UserError(
+                f"the lessons '{file}' are not for profile '{profile.name}' ({'; '.join(found)}): "
+                "give it the lessons taken with it, or another file"
+            )
+        return lessons
 
     def once(self, kind: str, settings: object, build: Callable[[], Part]) -> Part:
         """What ``build`` returned when it was first asked for something of this kind."""

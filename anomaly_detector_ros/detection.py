@@ -30,6 +30,8 @@ class Detection:
             less what the distance takes off for the level of the last frames.
         calibrated: whether the heatmap is.
         level: the median of the raw distances; see `calibration.level`.
+        features: float16 (1 + K, C, h, w), directions of the features of the image and its K edits,
+            which lessons are made of; None where images are compared square by square.
     """
 
     heatmap: np.ndarray
@@ -42,6 +44,7 @@ class Detection:
     scores: np.ndarray
     calibrated: bool = False
     level: float = 0.0
+    features: np.ndarray | None = None
 
 
 def check_image(image: np.ndarray) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from anomaly_detector_ros.building import Parts
@@ -20,7 +21,9 @@ from anomaly_detector_ros.distances.base import Distance
 from anomaly_detector_ros.distances.cosine import CosineDistance
 from anomaly_detector_ros.features.networks import FeatureExtractor
 from anomaly_detector_ros.features.preprocessing import resize
-from anomaly_detector_ros.features.upsampling import Nearest, Upsampler
+from anomaly_detector_ros.features.upsampling import Nearest, Upsampler, upsample_bilinear
+from anomaly_detector_ros.lessons.journal import Lessons
+from anomaly_detector_ros.lessons.teaching import Look
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE, Profile, load_profile
 from anomaly_detector_ros.runtime.clock import StageClock
 from anomaly_detector_ros.runtime.devices import choose_device, memory_bytes
@@ -65,6 +68,7 @@ class Detector:
         self.features = features
         self.upsampler, self.segmenter = upsampler, segmenter
         self.distance, self.calibration = distance or CosineDistance(), calibration
+        self.lessons: Lessons | None = None
         self._squares = profile.parts.features.squares()
         self.threshold = profile.threshold
         self._editor = Editor(profile.parts.sampler, profile.parts.denoiser.size, device)
@@ -115,7 +119,7 @@ class Detector:
         Raises:
             UserError: see `Parts`.
         """
-        return cls(
+        detector = cls(
             profile,
             parts.denoiser(profile.parts.denoiser),
             parts.features(profile.parts.features.of_one_view()),
@@ -125,6 +129,9 @@ class Detector:
             distance or parts.distance(profile),
             parts.calibration(profile) if calibrated else None,
         )
+        if distance is None and profile.lessons.get("file"):
+            detector.teach(parts.lessons(profile, Path(profile.lessons["file"])))
+        return detector
 
     @property
     def calibrated(self) -> bool:
@@ -139,6 +146,32 @@ class Detector:
         """
         self.profile = replace(self.profile, calibration={"file": str(file)})
         self.calibration = calibration
+
+    def teach(self, lessons: Lessons) -> None:
+        """Takes lessons into use from the next image on, in place of those before.
+
+        What was fitted stays as it is: without lessons the detector is what it was.
+
+        Raises:
+            UserError: the distance cannot be taught.
+        """
+        self.distance = self.distance.taught(lessons.taught())
+        if self.calibration is not None:
+            self.calibration = replace(self.calibration, lessons=lessons.scores())
+        self.lessons = lessons
+
+    @torch.inference_mode()
+    def rescore(self, look: Look, distance: Distance) -> tuple[np.ndarray, float]:
+        """The scores (H', W') of a frame, and its level, by another distance.
+
+        The features of the frame and of its edits stay what they were.
+
+        Distances are enlarged bilinearly, whatever the upsampler.
+        """
+        features = torch.from_numpy(look.features).to(self.device).float()
+        maps = upsample_bilinear(distance(features[:1], features[1:]), look.segments.shape)
+        raw = distance.anomaly(maps).cpu().numpy()
+        return self.scores(raw, look.segments), frame_level(raw)
 
     def detect(
         self,
@@ -325,6 +358,7 @@ class Detector:
             scores,
             self.calibrated,
             frame_level(raw),
+            _directions(maps[0]) if self._squares is None else None,
         )
 
     @torch.inference_mode()
@@ -401,3 +435,9 @@ class Detector:
     def memory_bytes(self) -> int:
         """Memory in use: what torch holds on a CUDA device, else the process's resident size."""
         return memory_bytes(self.device)
+
+
+def _directions(features: Tensor) -> np.ndarray:
+    """Features (B, C, h, w) at length 1, float16."""
+    found: np.ndarray = F.normalize(features.float(), dim=1).half().cpu().numpy()
+    return found

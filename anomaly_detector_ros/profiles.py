@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 DEFAULT_PROFILE = "embedded"
 _PARTS = ("denoiser", "sampler", "features", "upsampler", "segmenter")
-_OPTIONAL = ("distance", "calibration")
+_OPTIONAL = ("distance", "calibration", "lessons")
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Profile:
         sampler: ``name`` and settings; see `synthesis.editor.read_edit_settings`.
         features, upsampler, distance, segmenter: ``name`` and its settings.
         calibration: ``file``; empty for none.
+        lessons: ``file`` of what `anomaly-detector teach` wrote; empty for none.
         threshold: heatmap value in [0, 1] from which a pixel is an anomaly.
     """
 
@@ -47,6 +48,7 @@ class Profile:
     distance: Mapping[str, Any] = field(default_factory=lambda: {"name": "cosine"})
     segmenter: Mapping[str, Any] = field(default_factory=dict)
     calibration: Mapping[str, Any] = field(default_factory=dict)
+    lessons: Mapping[str, Any] = field(default_factory=dict)
     threshold: float = 0.3
 
     @cached_property
@@ -157,9 +159,10 @@ def load_profile(
         if not isinstance(merged.get(part, {}), Mapping):
             raise UserError(f"profile '{name}': {part} is not a mapping: write 'SETTING: VALUE'")
     profile = Profile(name=name, **merged)
-    unknown = sorted(set(profile.calibration) - {"file"})
-    if unknown:
-        raise UserError(f"profile '{name}': calibration has no setting '{unknown[0]}': give 'file'")
+    for part in ("calibration", "lessons"):
+        unknown = sorted(set(getattr(profile, part)) - {"file"})
+        if unknown:
+            raise UserError(f"profile '{name}': {part} has no setting '{unknown[0]}': give 'file'")
     profile.model_names()  # all parts are read for it, which checks them
     return profile
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -64,6 +65,8 @@ class Calibration:
         seed: that chose the images.
         shared: the name of another calibration's file in the same folder, which holds the distance
             for both; "" where its own file does.
+        lessons: nominal scores of what the distance was taught since, of all cameras; they are in
+            force besides the camera's own, and not in the file.
     """
 
     cameras: Mapping[str, NominalScores]
@@ -71,6 +74,7 @@ class Calibration:
     distance: Mapping[str, Tensor] = field(default_factory=dict)
     seed: int = 0
     shared: str = ""
+    lessons: NominalScores | None = None
 
     def nominal(self, camera: str = DEFAULT_CAMERA) -> NominalScores:
         """The nominal scores of a camera: its own if it has some, else the default ones."""
@@ -81,7 +85,20 @@ class Calibration:
 
         The same score has the same value in every image of a camera.
         """
-        return self.nominal(camera).distribution(scores).astype(np.float32)
+        return self.in_force(camera)(scores).astype(np.float32)
+
+    def in_force(self, camera: str = DEFAULT_CAMERA) -> ScoreDistribution:
+        """The distribution that makes the heatmap of a camera's scores."""
+        own = self.nominal(camera).distribution
+        if self.lessons is None:
+            return own
+        if camera not in self._joined:
+            self._joined[camera] = own.lowered(self.lessons.distribution)
+        return self._joined[camera]
+
+    @functools.cached_property
+    def _joined(self) -> dict[str, ScoreDistribution]:
+        return {}
 
     def save(self, path: Path) -> None:
         """Writes one safetensors file, whole or not at all; `load_calibration` reads it.
@@ -170,13 +187,9 @@ def _unpack_one(
     prefix: str, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> NominalScores:
     scores, below = (tensors[f"{prefix}.{name}"].numpy() for name in ("scores", "below"))
-    tail_scale = float(entry["tail_scale"])
-    rising = all(np.diff(values).min() > 0 for values in (scores, below))
-    if scores.shape != below.shape or not rising or not tail_scale > 0 or not 0 <= below[-1] < 1:
-        raise ValueError("its distribution is not one")
     # A file of an earlier release has none.
     levels = NominalLevels(**entry["levels"]) if "levels" in entry else None
-    distribution = ScoreDistribution(scores, below, tail_scale)
+    distribution = ScoreDistribution.checked(scores, below, float(entry["tail_scale"]))
     return NominalScores(distribution, levels, int(entry["images"]), int(entry["pixels"]))
 
 

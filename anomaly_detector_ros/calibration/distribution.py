@@ -48,6 +48,32 @@ class ScoreDistribution:
         shares[beyond] = 1 - (1 - self.below[-1]) * np.exp(-excess / self.tail_scale)
         return shares
 
+    def lowered(self, other: ScoreDistribution) -> ScoreDistribution:
+        """The lower share of both at every score: high only what is high among either's scores."""
+        scores = np.union1d(self.scores, other.scores)
+        below = np.minimum(self(scores), other(scores))
+        # Both rise; where both are 0, the last one counts.
+        kept = np.append(np.diff(below) > 0, True)
+        below, scores = below[kept], scores[kept]
+        return ScoreDistribution(scores, below, max(self.tail_scale, other.tail_scale))
+
+    @classmethod
+    def checked(cls, scores: np.ndarray, below: np.ndarray, tail_scale: float) -> ScoreDistribution:
+        """One out of a file.
+
+        Raises:
+            ValueError: it is none.
+        """
+        rising = all(np.diff(values).min() > 0 for values in (scores, below))
+        if (
+            scores.shape != below.shape
+            or not rising
+            or not tail_scale > 0
+            or not 0 <= below[-1] < 1
+        ):
+            raise ValueError("its distribution is not one")
+        return cls(scores, below, tail_scale)
+
 
 class ScorePool:
     """Collects the scores of images, each as some thousand quantiles, and their levels.

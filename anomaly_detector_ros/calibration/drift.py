@@ -78,10 +78,13 @@ class DriftMonitor:
     Args:
         nominal: what the camera was calibrated on.
         window: so many of the last frames are judged, at least `MIN_FRAMES`.
+        taught: what it was taught since; one of both is enough.
     """
 
-    def __init__(self, nominal: NominalLevels, window: int) -> None:
-        self.nominal = nominal
+    def __init__(
+        self, nominal: NominalLevels, window: int, taught: NominalLevels | None = None
+    ) -> None:
+        self._nominal = [nominal] if taught is None else [nominal, taught]
         self._levels: deque[float] = deque(maxlen=max(window, MIN_FRAMES))
 
     def add(self, level: float) -> None:
@@ -93,7 +96,7 @@ class DriftMonitor:
         """T of the window; None while it holds too few frames to judge."""
         if len(self._levels) < MIN_FRAMES:
             return None
-        return self.nominal.statistic(self._levels)
+        return min(nominal.statistic(self._levels) for nominal in self._nominal)
 
     @property
     def drifted(self) -> bool:

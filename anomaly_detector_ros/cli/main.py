@@ -16,8 +16,10 @@ from anomaly_detector_ros.cli.common import console
 from anomaly_detector_ros.cli.demo import demo
 from anomaly_detector_ros.cli.detect import detect
 from anomaly_detector_ros.cli.evaluate import evaluate
+from anomaly_detector_ros.cli.lessons import app as lessons
 from anomaly_detector_ros.cli.models import app as models
 from anomaly_detector_ros.cli.selfcheck import selfcheck
+from anomaly_detector_ros.cli.teach import teach
 from anomaly_detector_ros.cli.train import train
 from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.runtime.allocator import tune
@@ -34,9 +36,10 @@ app = typer.Typer(
 _ANYWHERE = ("--debug", "--quiet", "--verbose")
 """Options that may stand before and behind a command."""
 
-for command in (detect, bag, train, calibrate, evaluate, benchmark, demo, selfcheck):
+for command in (detect, bag, train, calibrate, teach, evaluate, benchmark, demo, selfcheck):
     app.command()(command)
 app.add_typer(models, name="models")
+app.add_typer(lessons, name="lessons")
 
 
 def _print_version(wanted: bool) -> None:

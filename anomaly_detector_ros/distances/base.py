@@ -10,9 +10,26 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
+from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.runtime.parts import PartRegistry
 
 Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Taught:
+    """Feature vectors that somebody called nominal, or anomalous, after the distance was fitted.
+
+    Attributes:
+        vectors: (N, C) of any lengths but 0.
+        nominal: whether they are.
+        shown: whether a person pointed at just these. Then each counts by itself, while of vectors
+            that came along several must agree.
+    """
+
+    vectors: Tensor
+    nominal: bool = True
+    shown: bool = False
 
 
 class Distance(ABC):
@@ -52,6 +69,34 @@ class Distance(ABC):
         """The M maps (M, H, W) -> standard deviation of the edits' distances (H, W), 0 for one."""
         # Tensor.std takes some 40 times as long over two maps.
         return (maps - maps.mean(0)).square_().mean(0).sqrt_()
+
+    def unknown(self, vectors: Tensor, most: int) -> Tensor:
+        """Those of some feature vectors (N, C) that say what it does not know yet: (n, C).
+
+        Args:
+            most: of them; where that is too few, each stands for more of the others.
+
+        Raises:
+            UserError: it cannot be taught.
+        """
+        raise self._unteachable()
+
+    def taught(self, lessons: Sequence[Taught]) -> Distance:
+        """The same with what was taught in place of what it was taught before, oldest first.
+
+        Raises:
+            UserError: it cannot be taught.
+            ValueError: features of another space.
+        """
+        if not lessons:
+            return self
+        raise self._unteachable()
+
+    def _unteachable(self) -> UserError:
+        return UserError(
+            f"{type(self).__name__} has no memory that could be taught: choose a profile whose "
+            "distance is novelty"
+        )
 
     def to(self, device: torch.device | str) -> Distance:
         """The same on another device."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 DRIFTED = (
     "scene is no longer the nominal one: look at camera and light; where it is nominal, "
-    "call ~/calibrate"
+    "call ~/teach"
 )
 WATCH_INTERVAL = 1.0
 """Seconds between the frames of a camera that are watched: neighbours in time say the same."""
@@ -163,7 +163,8 @@ class CalibrationService:
         self._last[camera] = now
         monitor = self._monitors.get(camera)
         if monitor is None:
-            monitor = DriftMonitor(nominal, self._parameters["drift_window"])
+            taught = calibration.lessons.levels if calibration.lessons else None
+            monitor = DriftMonitor(nominal, self._parameters["drift_window"], taught)
             self._monitors[camera] = monitor
         monitor.add(detection.level)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -46,7 +47,15 @@ def save_fitted(
         "sha256": digest(plain),
     }
     data = save(plain, metadata={header_key(kind): json.dumps(whole)})
-    replace_file(path, lambda partial: partial.write_bytes(data))
+    replace_file(path, lambda partial: _write(partial, data))
+
+
+def _write(file: Path, data: bytes) -> None:
+    """On the disk, not only in its cache: the name must not appear before its content."""
+    with open(file, "wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 @contextmanager
@@ -63,16 +72,19 @@ def open_fitted(
     Raises:
         UserError: missing, truncated or altered, or a file of another kind.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
+    from safetensors.torch import load
 
     try:
         try:
-            with safe_open(path, "pt") as file:
-                text = (file.metadata() or {})[header_key(kind)]
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # At once: safetensors opens it twice, and another process may replace it in between.
+            data = path.read_bytes()
         except OSError as error:
             reason = one_line(error, 200)
             raise UserError(f"cannot read {kind} '{path}' ({reason}): give another") from error
+        tensors = load(data)
+        begin = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        text = begin.get("__metadata__", {})[header_key(kind)]
         header = json.loads(text)
         if header["sha256"] != digest(tensors):
             raise ValueError("it is altered, its sha256 does not fit")
