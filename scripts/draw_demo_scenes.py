@@ -11,6 +11,7 @@ with the object in its way, darkens the ground of the picture. Metres; x right, 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -486,6 +487,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="directory to write into")
     options = parser.parse_args()
     tune()
+    horizon = {f"scene_{index}": scene.horizon for index, scene in enumerate(SCENES)}
+    camera = {"focal": FOCAL, "height": round(float(CAMERA[2]), 3), "horizon": horizon}
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "camera.json").write_text(json.dumps(camera, indent=2) + "\n")
     for folder in ("images", "truth"):
         (options.output / folder).mkdir(parents=True, exist_ok=True)
     for index, scene in enumerate(SCENES):

@@ -44,6 +44,7 @@ from anomaly_detector_ros.pages.page import (
     PageFrame,
 )
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE, Profile, load_profile
+from anomaly_detector_ros.runtime.resources import share_dir
 from anomaly_detector_ros.sources.tally import Skipped, Tally
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ def demo(
     Example: anomaly-detector demo --rate 4 --output demo_output
     """
     _require_ros()
+    from anomaly_detector_ros.demo import camera
     from anomaly_detector_ros.demo.graph import Playback, run_graph
     from anomaly_detector_ros.demo.processes import sigterm_as_interrupt
 
@@ -118,6 +120,7 @@ def demo(
         topic,
         parse_grey_range(grey_range) or (0.0, 0.0),
         on_error.value,
+        None if images or bag else share_dir("demo") / camera.FILE,
     )
     for source in playback.sources:
         _refuse_to_delete(source.file.resolve(), output)
@@ -233,8 +236,6 @@ def _require_ros() -> None:
 
 def _paths(images: list[Path] | None, bag: Path | None) -> tuple[Path, ...]:
     """What to play, from the root of the file system."""
-    from anomaly_detector_ros.runtime.resources import share_dir
-
     if bag is not None and images:
         raise UserError("--images and --bag exclude each other: give one of them")
     given = [bag] if bag is not None else images

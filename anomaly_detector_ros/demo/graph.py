@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from anomaly_detector_ros.demo.camera import BASE, SceneCamera
 from anomaly_detector_ros.demo.processes import ProcessGroup, graph_environment, wait_until
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.sources.frames import Source, find_sources
@@ -26,6 +27,8 @@ LOAD_TIMEOUT = 600.0
 """Seconds for the node to load its models."""
 DISCOVERY_TIMEOUT = 60.0
 """Seconds for the recorder to find the node's topics."""
+COSTMAP_DECAY = 0.2
+"""Seconds in which evidence of one picture loses half its weight."""
 FRAME_TIMEOUT = 120.0
 """Seconds without any progress, after which the demo gives up."""
 
@@ -41,6 +44,8 @@ class Playback:
         topic: of recordings.
         grey_range: see `images.to_8_bit`; (0, 0) for None.
         on_error: "skip" or "stop" at what cannot be read.
+        calibration: file of the pictures' camera, see `demo.camera`; then there are obstacles and a
+            costmap, too.
     """
 
     paths: tuple[Path, ...]
@@ -49,6 +54,7 @@ class Playback:
     topic: str | None = None
     grey_range: tuple[float, float] = (0.0, 0.0)
     on_error: str = "skip"
+    calibration: Path | None = None
 
     @cached_property
     def sources(self) -> list[Source]:
@@ -213,6 +219,13 @@ def _start_node(
         own["max_input_age"] = own["watchdog_timeout"] = 0.0
         topic = f"/{CAMERA}/image_raw" + ("/compressed" * (playback.transport == "compressed"))
         own[f"qos_overrides.{topic}.subscription.reliability"] = "reliable"
+    if playback.calibration is not None:
+        own |= {
+            f"{CAMERA}.height": SceneCamera.load(playback.calibration).height,
+            "costmap.frame": BASE,
+            # Each picture is another place: what the one before showed is soon forgotten.
+            "costmap.decay": COSTMAP_DECAY,
+        }
     # ROS reads values as YAML, of which JSON is a part.
     pairs = {**parameters, **own}.items()
     arguments = [part for k, v in pairs for part in ("-p", f"{k}:={json.dumps(v)}")]
@@ -220,10 +233,14 @@ def _start_node(
 
 
 def _start_recorder(processes: ProcessGroup, playback: Playback, output: Path) -> None:
+    pose = []
+    if playback.calibration is not None:
+        pose = ["--height", str(SceneCamera.load(playback.calibration).height)]
     processes.start(
         "recorder",
         "anomaly_detector_ros.demo.recorder",
         str(output / "bag"),
+        *pose,
         *("--summary", str(output / "summary.json")),
         *("--camera", CAMERA, "--transport", playback.transport),
         *("--wait", str(DISCOVERY_TIMEOUT)),
@@ -245,6 +262,8 @@ def _start_player(processes: ProcessGroup, playback: Playback) -> None:
     if playback.topic is not None:
         options += ["--topic", playback.topic]
     options += ["--grey-range", *map(str, playback.grey_range), "--on-error", playback.on_error]
+    if playback.calibration is not None:
+        options += ["--calibration", str(playback.calibration)]
     paths = map(str, playback.paths)
     processes.start("player", "anomaly_detector_ros.demo.player", *paths, *options)
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
+from typing import NamedTuple
 
 import rclpy
 from builtin_interfaces.msg import Time
@@ -25,6 +26,7 @@ from rclpy.serialization import deserialize_message
 from rclpy.utilities import ok, try_shutdown
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
+from anomaly_detector_ros.demo.camera import OPTICAL, SceneCamera
 from anomaly_detector_ros.demo.graph import FRAME_TIMEOUT, Counts
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.imaging.images import ImageError, Range, decode_image
@@ -75,6 +77,9 @@ def parser() -> argparse.ArgumentParser:
         "--count", type=int, help="images to play, over and over (default: each once)"
     )
     made.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="JSON file of the pictures' camera"
+    )
+    made.add_argument(
         "--subscribers", type=int, default=1, help="wait for this many before the first image"
     )
     made.add_argument(
@@ -83,9 +88,16 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+class Played(NamedTuple):
+    """A message, and the stem of the file that its picture is of."""
+
+    message: Image | CompressedImage
+    name: str
+
+
 def messages_of(
     sources: Sequence[Source], tally: Tally, grey_range: Range | None = None
-) -> Iterator[Image | CompressedImage]:
+) -> Iterator[Played]:
     """The messages of one recording as they are, frames of all else as rgb8 images.
 
     Args:
@@ -103,11 +115,11 @@ def messages_of(
         fields = image_fields(frame.pixels, "rgb8")
         fields["data"] = array.array("B", fields["data"])
         message = Image(**fields)
-        message.header.frame_id = "camera_optical_frame"
-        yield message
+        message.header.frame_id = OPTICAL
+        yield Played(message, frame.source.file.stem)
 
 
-def _recorded(source: Source, tally: Tally) -> Iterator[Image | CompressedImage]:
+def _recorded(source: Source, tally: Tally) -> Iterator[Played]:
     with BagReader(source.file) as reader:
         chosen = choose_topic(reader, source.topic)
         connections = [c for c in reader.connections if c.topic == chosen]
@@ -117,7 +129,7 @@ def _recorded(source: Source, tally: Tally) -> Iterator[Image | CompressedImage]
             except Exception as error:  # rmw's own kinds
                 tally.skip("unreadable", frame_name(source, number), error)
                 continue
-            yield message
+            yield Played(message, source.file.stem)
 
 
 class Answers:
@@ -181,11 +193,14 @@ class Player:
         node: the node that publishes.
         camera: the camera's name.
         message_type: `Image`, or `CompressedImage` for ``<camera>/image_raw/compressed``.
+        calibration: the camera of the pictures, where it is known.
     """
 
-    def __init__(self, node: Node, camera: str, message_type: type) -> None:
+    def __init__(
+        self, node: Node, camera: str, message_type: type, calibration: SceneCamera | None = None
+    ) -> None:
         suffix = "" if message_type is Image else "/compressed"
-        self._node = node
+        self._node, self._calibration = node, calibration
         self._images = node.create_publisher(message_type, f"{camera}/image_raw{suffix}", _QUEUE)
         self._infos = node.create_publisher(CameraInfo, f"{camera}/camera_info", _QUEUE)
 
@@ -207,7 +222,7 @@ class Player:
 
     def play(
         self,
-        messages: Iterator[Image | CompressedImage],
+        messages: Iterator[Played],
         rate: float | None,
         answers: Answers | None = None,
     ) -> int:
@@ -220,14 +235,14 @@ class Player:
         """
         period = 1.0 / rate if rate else 0.0
         due, count = time.monotonic(), 0
-        for message in messages:
+        for message, name in messages:
             time.sleep(max(0.0, due - time.monotonic()))
             if not ok():
                 break
             due = max(due + period, time.monotonic() - period)
             message.header.stamp = self._node.get_clock().now().to_msg()
             with suppress(ImageError):  # of a damaged picture nobody knows the size
-                self._infos.publish(_info(message))
+                self._infos.publish(_info(message, name, self._calibration))
             self._images.publish(message)
             count += 1
             if answers is not None:
@@ -241,19 +256,23 @@ class Player:
             time.sleep(0.5)
 
 
-def _info(message: Image | CompressedImage) -> CameraInfo:
-    """A camera_info that says "uncalibrated", by a zero focal length as ROS has it."""
+def _info(
+    message: Image | CompressedImage, name: str, calibration: SceneCamera | None
+) -> CameraInfo:
+    """A camera_info; of a camera that is not known with a zero focal length, as ROS has it."""
     info = CameraInfo(header=message.header)
     if isinstance(message, Image):
         info.height, info.width = message.height, message.width
     else:
         info.height, info.width = decode_image(message.data).shape[:2]
+    if calibration is not None:
+        info.k = calibration.matrix(name, info.width)
     return info
 
 
 def _messages(
     sources: Sequence[Source], count: int | None, tally: Tally, grey_range: Range | None
-) -> Iterator[Image | CompressedImage]:
+) -> Iterator[Played]:
     """The input's images, each once or over and over up to a number."""
     if count is None:
         yield from messages_of(sources, tally, grey_range)
@@ -283,8 +302,10 @@ def main(args: list[str] | None = None) -> int:
         first = next(messages, None)
         if first is None:
             tally.check()
+            raise UserError("there is no picture to play")
         node = Node("player", namespace=(options.answers or "").rpartition("/")[0])
-        player = Player(node, options.camera, type(first))
+        calibration = SceneCamera.load(options.calibration) if options.calibration else None
+        player = Player(node, options.camera, type(first.message), calibration)
         answers = Answers(node, options.answers, options.camera) if options.answers else None
         player.wait_for(options.subscribers, options.wait)
         if answers is not None:

@@ -20,25 +20,38 @@ from typing import Any
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from nav_msgs.msg import OccupancyGrid
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.utilities import try_shutdown
 from rosbags.rosbag2 import StoragePlugin, Writer
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from scipy.spatial.transform import Rotation
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
+from visualization_msgs.msg import MarkerArray
 
 from anomaly_detector_ros.bags.outputs import CAMERA_INFO, OUTPUTS, header_stamp
+from anomaly_detector_ros.demo.camera import BASE, OPTICAL
 from anomaly_detector_ros.errors import UserError, one_line
+from anomaly_detector_ros.mapping.poses import mounted
 from anomaly_detector_ros.runtime.files import replace_file
 from anomaly_detector_ros.sources.recordings import COMPRESSED, IMAGE, typestore
 
 DIAGNOSTICS = "diagnostic_msgs/msg/DiagnosticArray"
+CLOUD, MARKERS = "sensor_msgs/msg/PointCloud2", "visualization_msgs/msg/MarkerArray"
+GRID, TRANSFORMS = "nav_msgs/msg/OccupancyGrid", "tf2_msgs/msg/TFMessage"
 _TYPES = {
     IMAGE: Image,
     COMPRESSED: CompressedImage,
     CAMERA_INFO: CameraInfo,
     DIAGNOSTICS: DiagnosticArray,
+    CLOUD: PointCloud2,
+    MARKERS: MarkerArray,
+    GRID: OccupancyGrid,
 }
+_WITHOUT_STAMP = {MARKERS}
 _QUEUE = 20
+LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,6 +65,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--node", default="/anomaly_detector", help="full name of the detector's node"
     )
+    made.add_argument(
+        "--height",
+        type=float,
+        help="metres of the camera above base_link, level: record what is found in space, too, and "
+        "that pose as /tf_static",
+    )
     made.add_argument("--transport", default="raw", choices=("raw", "compressed"))
     made.add_argument(
         "--wait",
@@ -63,22 +82,31 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def camera_topics(camera: str, node: str, transport: str = "raw") -> dict[str, str]:
+def camera_topics(
+    camera: str, node: str, transport: str = "raw", *, space: bool = False
+) -> dict[str, str]:
     """Input and output topics of one camera of the detector and their types.
 
     Args:
         camera: the camera's name, relative to the node's namespace as for the node itself.
         node: the node's full name.
         transport: ``raw`` or ``compressed``.
+        space: the obstacles and the costmap, too.
     """
     compressed = transport == "compressed"
     source = f"{node.rpartition('/')[0]}/{camera}"
     image = f"{source}/image_raw" + ("/compressed" if compressed else "")
+    in_space = {
+        f"{node}/{camera}/obstacles": CLOUD,
+        f"{node}/{camera}/markers": MARKERS,
+        f"{node}/costmap": GRID,
+    }
     return {
         image: COMPRESSED if compressed else IMAGE,
         f"{source}/camera_info": CAMERA_INFO,
         **{f"{node}/{camera}/{output}": kind for output, kind in OUTPUTS.items()},
         "/diagnostics": DIAGNOSTICS,
+        **(in_space if space else {}),
     }
 
 
@@ -146,7 +174,7 @@ class Recorder:
 
     Args:
         node: the node that subscribes.
-        topics: type by topic name; all of them have headers.
+        topics: type by topic name; those without a header have the time of their reception.
         bag: where messages go.
     """
 
@@ -156,15 +184,16 @@ class Recorder:
         for topic, name in topics.items():
             bag.add(topic, name)
 
-            def on_message(data: bytes, topic: str = topic) -> None:
-                self._on_message(topic, data)
+            def on_message(data: bytes, topic: str = topic, name: str = name) -> None:
+                self._on_message(topic, name, data)
 
-            node.create_subscription(_TYPES[name], topic, on_message, _QUEUE, raw=True)
+            qos = LATCHED if name == GRID else _QUEUE
+            node.create_subscription(_TYPES[name], topic, on_message, qos, raw=True)
 
-    def _on_message(self, topic: str, data: bytes) -> None:
+    def _on_message(self, topic: str, name: str, data: bytes) -> None:
         now = time.time_ns()
         try:
-            stamp = header_stamp(data)
+            stamp = now if name in _WITHOUT_STAMP else header_stamp(data)
         except ValueError as error:
             print(f"recorder: left out on '{topic}': {error}", file=sys.stderr)
             return
@@ -184,6 +213,27 @@ def _summary(received: list[tuple[int, int]]) -> dict[str, Any]:
     if len(received) > 1 and received[-1][0] > received[0][0]:
         summary["rate"] = (len(received) - 1) / ((received[-1][0] - received[0][0]) * 1e-9)
     return summary
+
+
+def _static_transform(height: float) -> bytes:
+    """What a robot's drivers publish as /tf_static: where the camera is.
+
+    It is written into the bag only: tf2_msgs is not among the Python wheels of ROS.
+    """
+    turn = Rotation.from_matrix(mounted(height)[:3, :3]).as_quat()
+    types = typestore().types
+    sec, nanosec = divmod(time.time_ns(), 1_000_000_000)
+    stamp = types["builtin_interfaces/msg/Time"](sec=sec, nanosec=nanosec)
+    transform = types["geometry_msgs/msg/TransformStamped"](
+        header=types["std_msgs/msg/Header"](stamp=stamp, frame_id=BASE),
+        child_frame_id=OPTICAL,
+        transform=types["geometry_msgs/msg/Transform"](
+            translation=types["geometry_msgs/msg/Vector3"](x=0.0, y=0.0, z=height),
+            rotation=types["geometry_msgs/msg/Quaternion"](**dict(zip("xyzw", turn, strict=True))),
+        ),
+    )
+    message = types[TRANSFORMS](transforms=[transform])
+    return bytes(typestore().serialize_cdr(message, TRANSFORMS))
 
 
 def _wait_for_node(node: Node, topics: dict[str, str], detector: str, timeout: float) -> None:
@@ -209,9 +259,13 @@ def main(args: list[str] | None = None) -> int:
     options = parser().parse_args(args)
     rclpy.init(args=[])
     try:
-        topics = camera_topics(options.camera, options.node, options.transport)
+        space = options.height is not None
+        topics = camera_topics(options.camera, options.node, options.transport, space=space)
         node = Node("recorder")
         with BagWriter(options.output) as bag:
+            if space:
+                bag.add("/tf_static", TRANSFORMS)
+                bag.write("/tf_static", time.time_ns(), _static_transform(options.height))
             recorder = Recorder(node, topics, bag)
             if options.wait:
                 _wait_for_node(node, topics, options.node, options.wait)

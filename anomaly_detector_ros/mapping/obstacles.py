@@ -20,6 +20,10 @@ DIRECTION = 2.0
 pixels do not line up with what is upright, and for lenses whose pixels differ in angle."""
 GROUND_TOLERANCE = 0.2
 """A measured point within so many metres of the ground plane's height is ground."""
+MOST_THINGS = 30
+"""Things are for people to look at."""
+OUTLIERS = (2, 98)
+"""Percentiles between which a thing extends: single pixels may lie far behind it."""
 
 _BITS = 21
 _OFFSET = 1 << (_BITS - 1)
@@ -64,6 +68,23 @@ class Blobs:
 
     pixels: np.ndarray
     label: np.ndarray
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One connected anomaly in space, in the frame of its points.
+
+    Attributes:
+        centre: float32 (3,), of its extent, metres.
+        size: float32 (3,), along the frame's axes, metres.
+        distance: of its nearest part from the camera, metres.
+        score: mean of the heatmap over its pixels, in [0, 1].
+    """
+
+    centre: np.ndarray
+    size: np.ndarray
+    distance: float
+    score: float
 
 
 def obstacles_from_depth(
@@ -203,6 +224,30 @@ def organised(
     points[..., :3] = at_depth(rays, depth).reshape(*heatmap.shape, 3)
     points[..., 3] = heatmap
     return points
+
+
+def things(cloud: np.ndarray, mask: np.ndarray, settings: ObstacleSettings) -> list[Thing]:
+    """The connected anomalies that have a place, the largest `MOST_THINGS`, nearest first.
+
+    Args:
+        cloud: as `organised` gives it, float32 (H, W, 4).
+        mask: bool (H, W).
+        settings: `min_pixels` and `max_range` count.
+    """
+    blobs = find_blobs(mask, replace(settings, voxel_size=0.0))
+    points = cloud.reshape(-1, 4)[blobs.pixels]
+    with np.errstate(invalid="ignore"):
+        near = np.linalg.norm(points[:, :3], axis=1) <= settings.max_range
+    points, label = points[near], blobs.label[near]
+    numbers, counts = np.unique(label, return_counts=True)
+    found = []
+    for number in numbers[np.argsort(-counts)][:MOST_THINGS]:
+        own = points[label == number]
+        low, high = np.percentile(own[:, :3], OUTLIERS, axis=0).astype(np.float32)
+        distance = np.percentile(np.linalg.norm(own[:, :3], axis=1), OUTLIERS[0])
+        score = float(np.nan_to_num(own[:, 3]).mean())
+        found.append(Thing((low + high) / 2, high - low, float(distance), score))
+    return sorted(found, key=lambda thing: thing.distance)
 
 
 def _blob_depth(

@@ -8,23 +8,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from visualization_msgs.msg import MarkerArray
 
 from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.mapping.depth import DepthBuffer
 from anomaly_detector_ros.mapping.obstacle_finder import ObstacleFinder
-from anomaly_detector_ros.mapping.obstacles import ObstacleSettings
+from anomaly_detector_ros.mapping.obstacles import ObstacleSettings, things
 from anomaly_detector_ros.mapping.poses import BODY_FROM_OPTICAL, Extrinsics, Taken, Transforms
 from anomaly_detector_ros.ros.costmap import Costmap
 from anomaly_detector_ros.ros.output import Output
 from anomaly_detector_ros.ros.parameters import POSES, Parameters
-from anomaly_detector_ros.ros.publishers import cloud_message
+from anomaly_detector_ros.ros.publishers import cloud_message, markers_message
 from anomaly_detector_ros.ros.qos import Topics
 
 if TYPE_CHECKING:
     from std_msgs.msg import Header
 
-OUTPUTS: tuple[str, ...] = ("obstacles", "points")
-"""Topics of a camera: the obstacles, and an organised cloud of all pixels."""
+OUTPUTS: tuple[str, ...] = ("obstacles", "points", "markers")
+"""Topics of a camera: the obstacles, an organised cloud of all pixels, and a labelled box around
+each connected anomaly."""
 
 
 class ObstacleOutputs:
@@ -58,12 +60,13 @@ class ObstacleOutputs:
         self._transforms, self._costmap = transforms, costmap
         self._finder = ObstacleFinder()
         self.depth = DepthBuffer(parameters["obstacles.depth_tolerance"])
-        self._obstacles, self._points = (
-            topics.advertise(PointCloud2, f"~/{camera}/{output}") for output in OUTPUTS
+        self._obstacles, self._points, self._markers = (
+            topics.advertise(kind, f"~/{camera}/{output}")
+            for output, kind in zip(OUTPUTS, (PointCloud2, PointCloud2, MarkerArray), strict=True)
         )
         self._share = costmap.share()
         self.outputs: Mapping[str, Output] = {
-            **dict(zip(OUTPUTS, (self._obstacles, self._points), strict=True)),
+            **dict(zip(OUTPUTS, (self._obstacles, self._points, self._markers), strict=True)),
             "costmap": self._share,
         }
 
@@ -103,7 +106,7 @@ class ObstacleOutputs:
                 settings,
                 points=mapped or self._obstacles in wanted,
                 free=mapped,
-                cloud=self._points in wanted,
+                cloud=self._points in wanted or self._markers in wanted,
             )
             if found.problem:
                 raise UserError(found.problem)
@@ -114,6 +117,10 @@ class ObstacleOutputs:
         for output, points in ((self._points, found.cloud), (self._obstacles, found.points)):
             if output in wanted and points is not None:
                 output.send(cloud_message(header, _in_body(points) if body else points))
+        if self._markers in wanted and found.cloud is not None:
+            cloud = _in_body(found.cloud) if body else found.cloud
+            up = (0.0, 0.0, 1.0) if body else (0.0, -1.0, 0.0)
+            self._markers.send(markers_message(header, things(cloud, mask, settings), up))
         if mapped:
             try:
                 self._share.send(self._costmap.add(now, taken, found))

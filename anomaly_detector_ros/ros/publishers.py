@@ -14,9 +14,10 @@ from copy import copy
 from typing import TYPE_CHECKING
 
 import numpy as np
-from builtin_interfaces.msg import Time
+from builtin_interfaces.msg import Duration, Time
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
-from std_msgs.msg import Header
+from std_msgs.msg import ColorRGBA, Header
+from visualization_msgs.msg import Marker, MarkerArray
 
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.imaging.boxes import Box, boxes
@@ -36,7 +37,12 @@ if TYPE_CHECKING:
     from vision_msgs.msg import Detection2D, Detection2DArray, LabelInfo
 
     from anomaly_detector_ros.detection import Detection
+    from anomaly_detector_ros.mapping.obstacles import Thing
 
+MARKER_EDGE, LABEL_HEIGHT = 0.05, 0.3
+"""Metres: what a flat box is as thick as, and the height of its label's letters."""
+MARKER_LIFETIME = Duration(sec=3)
+"""After which a box vanishes where no image follows: an old one would be taken for a new one."""
 CLOUD_FIELDS: tuple[str, ...] = ("x", "y", "z", "intensity")
 """Names of a point's float32 fields, in their order."""
 
@@ -171,6 +177,37 @@ def cloud_message(header: Header, points: np.ndarray) -> PointCloud2:
         is_dense=not organised,
         data=octets(points.tobytes()),
     )
+
+
+def markers_message(
+    header: Header, found: Iterable[Thing], up: tuple[float, float, float]
+) -> MarkerArray:
+    """A `visualization_msgs/MarkerArray` that replaces the last: boxes, with score and distance.
+
+    Args:
+        header: of the image.
+        found: in the header's frame.
+        up: where a label is of its box, in that frame.
+    """
+    markers = [Marker(header=header, action=Marker.DELETEALL)]
+    for number, thing in enumerate(found):
+        size = np.maximum(thing.size, MARKER_EDGE)
+        box, label = (
+            Marker(header=header, ns=name, id=number, type=kind, lifetime=MARKER_LIFETIME)
+            for name, kind in (("anomalies", Marker.CUBE), ("labels", Marker.TEXT_VIEW_FACING))
+        )
+        above = thing.centre + np.asarray(up) * (np.abs(np.asarray(up)) @ size / 2 + LABEL_HEIGHT)
+        for marker, place in ((box, thing.centre), (label, above)):
+            p = marker.pose.position
+            p.x, p.y, p.z = (float(value) for value in place)
+            marker.pose.orientation.w = 1.0
+        box.scale.x, box.scale.y, box.scale.z = (float(edge) for edge in size)
+        box.color = ColorRGBA(r=0.95, g=0.25, b=0.1, a=0.35)
+        label.scale.z = LABEL_HEIGHT
+        label.color = ColorRGBA(r=1.0, g=1.0, b=1.0, a=1.0)
+        label.text = f"{thing.score:.2f}  {thing.distance:.1f} m"
+        markers += [box, label]
+    return MarkerArray(markers=markers)
 
 
 def vision_messages() -> bool:

@@ -18,6 +18,7 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from support.node_client import image
 from support.ros_graph import Graph
 from support.waiting import wait_until
+from visualization_msgs.msg import Marker, MarkerArray
 
 HEIGHT, WIDTH = 48, 64
 K = [60.0, 0.0, 32.0, 0.0, 60.0, 20.0, 0.0, 0.0, 1.0]
@@ -93,6 +94,23 @@ def test_obstacles_from_ground_and_from_depth(live: Graph):
     assert ((found[:, 3] >= 0) & (found[:, 3] <= 1)).all()
     depth = points(cloud_of(live, clouds, depth=2.5))[0]
     np.testing.assert_allclose(depth[:, 2], 2.5, rtol=1e-6)
+
+
+def test_markers_bear_the_distance(live: Graph):
+    live.send_info(info())
+    received = live.listen(f"{live.base}/camera/markers", MarkerArray)
+    clouds = live.listen(f"{live.base}/camera/obstacles", PointCloud2, qos_profile_sensor_data)
+    time.sleep(0.5)
+    cloud_of(live, clouds, depth=2.5)
+    wait_until(lambda: received, "markers")
+    first, box, label = received[-1].markers
+    assert first.action == Marker.DELETEALL
+    assert (box.type, label.type) == (Marker.CUBE, Marker.TEXT_VIEW_FACING)
+    assert box.header.frame_id == "optical"
+    # The whole image, flat at 2.5 m; the nearest of it is in its middle.
+    assert box.pose.position.z == pytest.approx(2.5, abs=0.01)
+    assert label.pose.position.y < box.pose.position.y - box.scale.y / 2
+    assert label.text.endswith(" 2.5 m")
 
 
 def test_a_camera_info_latched_before_activation_counts(live: Graph):

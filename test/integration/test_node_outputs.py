@@ -148,7 +148,7 @@ def test_every_output_has_a_state(light_profile: str):
             assert found["output: costmap"] == "nobody listens"
             assert {f"output: {name}" for name in (
                 "heatmap", "mask", "confidence", "uncertainty", "segments", "edited", "overlay",
-                "overlay/compressed", "camera_info", "obstacles", "points", "costmap",
+                "overlay/compressed", "camera_info", "obstacles", "points", "markers", "costmap",
                 "detections", "label_info",
             )} <= set(found)  # fmt: skip
             # The camera's calibration becomes one for another image.

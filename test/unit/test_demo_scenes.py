@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from anomaly_detector_ros.demo.camera import FILE, SceneCamera
 from anomaly_detector_ros.imaging.images import read_rgb
 from anomaly_detector_ros.runtime.resources import share_dir
 
@@ -100,3 +101,12 @@ def test_pictures_and_masks_that_ship_are_of_these_scenes(
 def test_the_pictures_stay_small() -> None:
     files = [file for file in share_dir("demo").rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) < 500_000
+
+
+def test_the_camera_that_ships_is_that_of_the_scenes() -> None:
+    camera = SceneCamera.load(share_dir("demo") / FILE)
+    assert (camera.focal, camera.height) == (FOCAL, pytest.approx(CAMERA[2]))
+    horizon = {f"scene_{index}": scene.horizon for index, scene in enumerate(SCENES)}
+    assert camera.horizon == horizon
+    assert camera.matrix("scene_3", WIDTH)[2:6] == [WIDTH / 2, 0.0, FOCAL, SCENES[3].horizon]
+    assert not any(camera.matrix("another", WIDTH))

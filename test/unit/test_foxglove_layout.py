@@ -15,7 +15,7 @@ from anomaly_detector_ros.ros.diagnostics import Intake, camera_status
 from anomaly_detector_ros.runtime.resources import share_dir
 
 CAMERA = "/anomaly_detector/camera/"
-OUTPUTS = {*IMAGE_OUTPUTS, "overlay/compressed", "camera_info", "obstacles"}
+OUTPUTS = {*IMAGE_OUTPUTS, "overlay/compressed", "camera_info", "obstacles", "markers"}
 TOPICS = {CAMERA + output for output in OUTPUTS} | {"/anomaly_detector/costmap", "/diagnostics"}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from support.mapping_scenes import HEIGHT, LENSES, WIDTH, board_outline, draw, model, project
@@ -16,6 +18,7 @@ from anomaly_detector_ros.mapping.obstacles import (
     obstacles_from_ground,
     organised,
     thin,
+    things,
 )
 from anomaly_detector_ros.mapping.poses import from_numbers, from_quaternion, mounted, transform
 
@@ -271,3 +274,28 @@ def test_poses():
 def test_what_is_no_rigid_transform_is_refused(numbers):
     with pytest.raises(UserError, match="transform"):
         from_numbers(numbers)
+
+
+def test_things_are_the_boards_with_their_distance_and_size():
+    boards = BOARDS[1:3]
+    masks = [draw("pinhole", POSE, board_outline(*board)) for board in boards]
+    speck = np.zeros((HEIGHT, WIDTH), bool)
+    speck[-3:, :3] = True
+    mask = masks[0] | masks[1] | speck
+    heat = np.where(masks[1], 0.5, 1.0).astype(np.float32)
+    cloud = organised(model("pinhole"), POSE, None, mask, heat, SETTINGS)
+    found = things(cloud, mask, SETTINGS)
+    assert [thing.score for thing in found] == pytest.approx([1.0, 0.5], abs=0.02)
+    for thing, (x, y, width, height) in zip(found, boards, strict=True):
+        centre = transform(POSE, thing.centre[None])[0]
+        assert centre[:2] == pytest.approx([x, y], abs=0.2)
+        assert thing.size[0] == pytest.approx(width, abs=0.15)
+        assert thing.size[1] == pytest.approx(height, abs=0.35)
+        assert thing.distance == pytest.approx(np.hypot(x, y), abs=0.4)
+    near = things(cloud, mask, replace(SETTINGS, max_range=7.0))
+    assert len(near) == 1
+
+
+def test_nothing_has_no_things():
+    empty = np.zeros((HEIGHT, WIDTH), bool)
+    assert things(np.full((HEIGHT, WIDTH, 4), np.nan, np.float32), empty, SETTINGS) == []

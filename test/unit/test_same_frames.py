@@ -142,6 +142,6 @@ def test_every_command_gets_the_same_frames(
     pytest.importorskip("rclpy", reason="no ROS 2 here: the demo's player is left out")
     from anomaly_detector_ros.demo.player import messages_of
 
-    played = [image_to_rgb(each) for each in messages_of(find_sources([given]), tally)]
+    played = [image_to_rgb(each.message) for each in messages_of(find_sources([given]), tally)]
     for found, frame in zip(played, expected, strict=True):
         np.testing.assert_array_equal(found, frame)
