@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +18,7 @@ from anomaly_detector_ros.bags.outputs import OUTPUTS
 from anomaly_detector_ros.bags.passes import BagPass, BagReport
 from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.imaging.images import Range
+from anomaly_detector_ros.runtime.files import hash_file
 from anomaly_detector_ros.runtime.progress import Progress, silent
 from anomaly_detector_ros.sources.recordings import BagReader, camera_name, choose_topic
 
@@ -180,10 +181,24 @@ def describe_settings(
     return {
         "version of this package": __version__,
         "choice of outputs": list(outputs),
-        "profile": asdict(profile),
+        "profile": _by_content(asdict(profile)),
         "threshold": threshold,
         "range of grey values": grey_range,
     }
+
+
+def _by_content(settings: Any) -> Any:
+    """Settings with what files hold in place of their paths: those differ between machines."""
+    if isinstance(settings, Mapping):
+        return {key: _by_content(value) for key, value in settings.items()}
+    if isinstance(settings, list):
+        return [_by_content(each) for each in settings]
+    path = Path(settings) if isinstance(settings, str) and settings.startswith("/") else None
+    if path is not None and path.is_file():
+        return hash_file(path)
+    if path is not None and path.is_dir():
+        return sorted([file.name, file.stat().st_size] for file in path.rglob("*"))
+    return settings
 
 
 def _storage(bag: Path, output: Path) -> StoragePlugin:

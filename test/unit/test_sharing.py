@@ -9,6 +9,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from support.waiting import wait_until
 from typer.testing import CliRunner
 
 from anomaly_detector_ros.bags import many
-from anomaly_detector_ros.bags.processing import process_bag
+from anomaly_detector_ros.bags.processing import describe_settings, process_bag
 from anomaly_detector_ros.calibration.level import StreamLevels, levels_before
 from anomaly_detector_ros.cli import bag as bag_command
 from anomaly_detector_ros.cli import common, detect
@@ -250,6 +251,19 @@ def test_of_a_launchers_processes_one_speaks_and_each_has_its_gpu(
     assert [common.own_device(name) for name in ("auto", "cpu", "cuda:0")] == [
         "cuda:1", "cpu", "cuda:0",
     ]  # fmt: skip
+
+
+def test_a_profile_is_known_by_what_its_files_hold(tmp_path: Path, plain: Detector) -> None:
+    def described(folder: str, scores: bytes) -> dict[str, Any]:
+        file = tmp_path / folder / "scores.safetensors"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(scores)
+        profile = replace(plain.profile, calibration={"file": str(file)})
+        return describe_settings(["mask"], profile, 0.5, None)
+
+    here = described("here", b"one")
+    assert described("there", b"one") == here  # as another machine has it
+    assert described("here", b"two") != here
 
 
 def test_levels_known_from_few_frames_are_those_of_all() -> None:
