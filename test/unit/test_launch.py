@@ -347,21 +347,3 @@ def test_namespaces_of_launch_files_that_include_this_one_add_up(own: str):
     found = visit([PushRosNamespace("robot"), description], context, namespace=own)
     ((_, words, _),) = (f for f in found if f[0].node_executable == NODE)
     assert parameters(words)[0] == f"/robot/{own}/anomaly_detector".replace("//", "/")
-
-
-def test_rviz_shows_the_first_cameras_outputs():
-    content = yaml.safe_load((share_dir("config") / "anomaly_detector.rviz").read_text())
-    displays = {d["Name"]: d for d in content["Visualization Manager"]["Displays"]}
-    for name in ("Overlay", "Heatmap", "Mask"):
-        assert displays[name]["Class"] == "rviz_default_plugins/Image"
-        topic = displays[name]["Topic"]
-        assert topic["Value"] == f"anomaly_detector/camera/{name.lower()}"
-        assert topic["Reliability Policy"] == "Reliable"
-        assert topic["Depth"] == 1
-    assert displays["Input"]["Topic"]["Reliability Policy"] == "Best Effort"
-    heatmap = displays["Heatmap"]
-    assert (heatmap["Normalize Range"], heatmap["Min Value"], heatmap["Max Value"]) == (False, 0, 1)
-    assert displays["Obstacles"]["Topic"]["Value"] == "anomaly_detector/camera/obstacles"
-    costmap = displays["Costmap"]["Topic"]
-    assert costmap["Value"] == "anomaly_detector/costmap"
-    assert costmap["Durability Policy"] == "Transient Local"

@@ -1,4 +1,4 @@
-"""The Foxglove layout: whole, and of topics and diagnostics that the node has."""
+"""The Foxglove layout and the RViz file: whole, and of topics that the node has."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import yaml
 
 from anomaly_detector_ros.imaging.rendering import IMAGE_OUTPUTS
 from anomaly_detector_ros.ros.counters import CameraCounters
@@ -69,6 +70,7 @@ def test_shows_topics_of_the_node(layout: dict[str, Any]):
         CAMERA + "heatmap",
         CAMERA + "mask",
         CAMERA + "obstacles",
+        CAMERA + "markers",
         "/anomaly_detector/costmap",
         "/diagnostics",
     }
@@ -101,3 +103,34 @@ def test_plots_values_that_the_diagnostics_have(layout: dict[str, Any]):
             r'\.values\[:\]\{key=="(.+)"\}\.value'
         )
         assert re.fullmatch(pattern, path)[1] in status.values
+
+
+def test_rviz_shows_the_first_cameras_outputs():
+    content = yaml.safe_load((share_dir("config") / "anomaly_detector.rviz").read_text())
+    displays = {d["Name"]: d for d in content["Visualization Manager"]["Displays"]}
+    for name in ("Overlay", "Heatmap", "Mask"):
+        assert displays[name]["Class"] == "rviz_default_plugins/Image"
+        topic = displays[name]["Topic"]
+        assert topic["Value"] == f"anomaly_detector/camera/{name.lower()}"
+        assert topic["Reliability Policy"] == "Reliable"
+        assert topic["Depth"] == 1
+    assert displays["Input"]["Topic"]["Reliability Policy"] == "Best Effort"
+    heatmap = displays["Heatmap"]
+    assert (heatmap["Normalize Range"], heatmap["Min Value"], heatmap["Max Value"]) == (False, 0, 1)
+    assert displays["Obstacles"]["Topic"]["Value"] == "anomaly_detector/camera/obstacles"
+    costmap = displays["Costmap"]["Topic"]
+    assert costmap["Value"] == "anomaly_detector/costmap"
+    assert costmap["Durability Policy"] == "Transient Local"
+    assert displays["Anomalies"]["Class"] == "rviz_default_plugins/MarkerArray"
+    assert displays["Anomalies"]["Topic"]["Value"] == "anomaly_detector/camera/markers"
+
+
+def test_rviz_finds_the_panels_that_it_is_to_place():
+    content = yaml.safe_load((share_dir("config") / "anomaly_detector.rviz").read_text())
+    state = bytes.fromhex(str(content["Window Geometry"]["QMainWindow State"]))
+    displays = content["Visualization Manager"]["Displays"]
+    pictures = {d["Name"] for d in displays if d["Class"] == "rviz_default_plugins/Image"}
+    panels = {panel["Name"] for panel in content["Panels"]}
+    placed = {name for name in pictures | panels if name.encode("utf-16-be") in state}
+    assert placed == pictures | panels
+    assert placed <= content["Window Geometry"].keys()
