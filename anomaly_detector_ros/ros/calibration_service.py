@@ -108,6 +108,11 @@ class CalibrationService:
             self._live = None
             self._watched = None
 
+    @property
+    def busy(self) -> bool:
+        """Whether frames are being collected."""
+        return self._live is not None
+
     def report(self, camera: str) -> tuple[str, dict[str, str]]:
         """For the diagnostics of a camera: a warning, empty if there is none, and details."""
         with self._lock:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from geometry_msgs.msg import PointStamped
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock
 from rclpy.serialization import deserialize_message
@@ -23,7 +24,7 @@ from anomaly_detector_ros.ros.counters import CameraCounters, Dropped, Processed
 from anomaly_detector_ros.ros.obstacles import ObstacleOutputs
 from anomaly_detector_ros.ros.output import Output, OutputState
 from anomaly_detector_ros.ros.publishers import Outputs
-from anomaly_detector_ros.ros.qos import Topics
+from anomaly_detector_ros.ros.qos import EVENTS, Topics
 from anomaly_detector_ros.ros.worker import Frame, Turn, input_age, moments
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
     from anomaly_detector_ros.detection import Detection
 
+CLICKS = {"accept": True, "reject": False}
+"""Topics below a camera's, in whose points what was shown is nominal, or is not."""
 LOG_INTERVAL = 5.0
 """At most one log line per kind of trouble and this many seconds."""
 
@@ -116,10 +119,13 @@ class Camera:
         self._logged: dict[str, float] = {}
         self._noted: set[str] = set()
 
-    def listen(self, put: Callable[[Frame], None], depth: bool) -> None:
+    def listen(
+        self, put: Callable[[Frame], None], click: Callable[[PointStamped, bool], None], depth: bool
+    ) -> None:
         """Begins to listen; ``put`` gets every image, still serialised.
 
         Args:
+            click: gets the points that are called nominal, or anomalous.
             depth: whether to listen to depth images, too.
         """
 
@@ -142,6 +148,15 @@ class Camera:
         self.topics.subscribe(CameraInfo, f"{self.name}/camera_info", on_info, group)
         # Some drivers send it once, which may be before.
         self.topics.subscribe_latched(CameraInfo, f"{self.name}/camera_info", on_info, group)
+        for topic, nominal in CLICKS.items():
+
+            def on_click(data: bytes, nominal: bool = nominal) -> None:
+                try:
+                    click(deserialize_message(data, PointStamped), nominal)
+                except Exception as error:  # see `decode`
+                    self._log("info", f"a point cannot be deserialised: {error}")
+
+            self.topics.subscribe(PointStamped, f"~/{self.name}/{topic}", on_click, group, EVENTS)
         if depth:
             self.topics.subscribe(Image, f"{self.name}/depth", self._obstacles.depth.put, group)
 
@@ -157,6 +172,12 @@ class Camera:
         self.levels.reset()
         self.skipper.reset()
         self._obstacles.depth.clear()
+
+    def locate(
+        self, point: np.ndarray, frame: str, size: tuple[int, ...], taken: Taken
+    ) -> tuple[int, int] | None:
+        """The pixel, row and column, that shows a point; see `ObstacleOutputs.locate`."""
+        return self._obstacles.locate(point, frame, size, taken, self._info)
 
     def publish_labels(self, threshold: float) -> None:
         """Publishes what the mask's values stand for."""

@@ -17,8 +17,9 @@ from anomaly_detector_ros.building import Parts, fewer_prompts
 from anomaly_detector_ros.calibration.calibration import Calibration
 from anomaly_detector_ros.detection import Detection
 from anomaly_detector_ros.detector import Detector
-from anomaly_detector_ros.errors import one_line
+from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.features.networks import OneByOneFeatures
+from anomaly_detector_ros.lessons.journal import Lessons
 from anomaly_detector_ros.profiles import Profile, load_profile
 from anomaly_detector_ros.runtime.devices import choose_device
 from anomaly_detector_ros.runtime.memory_ladder import Ladder, Level, is_out_of_memory, levels
@@ -69,10 +70,14 @@ class Detectors:
         self._ladder = Ladder(len(self._levels))
         self._detectors: dict[str, Detector] = {}
         self._reason = ""
+        self._profiles: list[Profile] = []
+        self._lessons: Lessons | None = None
 
     def fresh(self) -> Detectors:
         """The same models, to be loaded anew; nothing is shared with these."""
-        return Detectors(self._wanted, self._beat)
+        fresh = Detectors(self._wanted, self._beat)
+        fresh._profiles, fresh._lessons = self._profiles, self._lessons
+        return fresh
 
     def load(self) -> Detector:
         """Loads what is not loaded yet and runs the networks once, as the first run takes longer.
@@ -122,6 +127,32 @@ class Detectors:
     def problem(self) -> str:
         """What the models do without and why; empty if they are as the profile says."""
         return f"{self.level.title}: {self._reason}" if self._ladder.level else ""
+
+    @property
+    def lessons_file(self) -> str:
+        """The file of lessons that the profile names; empty: none."""
+        return next((str(each.lessons.get("file", "")) for each in self._profiles), "")
+
+    def read_lessons(self, file: Path | None) -> Lessons:
+        """The lessons of a file, or none yet; see `Parts.lessons`.
+
+        Raises:
+            UserError: they are not for all cameras' calibrations.
+        """
+        parts = Parts(self._device, offline=True)
+        read = [parts.lessons(profile, file) for profile in self._profiles]
+        if any(each.memory != read[0].memory for each in read):
+            raise UserError(
+                "the cameras' calibrations have different memories: give them one, see "
+                "anomaly-detector calibrate --camera"
+            )
+        return read[0]
+
+    def teach(self, lessons: Lessons) -> None:
+        """Takes lessons into use for all cameras, also of models loaded later."""
+        self._lessons = lessons
+        for detector in set(self._detectors.values()):
+            detector.teach(lessons)
 
     def recalibrate(self, calibration: Calibration, file: Path) -> None:
         """Takes a calibration into use for all cameras; models loaded later read its file."""
@@ -182,7 +213,7 @@ class Detectors:
         # All networks anew: what lies in memory of the last level goes.
         parts = Parts(device, offline=wanted.offline)
         built: dict[str, Detector] = {}
-        detectors = {}
+        detectors, profiles = {}, []
         for camera, file in wanted.calibrations.items():
             if file not in built:
                 overrides = {"calibration": {"file": file}} if file else None
@@ -190,11 +221,15 @@ class Detectors:
                     wanted.profile, models_dir=wanted.models_dir, overrides=overrides
                 )
                 parts.fetch(profile)
-                built[file] = _detector(profile, parts, level)
+                profiles.append(profile)
+                # Lessons are the node's to read and to refuse.
+                built[file] = _detector(replace(profile, lessons={}), parts, level)
+                if self._lessons is not None:
+                    built[file].teach(self._lessons)
             detectors[camera] = built[file]
         first = next(iter(built.values()))
         first.detect(np.full((*WARM_UP_SIZE, 3), 127, np.uint8))
-        self._detectors = detectors
+        self._detectors, self._profiles = detectors, profiles
         return first
 
 

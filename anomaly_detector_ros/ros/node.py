@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
@@ -76,7 +78,13 @@ class AnomalyDetectorNode(LifecycleNode):
     def _create_interfaces(self) -> None:
         group = MutuallyExclusiveCallbackGroup()
         self.create_service(SetBool, "~/enable", self._on_enable, callback_group=group)
-        self.create_service(Trigger, "~/calibrate", self._on_calibrate, callback_group=group)
+        for name, ask in (
+            ("~/calibrate", lambda session: session.calibrate()),
+            ("~/teach", lambda session: session.teach()),
+            ("~/undo_lesson", lambda session: session.teaching.undo()),
+        ):
+            answer = partial(self._on_trigger, ask)
+            self.create_service(Trigger, name, answer, callback_group=group)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         # The node's own timers run whatever simulated time does.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -264,14 +272,17 @@ class AnomalyDetectorNode(LifecycleNode):
             response.message += f"; the node is {self.state}"
         return response
 
-    def _on_calibrate(
-        self, request: Trigger.Request, response: Trigger.Response
+    def _on_trigger(
+        self,
+        ask: Callable[[Session], str],
+        request: Trigger.Request,
+        response: Trigger.Response,
     ) -> Trigger.Response:
         session = self.session
         try:
             if session is None or self.state != "active" or not self.enabled:
-                raise UserError("no frames to calibrate on: activate the node and enable it first")
-            response.message = session.calibrate()
+                raise UserError("no frames come: activate the node and enable it first")
+            response.message = ask(session)
             response.success = True
         except Exception as error:  # without an answer the caller would wait for ever
             response.message = one_line(error)

@@ -11,6 +11,7 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from visualization_msgs.msg import MarkerArray
 
 from anomaly_detector_ros.errors import UserError, one_line
+from anomaly_detector_ros.mapping.camera_model import CameraModel
 from anomaly_detector_ros.mapping.depth import DepthBuffer
 from anomaly_detector_ros.mapping.obstacle_finder import ObstacleFinder
 from anomaly_detector_ros.mapping.obstacles import ObstacleSettings, things
@@ -126,6 +127,44 @@ class ObstacleOutputs:
                 self._share.send(self._costmap.add(now, taken, found))
             except UserError as error:
                 self._share.cannot(str(error))
+
+    def locate(
+        self,
+        point: np.ndarray,
+        frame: str,
+        size: tuple[int, ...],
+        taken: Taken,
+        info: CameraInfo | None,
+    ) -> tuple[int, int] | None:
+        """The pixel, row and column, of an image that shows a point; None: none does.
+
+        Args:
+            point: float64 (3,), in ``frame``.
+            size: height and width of the image.
+            taken: where and when the image was.
+            info: the last message on the camera's ``camera_info``.
+
+        Raises:
+            UserError: no calibration, or TF does not know the frames.
+        """
+        if info is None:
+            raise UserError("no camera_info: publish the camera's calibration")
+        model = CameraModel.from_info(
+            info, (size[0], size[1]), rectified=self._settings().rectified
+        )
+        body = self._own("image_frame") == "body"
+        if frame.lstrip("/") == taken.frame.lstrip("/"):
+            optical = BODY_FROM_OPTICAL.T @ point if body else point
+        else:
+            base = self._parameters["base_frame"]
+            there = self._transforms.lookup(base, frame, taken.moments)
+            camera = self._extrinsics(body).pose(taken)
+            optical = (np.linalg.inv(camera) @ there @ np.append(point, 1.0))[:3]
+        if not optical[2] > 0:
+            return None
+        column, row = model.project(optical[None])[0]
+        inside = -0.5 <= row < size[0] - 0.5 and -0.5 <= column < size[1] - 0.5
+        return (round(row), round(column)) if inside else None
 
     def _own(self, name: str) -> Any:
         return self._parameters.of_camera(self._camera, name)

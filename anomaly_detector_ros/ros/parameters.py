@@ -202,6 +202,14 @@ class Thresholds:
     calibration_output: Annotated[str, Rule(live=True)] = ""
     """File that ~/calibrate writes, to be given as calibration at the next start; empty:
     <node>_calibration.safetensors in $ROS_HOME or ~/.ros."""
+    lessons: Annotated[str, Rule(launch=True)] = ""
+    """File of lessons, as anomaly-detector teach and the node write it, in force from the start;
+    ~/teach and clicks add to it, ~/undo_lesson takes back; empty: the profile's own, if it has one,
+    else <node>_lessons.safetensors in $ROS_HOME or ~/.ros."""
+    teach_seconds: Annotated[float, Rule((0.1, 600.0), live=True)] = 60.0
+    """For how many seconds ~/teach takes frames as nominal."""
+    teach_frames: Annotated[int, Rule((1, 600), live=True)] = 60
+    """Most frames of each camera that ~/teach takes, spread over teach_seconds."""
     drift_window: Annotated[int, Rule((10, 3600))] = 60
     """Frames of each camera, at most one a second, that are compared with the nominal ones to tell
     whether the scene still is that of the calibration."""

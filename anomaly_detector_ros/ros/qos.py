@@ -53,6 +53,8 @@ INPUT = newest(reliability=ReliabilityPolicy.BEST_EFFORT)
 """Matches any publisher."""
 OUTPUT = newest(reliability=ReliabilityPolicy.RELIABLE)
 """Matches any volatile subscriber."""
+EVENTS = QoSProfile(depth=10)
+"""For messages each of which counts."""
 LATCHED = newest(
     reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
 )
@@ -89,6 +91,7 @@ class Topics:
         topic: str,
         callback: Callable[[bytes], None],
         group: CallbackGroup,
+        qos: QoSProfile = INPUT,
     ) -> None:
         """Subscribes to the serialised messages of a topic."""
 
@@ -97,7 +100,7 @@ class Topics:
                 message_type,
                 topic,
                 callback,
-                copy(INPUT),  # overrides are written into it
+                copy(qos),  # overrides are written into it
                 callback_group=group,
                 event_callbacks=events,
                 qos_overriding_options=_overridable(),

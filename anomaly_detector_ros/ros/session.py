@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
+from geometry_msgs.msg import PointStamped
 from nav_msgs.msg import OccupancyGrid
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock
+from rclpy.serialization import deserialize_message
+from visualization_msgs.msg import ImageMarker, Marker
 
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.mapping.poses import Transforms
@@ -17,6 +22,8 @@ from anomaly_detector_ros.ros.camera import Camera, Picture, input_topic, names_
 from anomaly_detector_ros.ros.costmap import Costmap
 from anomaly_detector_ros.ros.counters import Dropped
 from anomaly_detector_ros.ros.diagnostics import (
+    OK,
+    WARN,
     Intake,
     Status,
     camera_status,
@@ -24,8 +31,10 @@ from anomaly_detector_ros.ros.diagnostics import (
     node_status,
 )
 from anomaly_detector_ros.ros.obstacles import ObstacleOutputs
+from anomaly_detector_ros.ros.output import Output
 from anomaly_detector_ros.ros.parameters import UNSET, CostmapParameters, Parameters, models_path
-from anomaly_detector_ros.ros.qos import LATCHED, Topics
+from anomaly_detector_ros.ros.qos import EVENTS, LATCHED, Topics
+from anomaly_detector_ros.ros.teaching_service import CLICKED, TeachingService
 from anomaly_detector_ros.ros.worker import Frame, Turn, Watchdog, Worker
 
 if TYPE_CHECKING:
@@ -54,6 +63,7 @@ class Session:
     Attributes:
         cameras: in the order of the parameter.
         calibrating: what ~/calibrate asks for.
+        teaching: what ~/teach, ~/undo_lesson and clicks ask for.
 
     Raises:
         UserError: the models cannot be had.
@@ -78,6 +88,9 @@ class Session:
         self.cameras: list[Camera] = []
         try:
             self._costmap = self._make_costmap(self._own(topics()))
+            self._points = self._own(topics())
+            self._marker = self._points.advertise(Marker, "~/taken")
+            self._outlines: dict[str, Output] = {}
             for camera in parameters["cameras"]:
                 self.cameras.append(self._make_camera(camera, self._own(topics())))
             self._worker = Worker(
@@ -88,6 +101,18 @@ class Session:
                 report=self._report,
             )
             self._detectors = self._load()
+            self.teaching = TeachingService(
+                {camera.name: camera for camera in self.cameras},
+                parameters,
+                name,
+                submit=self._worker.submit,
+                detectors=lambda: self._detectors,
+                threshold=self.threshold,
+                changed=self._forget_frames,
+                marker=self._marker,
+                outlines=self._outlines,
+                logger=logger,
+            )
         except Exception:
             self._close_topics()
             raise
@@ -118,6 +143,7 @@ class Session:
     def _make_camera(self, name: str, topics: Topics) -> Camera:
         transport = self._parameters.of_camera(name, "image_transport")
         rectified = names_rectified(topics.name(input_topic(name, transport)))
+        self._outlines[name] = topics.advertise(ImageMarker, f"~/{name}/taken")
         return Camera(
             name,
             transport,
@@ -162,7 +188,9 @@ class Session:
                 def put(frame: Frame, index: int = index) -> None:
                     self._worker.put(index, frame)
 
-                camera.listen(put, depth)
+                camera.listen(put, partial(self.teaching.click, camera.name), depth)
+            group = MutuallyExclusiveCallbackGroup()
+            self._points.subscribe(PointStamped, CLICKED, self._on_point, group, EVENTS)
         except Exception:  # an impossible qos_overrides value, for one
             self.unlisten()
             raise
@@ -170,11 +198,19 @@ class Session:
     def unlisten(self) -> None:
         """Stops listening."""
         self.calibrating.cancel()
+        self.teaching.cancel()
+        self._points.unsubscribe()
         for camera in self.cameras:
             camera.unlisten()
         self.discard()
         if self._alive():
             self._costmap.clear(self._now())
+
+    def _on_point(self, data: bytes) -> None:
+        try:
+            self.teaching.click_in_space(deserialize_message(data, PointStamped))
+        except Exception as error:  # rclpy raises its own error types, not documented ones
+            self._logger.warning(f"a point cannot be deserialised: {error}")
 
     def discard(self) -> None:
         """Drops the images that wait."""
@@ -223,7 +259,15 @@ class Session:
         if self._detectors.problem:
             problem = self._detectors.problem
             raise UserError(f"the models are not as the profile says ({problem}): later")
+        if self.teaching.busy:
+            raise UserError("frames are being taught: calibrate after that")
         return self.calibrating.begin()
+
+    def teach(self) -> str:
+        """Takes the next frames as nominal; see `TeachingService.begin`."""
+        if self.calibrating.busy:
+            raise UserError("the node is being calibrated: teach after that")
+        return self.teaching.begin()
 
     # -- once a second -----------------------------------------------------------------------------
 
@@ -236,6 +280,7 @@ class Session:
         if done:
             self._logger.error(done)
         self._costmap.refresh(self._now())
+        self.teaching.tick()
         for camera in self.cameras:
             camera.publish_labels(self.threshold(camera.name))
 
@@ -254,6 +299,10 @@ class Session:
             degraded=self._detectors.problem,
             restarts=self._watchdog.restarts,
         )
+        warning, taught = self.teaching.report()
+        node = replace(node, values={**node.values, **taught})
+        if warning and node.level == OK:
+            node = replace(node, level=WARN, message=f"{node.message}; {warning}")
         found, shares = [("node", node)], {}
         for camera in self.cameras:
             intake = self._intake(camera, state == "active")
@@ -318,11 +367,17 @@ class Session:
             elif self._finish(turn, picture, detection):
                 camera.levels.add(detection.level, picture.stamp)
                 camera.skipper.remember(picture.pixels, replace(detection, timings={}))
+                self.teaching.frame(camera.name, picture, self._masked(camera.name, detection))
                 done.append((camera.name, detection))
         # At the end, as this may change what heatmap values mean; and only here, as an image that
         # takes over what was found in another one is no further nominal frame.
         for name, detection in done:
             self.calibrating.frame(name, detectors, detection)
+
+    def _masked(self, camera: str, detection: Detection) -> Detection:
+        """With the mask as it was published, but for what a temporal filter made of it."""
+        mask = detection.heatmap >= self.threshold(camera)
+        return replace(detection, mask=mask)
 
     def _finish(self, turn: Turn, picture: Picture, detection: Detection) -> bool:
         """Publishes what was found; False if that failed or the turn's thread was given up."""

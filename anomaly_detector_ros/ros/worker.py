@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -110,6 +111,8 @@ class Worker:
         self._thread: threading.Thread | None = None
         self._turns: list[Turn] = []
         self._since = 0.0
+        self._jobs: deque[Callable[[], None]] = deque()
+        self._job_last = False
 
     def start(self) -> None:
         """Starts the thread, a daemon: a model that hangs cannot keep the process alive."""
@@ -150,6 +153,16 @@ class Worker:
             slot.frame = frame
             self._changed.notify_all()
 
+    def submit(self, job: Callable[[], None]) -> None:
+        """Has a short piece of other work done in the thread, which may not raise.
+
+        Images and such pieces take turns.
+        """
+        with self._changed:
+            if not self._stopping:
+                self._jobs.append(job)
+                self._changed.notify_all()
+
     def discard(self) -> None:
         """Drops the images that wait."""
         with self._changed:
@@ -186,7 +199,10 @@ class Worker:
     # -- in the thread -----------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while turns := self._take():
+        while (turns := self._take()) is not None:
+            if not turns:
+                self._do_job()
+                continue
             try:
                 self._serve(turns)
                 fate = Dropped("failed", "left without a result")
@@ -196,19 +212,30 @@ class Worker:
             for turn in turns:
                 turn.settle(fate)
 
-    def _take(self) -> list[Turn]:
-        """The next images, as soon as there are any that are due; none at the end."""
+    def _do_job(self) -> None:
+        job = self._jobs.popleft()
+        try:
+            job()
+        except Exception as error:
+            self._report(0, error)
+
+    def _take(self) -> list[Turn] | None:
+        """The next images, as soon as any are due; none: a job is; None at the end."""
         with self._changed:
             while not self._stopping and threading.current_thread() is self._thread:
                 self._turns = []
                 due, wait = self._due()
+                if self._jobs and (not due or not self._job_last):
+                    self._job_last = True
+                    return []
                 if due:
+                    self._job_last = False
                     self._next = due[-1] + 1
                     self._since = self._clock()
                     self._turns = [self._start_turn(index) for index in due]
                     return self._turns
                 self._changed.wait(wait)
-        return []
+        return None
 
     def _due(self) -> tuple[list[int], float | None]:
         """Cameras whose turn it is, and how long to wait if there are none; None: until a change"""

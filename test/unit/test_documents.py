@@ -134,7 +134,7 @@ def test_the_page_of_topics_lists_all_outputs() -> None:
     cells = re.findall(r"^\| (`.+?) \|", text, re.M)
     told = {name for cell in cells for name in re.findall(r"`~/(?:<camera>/)?(.+?)`", cell)}
     made = {*IMAGE_OUTPUTS, *obstacles.OUTPUTS, costmap.TOPIC.removeprefix("~/")}
-    made |= {"overlay/compressed", "camera_info", "detections", "label_info"}
+    made |= {"overlay/compressed", "camera_info", "detections", "label_info", "taken"}
     services = set(re.findall(r'"~/(\w+)"', (ROOT / SERVICES).read_text()))
     assert made | services <= told
 

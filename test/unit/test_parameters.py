@@ -132,6 +132,8 @@ def test_only_live_parameters_change_while_configured(spec):
         "grey_range": [7000.0, 9000.0],
         "calibration_frames": 50,
         "calibration_output": "/tmp/front.safetensors",
+        "teach_seconds": 20.0,
+        "teach_frames": 10,
         "jpeg_quality": 50,
         "temporal_filter": 0.5,
         "watchdog_timeout": 7.0,
