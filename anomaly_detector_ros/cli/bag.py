@@ -30,8 +30,8 @@ from anomaly_detector_ros.cli.common import (
     rank,
     tell,
 )
-from anomaly_detector_ros.cli.detect import unique_names
 from anomaly_detector_ros.cli.page import save_bag_page
+from anomaly_detector_ros.cli.results import unique_names
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.pages.page import FILE
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE

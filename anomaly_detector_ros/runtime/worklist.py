@@ -73,7 +73,12 @@ def share(
                 if piece == _END:
                     _write_json(summary, {"job": _digest(job), **merge(work)})
                     break
-                work.finish(piece, do(work, piece))
+                try:
+                    work.finish(piece, do(work, piece))
+                except OSError:
+                    if not find_summary(summary, job):
+                        raise
+                    break  # others took this process for dead, and have done it all
     shutil.rmtree(directory, ignore_errors=True)
     found = found or find_summary(summary, job)
     if found is None:

@@ -22,8 +22,8 @@ import pytest
 from support.processes import start_python
 
 from anomaly_detector_ros.cli.common import append_line, write_atomically
-from anomaly_detector_ros.cli.detect import unique_names
 from anomaly_detector_ros.cli.main import main
+from anomaly_detector_ros.cli.results import unique_names
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.sources.frames import Source, find_sources
 

@@ -12,8 +12,8 @@ import torch
 from PIL import Image as PilImage
 from support.tiny import save_tiny_unet, write_profile
 
-from anomaly_detector_ros.cli.detect import SUFFIXES
 from anomaly_detector_ros.cli.main import main
+from anomaly_detector_ros.cli.results import SUFFIXES
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.imaging.animation import encode_animation, side_by_side
 from anomaly_detector_ros.runtime.tensors import to_tensor
