@@ -78,16 +78,26 @@ def test_commands_exist_with_their_options(page: str, words: list[str]) -> None:
     assert {word for word in words if word.startswith("--")} <= known
 
 
+def arguments_of(*files: str) -> set[str]:
+    """The arguments of launch files, with those that pass a parameter on."""
+    text = "\n".join((ROOT / "launch" / file).read_text() for file in files)
+    return {*re.findall(r'"(\w+)"', text), *launch_arguments()}
+
+
 LAUNCHES = list(shell("ros2", "launch", "anomaly_detector_ros"))
 
 
 @pytest.mark.parametrize(("page", "words"), LAUNCHES, ids=lambda value: str(value)[:40])
 def test_launch_files_take_the_arguments_given(page: str, words: list[str]) -> None:
     file, *given = words
-    texts = [(ROOT / "launch" / name).read_text() for name in (file, "anomaly_detector.launch.py")]
     names = {word.split(":=")[0] for word in given if ":=" in word}
-    own = set(re.findall(r'"(\w+)"', "\n".join(texts)))
-    assert names <= own | set(launch_arguments()), page
+    assert names <= arguments_of(file, "anomaly_detector.launch.py"), page
+
+
+def test_arguments_in_the_text_are_those_of_launch_files() -> None:
+    known = arguments_of(*(file.name for file in ROOT.glob("launch/*.py")))
+    for page in PAGES:
+        assert set(re.findall(r"`(\w+):=", page.read_text())) <= known, page.name
 
 
 PARAMETER_FILES = [
