@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from anomaly_detector_ros.demo.camera import BASE, SceneCamera
+from anomaly_detector_ros.demo.camera import SceneCamera
 from anomaly_detector_ros.demo.processes import ProcessGroup, graph_environment, wait_until
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.sources.frames import Source, find_sources
@@ -27,8 +27,6 @@ LOAD_TIMEOUT = 600.0
 """Seconds for the node to load its models."""
 DISCOVERY_TIMEOUT = 60.0
 """Seconds for the recorder to find the node's topics."""
-COSTMAP_DECAY = 0.2
-"""Seconds in which evidence of one picture loses half its weight."""
 FRAME_TIMEOUT = 120.0
 """Seconds without any progress, after which the demo gives up."""
 
@@ -44,8 +42,7 @@ class Playback:
         topic: of recordings.
         grey_range: see `images.to_8_bit`; (0, 0) for None.
         on_error: "skip" or "stop" at what cannot be read.
-        calibration: file of the pictures' camera, see `demo.camera`; then there are obstacles and a
-            costmap, too.
+        calibration: file of the pictures' camera, see `demo.camera`; then there are obstacles, too.
     """
 
     paths: tuple[Path, ...]
@@ -220,12 +217,7 @@ def _start_node(
         topic = f"/{CAMERA}/image_raw" + ("/compressed" * (playback.transport == "compressed"))
         own[f"qos_overrides.{topic}.subscription.reliability"] = "reliable"
     if playback.calibration is not None:
-        own |= {
-            f"{CAMERA}.height": SceneCamera.load(playback.calibration).height,
-            "costmap.frame": BASE,
-            # Each picture is another place: what the one before showed is soon forgotten.
-            "costmap.decay": COSTMAP_DECAY,
-        }
+        own[f"{CAMERA}.height"] = SceneCamera.load(playback.calibration).height
     # ROS reads values as YAML, of which JSON is a part.
     pairs = {**parameters, **own}.items()
     arguments = [part for k, v in pairs for part in ("-p", f"{k}:={json.dumps(v)}")]

@@ -20,10 +20,8 @@ from typing import Any
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
-from nav_msgs.msg import OccupancyGrid
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.utilities import try_shutdown
 from rosbags.rosbag2 import StoragePlugin, Writer
 from scipy.spatial.transform import Rotation
@@ -39,7 +37,7 @@ from anomaly_detector_ros.sources.recordings import COMPRESSED, IMAGE, typestore
 
 DIAGNOSTICS = "diagnostic_msgs/msg/DiagnosticArray"
 CLOUD, MARKERS = "sensor_msgs/msg/PointCloud2", "visualization_msgs/msg/MarkerArray"
-GRID, TRANSFORMS = "nav_msgs/msg/OccupancyGrid", "tf2_msgs/msg/TFMessage"
+TRANSFORMS = "tf2_msgs/msg/TFMessage"
 _TYPES = {
     IMAGE: Image,
     COMPRESSED: CompressedImage,
@@ -47,11 +45,9 @@ _TYPES = {
     DIAGNOSTICS: DiagnosticArray,
     CLOUD: PointCloud2,
     MARKERS: MarkerArray,
-    GRID: OccupancyGrid,
 }
 _WITHOUT_STAMP = {MARKERS}
 _QUEUE = 20
-LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -68,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--height",
         type=float,
-        help="metres of the camera above base_link, level: record what is found in space, too, and "
+        help="metres of the camera above base_link, level: record the obstacles, too, and "
         "that pose as /tf_static",
     )
     made.add_argument("--transport", default="raw", choices=("raw", "compressed"))
@@ -91,7 +87,7 @@ def camera_topics(
         camera: the camera's name, relative to the node's namespace as for the node itself.
         node: the node's full name.
         transport: ``raw`` or ``compressed``.
-        space: the obstacles and the costmap, too.
+        space: the obstacles and their markers, too.
     """
     compressed = transport == "compressed"
     source = f"{node.rpartition('/')[0]}/{camera}"
@@ -99,7 +95,6 @@ def camera_topics(
     in_space = {
         f"{node}/{camera}/obstacles": CLOUD,
         f"{node}/{camera}/markers": MARKERS,
-        f"{node}/costmap": GRID,
     }
     return {
         image: COMPRESSED if compressed else IMAGE,
@@ -187,8 +182,7 @@ class Recorder:
             def on_message(data: bytes, topic: str = topic, name: str = name) -> None:
                 self._on_message(topic, name, data)
 
-            qos = LATCHED if name == GRID else _QUEUE
-            node.create_subscription(_TYPES[name], topic, on_message, qos, raw=True)
+            node.create_subscription(_TYPES[name], topic, on_message, _QUEUE, raw=True)
 
     def _on_message(self, topic: str, name: str, data: bytes) -> None:
         now = time.time_ns()

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 from rosbags.rosbag2 import Reader
+from support.pages import Parsed
 from support.processes import start_python
 
 from anomaly_detector_ros.bags.processing import process_bag
@@ -52,17 +53,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def played(
-    tmp_path_factory: pytest.TempPathFactory, folder: Path, light_profile: str
-) -> tuple[Path, dict[str, object]]:
-    """Output directory and printed result of one demo."""
+    tmp_path_factory: pytest.TempPathFactory, light_profile: str
+) -> tuple[Path, dict[str, object], str]:
+    """Output directory, printed result and what a demo of its own pictures said meanwhile."""
     output = tmp_path_factory.mktemp("demo") / "out"
     process = demo(
-        *("--images", folder, "--profile", light_profile, "--output", output),
+        *("--profile", light_profile, "--output", output),
         *("--count", PICTURES, "--device", "cpu", "--offline", "--json"),
     )
     out, err = finish(process, 300)
     assert process.returncode == 0, err
-    return output, json.loads(out)
+    return output, json.loads(out), err
 
 
 def frames(bag: Path, topic: str) -> dict[int, tuple[str, bytes]]:
@@ -77,16 +78,33 @@ def frames(bag: Path, topic: str) -> dict[int, tuple[str, bytes]]:
     return found
 
 
-def test_demo_brings_every_picture_through(played: tuple[Path, dict[str, object]]) -> None:
-    output, result = played
+def test_demo_brings_every_picture_through(played: tuple[Path, dict[str, object], str]) -> None:
+    output, result, said = played
     assert result["played"] == result["received"] == result["processed"] == PICTURES
     assert result["dropped"] == 0
     assert result["recorded"] == result["processed"] == result["overlays"]
     assert 0 < result["latency_median_s"] <= result["latency_worst_s"] < 60
     overlays = sorted((output / "overlays").iterdir())
     assert len(overlays) == result["overlays"]
-    assert cv2.imread(str(overlays[0])).shape == (90, 160, 3)
+    assert cv2.imread(str(overlays[0])).shape == (272, 512, 3)
     assert json.loads((output / "summary.json").read_text()) == result
+    for part in ("loads its models", "join", "travel", "finishes", "writing the bag", "page"):
+        assert part in said, said
+    assert said.splitlines()[-1] == f"{PICTURES} read, {PICTURES} processed, 0 skipped"
+
+
+def test_demo_leaves_a_page_and_what_is_in_space(
+    played: tuple[Path, dict[str, object], str],
+) -> None:
+    output, _, _ = played
+    page = Parsed(output / "index.html")
+    assert len(page.data["frames"]) == PICTURES
+    assert all(path.exists() for path in page.referenced())
+    with Reader(output / "bag") as reader:
+        counts = {c.topic: c.msgcount for c in reader.connections}
+    assert counts["/tf_static"] == 1
+    assert counts["/anomaly_detector/camera/obstacles"] >= 1
+    assert counts["/anomaly_detector/camera/markers"] >= 1
 
 
 def test_no_picture_is_lost_on_a_machine_busy_with_other_things(
@@ -113,9 +131,9 @@ def test_no_picture_is_lost_on_a_machine_busy_with_other_things(
 
 
 def test_bag_tool_and_node_agree_to_the_bit(
-    played: tuple[Path, dict[str, object]], light_profile: str, tmp_path: Path
+    played: tuple[Path, dict[str, object], str], light_profile: str, tmp_path: Path
 ) -> None:
-    output, _ = played
+    output, _, _ = played
     detector = Detector.from_profile(light_profile, device="cpu", offline=True)
     report = process_bag(output / "bag", tmp_path / "again", detector, topics=["/camera/image_raw"])
     assert report.frames == PICTURES
