@@ -73,7 +73,7 @@ class Novelty(DistanceSettings):
         memory = learnt["memory"]
         if memory.ndim != 2 or not len(memory) or not memory.isfinite().all():
             raise ValueError("its memory of nominal features is damaged")
-        return NoveltyDistance(memory, self, learnt.get("rejected"))
+        return NoveltyDistance(memory, self, learnt.get("accepted"), learnt.get("rejected"))
 
     def collect(self, images: NominalImages, sets: int) -> Tensors:
         """See `DistanceSettings`: this set's share of the memory."""
@@ -154,28 +154,41 @@ class NoveltyDistance(Distance):
     edit is needed at all (`strength`): a place that the memory knows needs none, and one that is
     new to it is made anew from noise.
 
-    What was taught as nominal joins the memory. What was taught as anomalous raises N where a place
-    is more like it than like the memory, by at most 0.25: with d the distance to the nearest such
-    vector and r half the spacing of the memory, by 0.25 max(0, 1 - d / max(N, r)).
+    What was taught as nominal is a second memory: N is the lower one of both. What was taught as
+    anomalous raises N where a place is more like it than like the memories, by at most 0.25: with d
+    the distance to the nearest such vector and r the `reach`, by 0.25 max(0, 1 - d / max(N, r)).
 
     Args:
         memory: m, (M, C) nominal feature vectors of any lengths but 0.
         settings: k, u, w, where edits begin, and the share of a frame's level.
-        rejected: (R, C) anomalous ones, where lessons were exported with the memory.
+        accepted, rejected: (A, C), (R, C); what was taught as nominal, or as anomalous, for good,
+            where lessons were exported with the memory.
     """
 
     full_resolution = True
 
-    def __init__(self, memory: Tensor, settings: Novelty, rejected: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        memory: Tensor,
+        settings: Novelty,
+        accepted: Tensor | None = None,
+        rejected: Tensor | None = None,
+    ) -> None:
         self.memory, self.settings = F.normalize(memory.float(), dim=1), settings
         self.frame_level, self._cosine = settings.frame_level, CosineDistance()
-        self._fitted = self.memory[:0] if rejected is None else F.normalize(rejected.float(), dim=1)
-        self._learn(self.memory[:0], self._fitted)
+        none = self.memory[:0]
+        self.accepted, self.rejected = self._fitted = (
+            none if accepted is None else F.normalize(accepted.float(), dim=1),
+            none if rejected is None else F.normalize(rejected.float(), dim=1),
+        )
 
     def to(self, device: torch.device | str) -> NoveltyDistance:
         """See `Distance`."""
-        moved = NoveltyDistance(self.memory.to(device), self.settings, self._fitted.to(device))
-        moved._learn(self.accepted.to(device), self.rejected.to(device))
+        moved = copy.copy(self)
+        moved.memory, moved.accepted, moved.rejected = (
+            each.to(device) for each in (self.memory, self.accepted, self.rejected)
+        )
+        moved._fitted = (self._fitted[0].to(device), self._fitted[1].to(device))
         return moved
 
     def tensors(self) -> dict[str, Tensor]:
@@ -183,37 +196,42 @@ class NoveltyDistance(Distance):
 
         What was taught is among them, for good.
         """
-        rejected = {"rejected": in_bytes(self.rejected)} if len(self.rejected) else {}
-        return {"memory": in_bytes(self._known), **rejected}
+        taught = {"accepted": self.accepted, "rejected": self.rejected}
+        held = {name: each for name, each in taught.items() if len(each)}
+        return {name: in_bytes(each) for name, each in {"memory": self.memory, **held}.items()}
 
     @functools.cached_property
     def reach(self) -> float:
         """r: what is nearer than this to something known, the memory does not tell from it.
 
-        Half the median distance of its vectors from their nearest neighbours.
+        0.6 of the median distance of its vectors from their nearest neighbours. Where it is less,
+        what is taught of other terrain hides more of the anomalies on the old one; see
+        docs/teach.md.
         """
         some = self.memory[:: -(-len(self.memory) // 2000)]
         others = some @ self.memory.T
         # Each is its own nearest.
         nearest = others.topk(min(2, len(self.memory)), dim=1).values[:, -1]
-        return max(float(1 - nearest.median()) / 2, _BYTES)
+        return max(0.6 * float(1 - nearest.median()), _BYTES)
 
     def unknown(self, vectors: Tensor, most: int) -> Tensor:
         """See `Distance`: a greedy coreset of what lies further than `reach` from all it knows."""
+        vectors = vectors.to(self.memory.device).float()
         chosen, apart = vectors[:0], self.reach
+        held = torch.cat([self.memory, self.accepted])
         for part in vectors.split(_CHUNK):
-            known = torch.cat([self._known, F.normalize(chosen.float(), dim=1)])
-            found = spread_out(part.float(), len(part), known=known, apart=apart)
+            known = torch.cat([held, F.normalize(chosen, dim=1)])
+            found = spread_out(part, len(part), known=known, apart=apart)
             chosen = torch.cat([chosen, found])
             while len(chosen) > most:
                 # As in the doubling algorithm (Charikar et al. 2004): thinned out, it goes on.
                 apart *= 1.1
-                chosen = spread_out(chosen, most, known=self._known, apart=apart)
+                chosen = spread_out(chosen, most, known=held, apart=apart)
         return chosen
 
     def taught(self, lessons: Sequence[Taught]) -> NoveltyDistance:
         """See `Distance`. A later lesson takes back what an earlier one says of the same things."""
-        accepted, rejected = self.memory[:0], self._fitted
+        accepted, rejected = self._fitted
         for lesson in lessons:
             vectors = lesson.vectors.to(self.memory.device).float()
             if vectors.ndim != 2 or vectors.shape[1:] != self.memory.shape[1:]:
@@ -230,17 +248,13 @@ class NoveltyDistance(Distance):
                 accepted = self._unlike(accepted, vectors)
                 rejected = torch.cat([rejected, vectors])
         changed = copy.copy(self)
-        changed._learn(accepted, rejected)
+        changed.accepted, changed.rejected = accepted, rejected
         return changed
 
     def _unlike(self, vectors: Tensor, others: Tensor) -> Tensor:
         if not len(vectors) or not len(others):
             return vectors
         return vectors[_nearest(vectors, others) < 1 - self.reach]
-
-    def _learn(self, accepted: Tensor, rejected: Tensor) -> None:
-        self.accepted, self.rejected = accepted, rejected
-        self._known = torch.cat([self.memory, accepted])
 
     def strength(self, features: Tensor) -> Tensor:
         """See `Distance`: rises from 0 to 1 with N less the frame's level, neighbours included."""
@@ -263,7 +277,10 @@ class NoveltyDistance(Distance):
 
     def _novelty(self, features: Tensor) -> Tensor:
         """N of features (B, C, h, w): (B, h, w) float32."""
-        novelty = memory_distance(features, self._known, self.settings.neighbours)
+        novelty = memory_distance(features, self.memory, self.settings.neighbours)
+        if len(self.accepted):
+            others = memory_distance(features, self.accepted, self.settings.neighbours)
+            novelty = torch.minimum(novelty, others)
         if not len(self.rejected):
             return novelty
         away = memory_distance(features, self.rejected)

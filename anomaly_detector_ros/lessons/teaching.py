@@ -145,7 +145,7 @@ class Teaching:
         chosen: list[Tensor] = []
         for fold in folds:
             vectors = torch.cat([self.accepted[i].vectors for i in fold])
-            chosen.append(known.unknown(vectors.to(_device(known)), share).cpu())
+            chosen.append(known.unknown(vectors, share).cpu())
             yield
         if self._scored:
             for number, fold in enumerate(folds):
@@ -154,7 +154,7 @@ class Teaching:
                 for i in fold:
                     self._pool.add(*self._rescore(self.accepted[i], taught))
                     yield
-        self._vectors = known.unknown(torch.cat(chosen).to(_device(known)), self._most).cpu()
+        self._vectors = known.unknown(torch.cat(chosen), self._most).cpu()
         yield
 
     def lesson(self, *, camera: str, asked_by: str) -> Lesson:
@@ -259,8 +259,3 @@ def thumbnail(image: np.ndarray, region: np.ndarray | None = None) -> bytes:
         outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(small, outlines, -1, (255, 255, 0), 1)
     return encode_jpeg(small, 80)
-
-
-def _device(distance: Distance) -> torch.device:
-    tensors = [each for each in vars(distance).values() if isinstance(each, Tensor)]
-    return tensors[0].device if tensors else torch.device("cpu")

@@ -114,8 +114,8 @@ def test_what_is_known_adds_nothing_and_what_is_new_is_thinned_out():
 def test_what_was_pointed_at_counts_by_itself():
     distance = NoveltyDistance(directions(0, 1, 2, 3), Novelty(neighbours=3))
     place = directions(80).T[None, :, :, None]
-    along = distance.taught([Taught(directions(80))])
-    shown = distance.taught([Taught(directions(80), shown=True)])
+    along = distance.taught([Taught(directions(80, 40, 30))])
+    shown = distance.taught([Taught(directions(80, 40, 30), shown=True)])
     assert distance._novelty(place) > along._novelty(place) > 0.1
     assert shown._novelty(place) == pytest.approx(0, abs=1e-5)
 
