@@ -1,7 +1,6 @@
-"""Draws what becomes of one picture: scene, edit, heatmap, mask, overlay and costmap.
+"""Draws what becomes of one of the demo's scenes: edit, heatmap, mask, overlay and costmap.
 
-For maintainers, by `make docs/demo.jpg`: ``python scripts/write_demo_picture.py PICTURE FILE``. The
-costmap is that of a camera 1 m above flat ground with a view of 71 degrees.
+For maintainers, by `make docs/demo.jpg`: ``python scripts/write_demo_picture.py PICTURE FILE``.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import cv2
 import numpy as np
 
 from anomaly_detector_ros import Detection, Detector
+from anomaly_detector_ros.demo.camera import FILE, SceneCamera
 from anomaly_detector_ros.imaging.images import read_rgb
 from anomaly_detector_ros.imaging.rendering import heat_picture, overlay
 from anomaly_detector_ros.mapping.costmap import RollingGrid
@@ -22,8 +22,6 @@ from anomaly_detector_ros.mapping.obstacles import ObstacleSettings
 from anomaly_detector_ros.mapping.poses import Extrinsics, Taken, mounted, transform
 
 WIDTH, HEIGHT, GAP = 400, 213, 4
-HEIGHT_OF_CAMERA, PITCH = 1.0, 0.0  # metres, radians downwards
-FOCAL = 0.7  # of the picture's width
 RANGE, CELL = 10.0, 0.2  # metres
 
 
@@ -41,7 +39,7 @@ def main() -> None:
         "heatmap": heat_picture(found.heatmap, calibrated=found.calibrated),
         "mask": np.repeat(found.mask[..., None] * np.uint8(255), 3, 2),
         "overlay": overlay(image, found),
-        "costmap": from_above(costmap(found)),
+        "costmap": from_above(costmap(found, options.picture)),
     }
     drawn = [labelled(name, picture) for name, picture in panels.items()]
     rows = [np.concatenate(drawn[start : start + 3], 1) for start in (0, 3)]
@@ -49,15 +47,15 @@ def main() -> None:
     cv2.imwrite(str(options.file), picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
 
 
-def costmap(found: Detection) -> np.ndarray:
+def costmap(found: Detection, picture: Path) -> np.ndarray:
     """The occupancy of the ground, int8 (rows of y, columns of x), after three such pictures."""
+    camera = SceneCamera.load(picture.parents[1] / FILE)
     height, width = found.mask.shape
-    focal = FOCAL * width
     info = SimpleNamespace(height=height, width=width, distortion_model="plumb_bob", d=[])
-    info.k, info.p = [focal, 0, width / 2, 0, focal, height / 2, 0, 0, 1], [0.0] * 12
+    info.k, info.p = camera.matrix(picture.stem, width), [0.0] * 12
     info.binning_x = info.binning_y = 0
     info.roi = SimpleNamespace(x_offset=0, y_offset=0, height=0, width=0)
-    pose = mounted(HEIGHT_OF_CAMERA, pitch=PITCH)
+    pose = mounted(camera.height)
     seen = ObstacleFinder().find(
         info,
         None,
