@@ -32,10 +32,10 @@ class SceneCamera:
         return cls(**json.loads(file.read_text()))
 
     def matrix(self, name: str, width: int) -> list[float]:
-        """`CameraInfo.k` of a picture, so many pixels wide; zeros, which say that it is not known.
+        """`CameraInfo.k` of a picture, so many pixels wide; empty where it is not known.
 
         A level camera sees the horizon in the row of its centre.
         """
         if name not in self.horizon:
-            return [0.0] * 9
+            return []
         return [self.focal, 0.0, width / 2, 0.0, self.focal, self.horizon[name], 0.0, 0.0, 1.0]

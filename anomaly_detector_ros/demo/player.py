@@ -265,8 +265,10 @@ def _info(
         info.height, info.width = message.height, message.width
     else:
         info.height, info.width = decode_image(message.data).shape[:2]
-    if calibration is not None:
-        info.k = calibration.matrix(name, info.width)
+    if calibration is not None and (k := calibration.matrix(name, info.width)):
+        info.distortion_model, info.d = "plumb_bob", [0.0] * 5
+        info.k, info.r = k, [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
+        info.p = [*k[:3], 0.0, *k[3:6], 0.0, *k[6:], 0.0]
     return info
 
 

@@ -109,4 +109,4 @@ def test_the_camera_that_ships_is_that_of_the_scenes() -> None:
     horizon = {f"scene_{index}": scene.horizon for index, scene in enumerate(SCENES)}
     assert camera.horizon == horizon
     assert camera.matrix("scene_3", WIDTH)[2:6] == [WIDTH / 2, 0.0, FOCAL, SCENES[3].horizon]
-    assert not any(camera.matrix("another", WIDTH))
+    assert camera.matrix("another", WIDTH) == []

@@ -85,6 +85,12 @@ def test_images_have_fixed_limits_where_they_have_one_channel(layout: dict[str, 
             assert (mode["minValue"], mode["maxValue"]) == (0, largest)
 
 
+def test_images_are_shown_whether_the_camera_is_calibrated_or_not(layout: dict[str, Any]):
+    # With the topic of a calibration that says nothing, Foxglove shows a black panel.
+    modes = [config.get("imageMode") or {} for config in layout["configById"].values()]
+    assert not any("calibrationTopic" in mode for mode in modes)
+
+
 def test_plots_values_that_the_diagnostics_have(layout: dict[str, Any]):
     counts = CameraCounters().snapshot()
     status = camera_status(
