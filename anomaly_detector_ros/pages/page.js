@@ -19,6 +19,10 @@ function written(value, unit) {
   return value.toFixed(4);
 }
 
+function counted(count) {
+  return count.toLocaleString("en");
+}
+
 function make(tag, text, attributes = {}) {
   const made = document.createElement(tag);
   if (text) made.textContent = text;
@@ -74,9 +78,10 @@ function showValues() {
   }));
   const stages = Object.entries(frame.timings).filter(([stage, seconds]) => stage !== "total" && seconds > 0);
   at("timings").hidden = stages.length === 0;
+  const total = stages.reduce((sum, [, seconds]) => sum + seconds, 0);
   at("timings").querySelector(".stages").replaceChildren(...stages.map(([, seconds], i) => {
     const part = make("i");
-    part.style.cssText = `flex: ${seconds} 0 0; background: ${STAGES[i % STAGES.length]}`;
+    part.style.cssText = `flex: ${(100 * seconds) / total} 0 0; background: ${STAGES[i % STAGES.length]}`;
     return part;
   }));
   at("timings").querySelector("ul").replaceChildren(...stages.map(([stage, seconds], i) => {
@@ -107,7 +112,7 @@ function select(number, scroll = true) {
   const place = shown.indexOf(current);
   at("name").textContent = frame.name;
   at("name").title = frame.name;
-  at("position").textContent = place < 0 ? "not in the list" : `${place + 1} of ${shown.length}`;
+  at("position").textContent = place < 0 ? "not in the list" : `${counted(place + 1)} of ${counted(shown.length)}`;
   at("previous").disabled = place <= 0;
   at("next").disabled = place < 0 || place >= shown.length - 1;
   showPictures();
@@ -212,9 +217,8 @@ function arrange(stay = true) {
   } else {
     column = 0;
   }
-  const all = frames.length.toLocaleString("en");
   at("count").textContent = shown.length === frames.length
-    ? `${all} frames` : `${shown.length.toLocaleString("en")} of ${all} frames`;
+    ? `${counted(frames.length)} frames` : `${counted(shown.length)} of ${counted(frames.length)} frames`;
   at("list").scrollTop = 0;
   select((stay && shown.includes(current)) || !shown.length ? current : shown[0]);
   drawRows();

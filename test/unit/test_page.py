@@ -203,6 +203,8 @@ addEventListener("load", () => setTimeout(() => {
   told.width = [document.body.scrollWidth, document.body.clientWidth];
   told.loaded = ["left", "right"].map((side) => at(side).naturalWidth);
   told.first = name();
+  const wide = (selector) => document.querySelector(selector).getBoundingClientRect().right;
+  told.filled = wide(".stages i:last-child") - wide(".stages");
   press("ArrowRight"); told.right = name();
   press("End"); told.end = name(); told.rows = document.querySelectorAll(".row").length;
   told.selected = document.querySelector(".row[aria-selected=true] b").textContent;
@@ -259,6 +261,7 @@ def test_in_a_browser(chromium: str, tmp_path: Path, width: int, body: str) -> N
     told = json.loads(match[1].replace("&gt;", ">").replace("&lt;", "<").replace("&amp;", "&"))
     assert told["width"] == [int(body.removesuffix("px"))] * 2
     assert told["loaded"] == [WIDTH, WIDTH]
+    assert abs(told["filled"]) < 1  # the stages' bar, whatever their seconds
     assert (told["first"], told["right"]) == ("frame_0000", "frame_0001")
     assert told["end"] == told["selected"] == "frame_4999"
     assert told["hash"] == "#frame_4999"
