@@ -177,6 +177,7 @@ class NoveltyDistance(Distance):
         self.memory, self.settings = F.normalize(memory.float(), dim=1), settings
         self.frame_level, self._cosine = settings.frame_level, CosineDistance()
         none = self.memory[:0]
+        self._last: tuple[Tensor, Tensor] | None = None
         self.accepted, self.rejected = self._fitted = (
             none if accepted is None else F.normalize(accepted.float(), dim=1),
             none if rejected is None else F.normalize(rejected.float(), dim=1),
@@ -185,6 +186,7 @@ class NoveltyDistance(Distance):
     def to(self, device: torch.device | str) -> NoveltyDistance:
         """See `Distance`."""
         moved = copy.copy(self)
+        moved._last = None
         moved.memory, moved.accepted, moved.rejected = (
             each.to(device) for each in (self.memory, self.accepted, self.rejected)
         )
@@ -248,7 +250,7 @@ class NoveltyDistance(Distance):
                 accepted = self._unlike(accepted, vectors)
                 rejected = torch.cat([rejected, vectors])
         changed = copy.copy(self)
-        changed.accepted, changed.rejected = accepted, rejected
+        changed.accepted, changed.rejected, changed._last = accepted, rejected, None
         return changed
 
     def _unlike(self, vectors: Tensor, others: Tensor) -> Tensor:
@@ -276,15 +278,23 @@ class NoveltyDistance(Distance):
         return score.clamp(min=0)
 
     def _novelty(self, features: Tensor) -> Tensor:
-        """N of features (B, C, h, w): (B, h, w) float32."""
+        """N of features (B, C, h, w): (B, h, w) float32.
+
+        An image is asked about twice, for where it is to be edited and for its score; the answer
+        is kept until then.
+        """
+        last = self._last
+        if last is not None and torch.equal(last[0], features):
+            return last[1]
         novelty = memory_distance(features, self.memory, self.settings.neighbours)
         if len(self.accepted):
             others = memory_distance(features, self.accepted, self.settings.neighbours)
             novelty = torch.minimum(novelty, others)
-        if not len(self.rejected):
-            return novelty
-        away = memory_distance(features, self.rejected)
-        return novelty + _REJECTED_WEIGHT * (1 - away / novelty.clamp(min=self.reach)).clamp(min=0)
+        if len(self.rejected):
+            away = memory_distance(features, self.rejected) / novelty.clamp(min=self.reach)
+            novelty = novelty + _REJECTED_WEIGHT * (1 - away).clamp(min=0)
+        self._last = features, novelty
+        return novelty
 
 
 def in_bytes(directions: Tensor) -> Tensor:

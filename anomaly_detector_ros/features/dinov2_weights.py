@@ -1,24 +1,19 @@
 """DINOv2 weights from files, under the names of timm's ``vit_*_patch14_dinov2`` models.
 
-Three layouts are understood: an ONNX export of the Hugging Face model (whose linear layers'
-weights lost their names and are found by following the graph), and safetensors files with
+Three layouts are understood: an ONNX export of the Hugging Face model, and safetensors files with
 Hugging Face's names or with the official (= timm's) names. No pickle is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from anomaly_detector_ros.errors import UserError
-
-if TYPE_CHECKING:
-    import onnx
+from anomaly_detector_ros.weights.onnx_weights import OnnxExport
 
 _EMBEDDINGS = "embeddings."
 _PASS_THROUGH = frozenset({"Reshape", "Transpose", "Cast", "Resize", "Identity"})
@@ -92,55 +87,28 @@ def _strip_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _onnx_state(path: Path, blocks: int) -> dict[str, Tensor]:
-    """Hugging Face's names -> tensors, the anonymous ones named after their biases."""
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        graph = onnx.load(str(path)).graph
-    except DecodeError as error:
-        raise _UnfitError(f"unreadable ONNX: {error}") from None
-    constants = {item.name: item for item in graph.initializer}
-    named = {name: name for name in constants if "::" not in name}
-    named.update(_linear_weights(graph.node, constants))
-    tensors: dict[str, Tensor] = {}
-    for name, source in named.items():
+    """Hugging Face's names -> tensors."""
+    export = OnnxExport(path)
+    tensors = {
+        name: export.tensor(name)
+        for name in export.named()
+        if _needed(name, blocks, "encoder.layer.")
+    }
+    for name, constant in export.linear().items():
         if _needed(name, blocks, "encoder.layer."):
-            tensor = _tensor(constants[source])
-            # MatMul holds (in, out) where torch's Linear holds (out, in).
-            tensors[name] = tensor if name == source else tensor.t()
+            tensors[name] = export.tensor(constant).t()
     state = _strip_prefix(tensors)
-    state.setdefault(
-        _EMBEDDINGS + "position_embeddings", _position_embedding(graph.node, constants)
-    )
+    state.setdefault(_EMBEDDINGS + "position_embeddings", _position_embedding(export))
     return state
 
 
-def _linear_weights(
-    nodes: Iterable[onnx.NodeProto], constants: Mapping[str, onnx.TensorProto]
-) -> dict[str, str]:
-    """``<layer>.weight`` -> constant, for every Add of a named bias to a MatMul by a constant."""
-    matmul_constant: dict[str, str] = {}
-    found: dict[str, str] = {}
-    for node in nodes:  # ONNX stores nodes in topological order
-        if node.op_type == "MatMul" and node.input[1] in constants:
-            matmul_constant[node.output[0]] = node.input[1]
-        elif node.op_type == "Add":
-            for bias, value in (tuple(node.input), tuple(reversed(node.input))):
-                if bias in constants and bias.endswith(".bias") and value in matmul_constant:
-                    found[bias[: -len("bias")] + "weight"] = matmul_constant[value]
-    return found
-
-
-def _position_embedding(
-    nodes: Iterable[onnx.NodeProto], constants: Mapping[str, onnx.TensorProto]
-) -> Tensor:
+def _position_embedding(export: OnnxExport) -> Tensor:
     """The embedding added to [class token, patches]: (1, 1 + N, C).
 
     The graph adds two Concats: the tokens', which starts from the class token, and the
     positions', which puts a (1, 1, C) constant before the resampled (1, N, C) constant.
     """
-    producer = {output: node for node in nodes for output in node.output}
+    producer = {output: node for node in export.nodes for output in node.output}
 
     def source(name: str) -> str:
         while name in producer and producer[name].op_type in _PASS_THROUGH:
@@ -151,19 +119,12 @@ def _position_embedding(
         if node.op_type != "Concat" or len(node.input) != 2:
             continue
         parts = [source(name) for name in node.input]
-        if not all(part in constants for part in parts):
+        if not all(part in export.constants for part in parts):
             continue
-        first, rest = (tuple(constants[part].dims) for part in parts)
+        first, rest = (tuple(export.constants[part].dims) for part in parts)
         if len(first) == len(rest) == 3 and first == (1, 1, rest[2]):
-            return torch.cat([_tensor(constants[part]) for part in parts], dim=1)
+            return torch.cat([export.tensor(part) for part in parts], dim=1)
     raise _UnfitError("no position embedding in the graph")
-
-
-def _tensor(constant: onnx.TensorProto) -> Tensor:
-    from onnx import numpy_helper
-
-    # A copy, because the array is a read-only view of the protobuf message's bytes.
-    return torch.from_numpy(np.array(numpy_helper.to_array(constant), dtype=np.float32))
 
 
 # --- names ---------------------------------------------------------------------------------------

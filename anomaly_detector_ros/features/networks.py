@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.features.preprocessing import check_input_size, network_size, normalise
+from anomaly_detector_ros.runtime.inference import ready
 from anomaly_detector_ros.runtime.tensors import to_device
 
 Colour = tuple[float, float, float]
@@ -73,12 +74,7 @@ class NetworkFeatures(ABC):
         self.device = torch.device(device)
         self.dtype, self.channel_norm = dtype, channel_norm
         # What a network of some library has is known to that library alone.
-        self._network: Any = network.eval().requires_grad_(False).to(self.device)
-        if dtype is not torch.float32:
-            # Autocast would convert the weights anew in every call.
-            for module in self._network.modules():
-                if isinstance(module, (nn.Linear, nn.Conv2d, nn.MultiheadAttention)):
-                    module.to(dtype)
+        self._network: Any = ready(network, self.device, dtype)
 
     @torch.inference_mode()
     def extract(self, images: Tensor) -> Tensor:

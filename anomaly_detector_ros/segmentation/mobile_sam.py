@@ -1,19 +1,22 @@
-"""MobileSAM through ONNX Runtime: a predictor that holds an image, and its mask generator."""
+"""MobileSAM: a predictor that holds an image, and its mask generator."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from anomaly_detector_ros.errors import UserError
-from anomaly_detector_ros.runtime.onnx_session import open_session
+from anomaly_detector_ros.runtime.devices import choose_dtype
+from anomaly_detector_ros.runtime.inference import ready
 from anomaly_detector_ros.segmentation.anything import (
     AnythingSettings,
     AutomaticSegmenter,
@@ -23,36 +26,52 @@ from anomaly_detector_ros.segmentation.anything import (
     stability,
 )
 from anomaly_detector_ros.segmentation.base import SEGMENTERS, Segmenter
+from anomaly_detector_ros.segmentation.mobile_sam_network import (
+    STRIDE,
+    MobileSamNetwork,
+    load_mobile_sam,
+)
 from anomaly_detector_ros.weights.loading import Loader
 
 if TYPE_CHECKING:
     from segment_anything import SamAutomaticMaskGenerator
 
-_SIDE = 1024  # of the encoder's input
 _MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 _STD = np.array([58.395, 57.12, 57.375], np.float32)
-# Prompts decoded in one run of the decoder. More are hardly faster on a CPU and take more memory.
-_BATCH = 4
+# Prompts decoded at once: more are no faster on a CPU, and take its memory.
+_BATCH_ON_CPU, _BATCH = 4, 64
 
 
 @SEGMENTERS.register("mobile_sam")
 @dataclass(frozen=True, kw_only=True)
 class MobileSam(AnythingSettings):
-    """MobileSAM, whose weights are the registry's."""
+    """MobileSAM, whose weights are the registry's.
+
+    Attributes:
+        longest_side: pixels at which the network sees an image; it was trained with 1024.
+        dtype: of the network's products; see `runtime.devices.choose_dtype`.
+    """
 
     mode: Literal["automatic", "prompted"] = "prompted"
+    longest_side: Annotated[int, Ge(64), Le(2048)] = 1024
+    dtype: str = "auto"
 
     def weights_used(self) -> tuple[str, ...]:
         """See `Weighted`."""
         return ("mobile_sam",)
 
     def build(self, loader: Loader) -> Segmenter:
-        """See `SegmenterSettings`."""
+        """See `SegmenterSettings`"""
         files = sorted(loader.files("mobile_sam"), key=lambda file: "encoder" not in file.name)
         if len(files) != 2:
             names = ", ".join(file.name for file in files)
             raise UserError(f"model mobile_sam: files {names}: expected an encoder and a decoder")
-        predictor = MobileSamPredictor(*files, device=loader.device)
+        predictor = MobileSamPredictor(
+            load_mobile_sam(*files),
+            longest_side=self.longest_side,
+            device=loader.device,
+            dtype=choose_dtype(self.dtype, loader.device),
+        )
         if self.mode == "prompted":
             return PromptedSegmenter(predictor, self)
         return AutomaticSegmenter(mobile_sam_generator(predictor, self), self)
@@ -61,39 +80,49 @@ class MobileSam(AnythingSettings):
 class MobileSamPredictor:
     """Masks for points of one image: ``set_image`` encodes it, ``predict_points`` decodes masks.
 
-    Args:
-        encoder: ONNX, (B, 3, 1024, 1024) -> (1, 256, 64, 64).
-        decoder: SAM's standard ONNX decoder, giving one mask a prompt.
-        device: "cuda" runs both on the GPU where this ONNX Runtime can, else on the CPU.
+    SAM pads every image to a square. Here the encoder sees the image alone, and the decoder that
+    part of the square's positions which the image covers.
 
-    Raises:
-        UserError: a file is missing or not such a network.
+    Args:
+        network: its weights; it is made `ready` here.
+        longest_side: pixels at which the network sees an image.
+        device: where it runs.
+        dtype: of the products and convolutions of encoder and decoder.
     """
 
-    def __init__(self, encoder: Path, decoder: Path, *, device: torch.device | str = "cpu") -> None:
-        # The decoder is declared for one prompt only, yet its graph broadcasts over prompts.
-        prompts = ("point_coords", "point_labels")
-        self._encoder = open_session(Path(encoder), model="mobile_sam", device=device)
-        self._decoder = open_session(
-            Path(decoder), model="mobile_sam", device=device, batched=prompts
-        )
-        names = {item.name for item in self._decoder.get_inputs()}
-        missing = {"image_embeddings", *prompts, "orig_im_size"} - names
-        if missing or len(self._encoder.get_inputs()) != 1:
-            raise UserError(f"{encoder}, {decoder}: not MobileSAM's encoder and decoder")
-        self._embedding: np.ndarray | None = None
+    def __init__(
+        self,
+        network: MobileSamNetwork,
+        *,
+        longest_side: int = 1024,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self._device, self._dtype = torch.device(device), dtype
+        self._cells = max(1, round(longest_side / STRIDE))
+        self._batch = _BATCH_ON_CPU if self._device.type == "cpu" else _BATCH
+        self._network = ready(network, device, dtype)
+        network.prompt_encoder.input_image_size = (self._cells * STRIDE,) * 2
+        self._embedding: Tensor | None = None
+        self._positions: Tensor | None = None
         self._size = (0, 0)
 
+    @torch.inference_mode()
     def set_image(self, image: np.ndarray) -> None:
         """Encode an image, uint8 RGB (H, W, 3); later points refer to it."""
-        name = self._encoder.get_inputs()[0].name
-        (self._embedding,) = self._encoder.run(None, {name: encoder_input(image)})
-        self._size = image.shape[:2]
+        height, width = self._size = image.shape[:2]
+        scale = self._cells / max(height, width)
+        grid = max(1, round(height * scale)), max(1, round(width * scale))
+        pixels = torch.from_numpy(encoder_input(image, grid)).to(self._device)
+        with self._precision():
+            self._embedding = self._network.image_encoder(pixels).float()
+        self._network.prompt_encoder.image_embedding_size = grid
+        self._positions = self._network.positions(grid, self._cells)
 
     def predict_points(self, points: np.ndarray) -> PointMasks:
         """One mask for each point, (N, 2) x, y in pixels of the image, at the image's size.
 
-        Of SAM's three candidates (whole, part, sub-part) the decoder returns the best rated.
+        It is the best rated of SAM's three candidates (whole, part, sub-part).
 
         Raises:
             RuntimeError: no image was set.
@@ -104,14 +133,15 @@ class MobileSamPredictor:
             np.zeros(count, np.float32),
             np.zeros(count, np.float32),
         )
-        for start in range(0, count, _BATCH):
-            part = slice(start, min(start + _BATCH, count))
+        for start in range(0, count, self._batch):
+            part = slice(start, min(start + self._batch, count))
             logits, quality = self.predict_logits(points[part])
             out.masks[part] = logits > 0.0
             out.quality[part] = quality
             out.stability[part] = stability(logits)
         return out
 
+    @torch.inference_mode()
     def predict_logits(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Logits float32 (N, H, W) and quality (N,) for points (N, 2), decoded all at once.
 
@@ -120,34 +150,43 @@ class MobileSamPredictor:
         """
         if self._embedding is None:
             raise RuntimeError("set_image comes first")
-        coords = np.zeros((len(points), 2, 2), np.float32)
-        coords[:, 0] = np.asarray(points, np.float32) * (_SIDE / max(self._size))
-        # The decoder wants a padding point, labelled -1, where there is no box.
-        labels = np.tile(np.array([1.0, -1.0], np.float32), (len(points), 1))
-        masks, quality = self._decoder.run(
-            ["masks", "iou_predictions"],
-            {
-                "image_embeddings": self._embedding,
-                "point_coords": coords,
-                "point_labels": labels,
-                "mask_input": np.zeros((1, 1, 256, 256), np.float32),
-                "has_mask_input": np.zeros(1, np.float32),
-                "orig_im_size": np.array(self._size, np.float32),
-            },
+        height, width = self._size
+        rows, columns = self._embedding.shape[-2:]
+        scale = np.array([columns * STRIDE / width, rows * STRIDE / height], np.float32)
+        # SAM adds half of its own pixel.
+        places = torch.from_numpy((np.asarray(points, np.float32) + 0.5) * scale - 0.5)
+        labels = torch.ones(len(points), 1, device=self._device)
+        sparse, dense = self._network.prompt_encoder(
+            points=(places[:, None].to(self._device), labels), boxes=None, masks=None
         )
-        return masks[:, 0], quality[:, 0]
+        with self._precision():
+            masks, quality = self._network.mask_decoder(
+                image_embeddings=self._embedding,
+                image_pe=self._positions,
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=True,
+            )
+        quality, best = quality.float().max(1)
+        chosen = masks[torch.arange(len(best), device=self._device), best].float()
+        logits = F.interpolate(chosen[:, None], self._size, mode="bilinear", align_corners=False)
+        return logits[:, 0].cpu().numpy(), quality.cpu().numpy()
+
+    def _precision(self) -> AbstractContextManager[None]:
+        mixed = self._dtype is not torch.float32
+        return torch.autocast(self._device.type, self._dtype, enabled=mixed)
 
 
 def mobile_sam_generator(
-    predictor: MobileSamPredictor, settings: AnythingSettings
+    predictor: MobileSamPredictor, settings: MobileSam
 ) -> SamAutomaticMaskGenerator:
     """Segment Anything's mask generator over MobileSAM.
 
     One mask a prompt is considered, the best rated, where SAM's own network gives three.
     """
-    encoder = SimpleNamespace(img_size=_SIDE)
+    encoder = SimpleNamespace(img_size=settings.longest_side)
     model = SimpleNamespace(image_encoder=encoder, mask_threshold=0.0)
-    generator = make_generator(model, settings, points_per_batch=_BATCH)
+    generator = make_generator(model, settings, points_per_batch=_BATCH_ON_CPU)
     generator.predictor = _GridPredictor(predictor, model)
     return generator
 
@@ -175,18 +214,14 @@ class _GridPredictor:
         """Nothing to do: the next image replaces this one."""
 
 
-def encoder_input(image: np.ndarray) -> np.ndarray:
-    """uint8 RGB (H, W, 3) -> float32 (1, 3, 1024, 1024), the longest side 1024.
+def encoder_input(image: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """uint8 RGB (H, W, 3) -> float32 (1, 3, h, w), with SAM's mean and deviation.
 
-    Normalised with SAM's mean and deviation first, then padded with zeros right and below, as
-    segment-anything does.
+    Args:
+        grid: cells of `STRIDE` pixels to h and w.
     """
-    height, width = image.shape[:2]
-    scale = _SIDE / max(height, width)
-    size = (max(1, int(width * scale + 0.5)), max(1, int(height * scale + 0.5)))
-    shrink = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    resized = cv2.resize(image, size, interpolation=shrink)
-    pixels = np.zeros((1, 3, _SIDE, _SIDE), np.float32)
+    height, width = (cells * STRIDE for cells in grid)
+    shrink = cv2.INTER_AREA if height < image.shape[0] else cv2.INTER_LINEAR
+    resized = cv2.resize(image, (width, height), interpolation=shrink)
     normalised = (resized.astype(np.float32) - _MEAN) / _STD
-    pixels[0, :, : size[1], : size[0]] = normalised.transpose(2, 0, 1)
-    return pixels
+    return np.ascontiguousarray(normalised.transpose(2, 0, 1)[None])

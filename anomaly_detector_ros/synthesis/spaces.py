@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from anomaly_detector_ros.errors import UserError, as_user_error
+from anomaly_detector_ros.runtime.inference import ready
 from anomaly_detector_ros.synthesis.autoencoder import FACTOR, Autoencoder
-from anomaly_detector_ros.synthesis.inference import ready
 
 
 class Space(Protocol):

@@ -32,11 +32,11 @@ from anomaly_detector_ros.imaging.images import read_rgb
 from anomaly_detector_ros.imaging.messages import image_fields
 from anomaly_detector_ros.profiles import Profile, load_profile, profile_names
 from anomaly_detector_ros.runtime.files import hash_file
-from anomaly_detector_ros.runtime.onnx_session import open_session
 from anomaly_detector_ros.sources.recordings import IMAGE, typestore
 from anomaly_detector_ros.synthesis.denoisers.loading import load_denoiser
 from anomaly_detector_ros.synthesis.denoisers.onnx_export import export_denoiser
 from anomaly_detector_ros.weights.landing import Landing
+from anomaly_detector_ros.weights.onnx_weights import OnnxExport
 from anomaly_detector_ros.weights.packages import land_tar_member, land_wheel_member
 from anomaly_detector_ros.weights.published import read_state
 from anomaly_detector_ros.weights.registry import Registry
@@ -283,7 +283,7 @@ SUBJECTS = (
     Subject("mcap bag, messages", _bag(StoragePlugin.MCAP, CompressionMode.MESSAGE), _read_bag),
     Subject("diffusers model", _denoiser, _read_denoiser),
     Subject("exported model", _exported, _read_denoiser),
-    Subject("onnx", _network, lambda file: open_session(file, model="m", batched=["x"])),
+    Subject("onnx", _network, OnnxExport),
     Subject("calibration", _calibration, _read_calibration),
     Subject("baseline", _baseline, FittedBaseline.load),
     Subject("safetensors", _weights, read_state),

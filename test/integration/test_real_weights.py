@@ -16,7 +16,12 @@ from anomaly_detector_ros.features.dinov2 import PATCH, DinoV2Features, DinoV2Fo
 from anomaly_detector_ros.features.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from anomaly_detector_ros.features.upsampling import upsample_bilinear
 from anomaly_detector_ros.segmentation.anything import PromptedSegmenter
-from anomaly_detector_ros.segmentation.mobile_sam import MobileSam, MobileSamPredictor
+from anomaly_detector_ros.segmentation.mobile_sam import (
+    MobileSam,
+    MobileSamPredictor,
+    encoder_input,
+)
+from anomaly_detector_ros.segmentation.mobile_sam_network import load_mobile_sam
 from anomaly_detector_ros.segmentation.superpixels import Superpixels
 
 
@@ -53,8 +58,7 @@ def segmenter(mobile_sam_files: list[Path]) -> PromptedSegmenter:
 
 @pytest.fixture(scope="module")
 def predictor(mobile_sam_files: list[Path]) -> MobileSamPredictor:
-    encoder, decoder = mobile_sam_files
-    return MobileSamPredictor(encoder, decoder)
+    return MobileSamPredictor(load_mobile_sam(*mobile_sam_files))
 
 
 def _graph_tokens(path: Path, pixels: np.ndarray, tensors: list[str]) -> list[np.ndarray]:
@@ -187,9 +191,32 @@ def test_the_corner_is_no_prompt(predictor: MobileSamPredictor) -> None:
 
 
 def test_points_before_an_image_are_an_error(mobile_sam_files: list[Path]) -> None:
-    encoder, decoder = mobile_sam_files
+    predictor = MobileSamPredictor(load_mobile_sam(*mobile_sam_files))
     with pytest.raises(RuntimeError, match="set_image"):
-        MobileSamPredictor(encoder, decoder).predict_points(np.zeros((1, 2)))
+        predictor.predict_points(np.zeros((1, 2)))
+
+
+def test_mobile_sam_equals_the_published_graphs(mobile_sam_files: list[Path]) -> None:
+    """In the one size that those take: a square picture, which they need not pad."""
+    import onnxruntime
+
+    encoder, decoder = (onnxruntime.InferenceSession(str(file)) for file in mobile_sam_files)
+    predictor = MobileSamPredictor(load_mobile_sam(*mobile_sam_files))
+    image, centres, _ = _scene(1024, 1024)
+    embedding = encoder.run(None, {"input": encoder_input(image, (64, 64))})[0]
+    given = {
+        "image_embeddings": embedding,
+        "point_coords": np.concatenate([centres[:1], np.zeros((1, 2), np.float32)])[None],
+        "point_labels": np.array([[1.0, -1.0]], np.float32),
+        "mask_input": np.zeros((1, 1, 256, 256), np.float32),
+        "has_mask_input": np.zeros(1, np.float32),
+        "orig_im_size": np.array([1024, 1024], np.float32),
+    }
+    masks, quality = decoder.run(["masks", "iou_predictions"], given)
+    predictor.set_image(image)
+    found = predictor.predict_logits(centres[:1])
+    assert np.abs(found[0] - masks[:, 0]).max() < 1e-3 * np.abs(masks).max()
+    assert found[1] == pytest.approx(quality[0], abs=1e-5)
 
 
 def test_segments_are_the_objects_under_the_peaks(segmenter: PromptedSegmenter) -> None:

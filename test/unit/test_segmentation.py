@@ -12,7 +12,8 @@ from onnx import helper
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.segmentation.anything import anomaly_peaks
 from anomaly_detector_ros.segmentation.base import SEGMENTERS, Segmenter
-from anomaly_detector_ros.segmentation.mobile_sam import MobileSamPredictor, encoder_input
+from anomaly_detector_ros.segmentation.mobile_sam import encoder_input
+from anomaly_detector_ros.segmentation.mobile_sam_network import load_mobile_sam
 from anomaly_detector_ros.segmentation.superpixels import Superpixels
 from anomaly_detector_ros.weights.loading import Loader
 from anomaly_detector_ros.weights.registry import Registry
@@ -62,19 +63,16 @@ def test_peaks_at_the_border_are_kept() -> None:
     assert anomaly_peaks(_hills((100, 200), [(199, 0, 1.0)])).tolist() == [[199.0, 0.0]]
 
 
-@pytest.mark.parametrize(("shape", "used"), [((272, 512), (544, 1024)), ((600, 300), (1024, 512))])
-def test_encoder_input_is_normalised_then_padded_with_zeros(
-    shape: tuple[int, int], used: tuple[int, int]
+@pytest.mark.parametrize(("shape", "grid"), [((272, 512), (34, 64)), ((600, 300), (64, 32))])
+def test_encoder_input_is_normalised_and_not_padded(
+    shape: tuple[int, int], grid: tuple[int, int]
 ) -> None:
     image = np.full((*shape, 3), (255, 0, 128), np.uint8)
-    pixels = encoder_input(image)
-    assert pixels.shape == (1, 3, 1024, 1024)
+    pixels = encoder_input(image, grid)
+    assert pixels.shape == (1, 3, 16 * grid[0], 16 * grid[1])
     assert pixels.dtype == np.float32
-    inside = pixels[0, :, : used[0], : used[1]]
     want = [(255 - 123.675) / 58.395, -116.28 / 57.12, (128 - 103.53) / 57.375]
-    np.testing.assert_allclose(inside.reshape(3, -1).T, np.tile(want, (inside[0].size, 1)), 1e-5)
-    assert not pixels[0, :, used[0] :].any()
-    assert not pixels[0, :, :, used[1] :].any()
+    np.testing.assert_allclose(pixels.reshape(3, -1).T, np.tile(want, (pixels[0, 0].size, 1)), 1e-5)
 
 
 @pytest.mark.parametrize("shape", [(272, 512), (100, 90), (720, 1280)])
@@ -169,10 +167,10 @@ def test_files_that_are_no_networks_are_refused(tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "other.onnx")
     good, noise = tmp_path / "other.onnx", tmp_path / "noise.onnx"
     with pytest.raises(UserError, match="not a usable ONNX file"):
-        MobileSamPredictor(noise, good)
+        load_mobile_sam(noise, good)
     with pytest.raises(UserError, match="not a usable ONNX file"):
-        MobileSamPredictor(good, noise)
+        load_mobile_sam(good, noise)
     with pytest.raises(UserError, match="not MobileSAM's"):
-        MobileSamPredictor(good, good)
+        load_mobile_sam(good, good)
     with pytest.raises(UserError, match="no such file"):
-        MobileSamPredictor(tmp_path / "absent.onnx", good)
+        load_mobile_sam(tmp_path / "absent.onnx", good)

@@ -10,11 +10,11 @@ import torch
 from annotated_types import Gt
 
 from anomaly_detector_ros.errors import UserError
+from anomaly_detector_ros.runtime.inference import ready
 from anomaly_detector_ros.synthesis.denoisers import lucidrains_checkpoint
 from anomaly_detector_ros.synthesis.denoisers.base import Denoiser
 from anomaly_detector_ros.synthesis.denoisers.onnx import NETWORK, OnnxDenoiser
 from anomaly_detector_ros.synthesis.denoisers.unet import DiffusersDenoiser, UnetDenoiser
-from anomaly_detector_ros.synthesis.inference import ready
 from anomaly_detector_ros.weights.loading import Weighted
 
 

@@ -9,9 +9,9 @@ from diffusers import DDPMScheduler, UNet2DModel
 from torch import Tensor, nn
 
 from anomaly_detector_ros.errors import as_user_error
+from anomaly_detector_ros.runtime.inference import ready
 from anomaly_detector_ros.synthesis.denoisers.compiled import accelerate
 from anomaly_detector_ros.synthesis.denoisers.inpainting import InpaintingUnet, inpainting_input
-from anomaly_detector_ros.synthesis.inference import ready
 from anomaly_detector_ros.synthesis.schedule import Schedule
 from anomaly_detector_ros.synthesis.spaces import PIXELS, LatentSpace, Space
 

@@ -1,0 +1,47 @@
+"""Networks made ready to run."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def ready(network: Network, device: torch.device | str, dtype: torch.dtype) -> Network:
+    """For inference: no gradients of the weights, the faster memory layout, and precision.
+
+    Args:
+        network: changed in place.
+        device: where it will run.
+        dtype: of its products and convolutions, which are to be called under autocast; all else
+            is float32.
+    """
+    network = network.float().eval().requires_grad_(False)
+    if dtype is not torch.float32:
+        # Autocast would convert the weights anew in every pass.
+        for module in network.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d, nn.MultiheadAttention)):
+                module.to(dtype)
+    if dtype is torch.bfloat16 and torch.device(device).type == "cpu":
+        _split_attention(network)
+    return network.to(device).to(memory_format=torch.channels_last)
+
+
+def _split_attention(network: nn.Module) -> None:
+    """Makes attention of timm and diffusers two products and a softmax.
+
+    torch's fused attention makes no use of a processor's bfloat16 products: with 685 tokens and
+    six heads of 64 it takes 9.5 ms of a core, and the three steps take 4.2 ms. In float32, and on
+    GPUs, the fused one is faster.
+    """
+    module: Any
+    for module in network.modules():
+        if hasattr(module, "fused_attn"):  # timm
+            module.fused_attn = False
+        if hasattr(module, "set_processor"):  # diffusers
+            from diffusers.models.attention_processor import AttnProcessor
+
+            module.set_processor(AttnProcessor())
