@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 
+from anomaly_detector_ros.distances import novelty as novelty_module
 from anomaly_detector_ros.distances.base import DISTANCES
 from anomaly_detector_ros.distances.cosine import CosineDistance
 from anomaly_detector_ros.distances.novelty import Novelty, NoveltyDistance, spread_out
@@ -121,3 +122,23 @@ def test_a_damaged_memory_is_refused() -> None:
     for wrong in (torch.full((2, 3), math.nan), torch.zeros(0, 3)):
         with pytest.raises(ValueError, match="memory"):
             Novelty().build({"memory": wrong})
+
+
+def test_an_image_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where to edit it and how to score it are two questions about the same distances."""
+    generator = torch.Generator().manual_seed(0)
+    settings = Novelty(edit_from=0.1, edit_to=0.5)
+    distance = NoveltyDistance(torch.randn(20, 8, generator=generator), settings)
+    image, other, edit = torch.randn(3, 1, 8, 4, 5, generator=generator)
+    calls, look_up = [], novelty_module.memory_distance
+
+    def counted(*args: object) -> torch.Tensor:
+        calls.append(args)
+        return look_up(*args)
+
+    monkeypatch.setattr(novelty_module, "memory_distance", counted)
+    distance.strength(image)
+    score = distance(image.clone(), edit)
+    assert len(calls) == 1
+    assert not torch.equal(distance(other, edit), score)
+    assert len(calls) == 2
