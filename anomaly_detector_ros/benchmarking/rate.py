@@ -56,13 +56,13 @@ def peak_rate(device: torch.device, dtype: torch.dtype, repeats: int = 10) -> fl
     x = torch.randn(images, channels, height, height, device=device)
     x = x.to(dtype, memory_format=torch.channels_last)
     kernel = torch.randn(channels, channels, 3, 3, device=device).to(x)
-    matrix = 2 * size**3 / _fastest(lambda: a @ a, device, repeats)
+    matrix = 2 * size**3 / fastest(lambda: a @ a, device, repeats)
     pixels = images * height**2
-    seconds = _fastest(lambda: F.conv2d(x, kernel, padding=1), device, repeats)
+    seconds = fastest(lambda: F.conv2d(x, kernel, padding=1), device, repeats)
     return max(matrix, 2 * 9 * channels**2 * pixels / seconds)
 
 
-def _fastest(product: Callable[[], Tensor], device: torch.device, repeats: int) -> float:
+def fastest(product: Callable[[], Tensor], device: torch.device, repeats: int) -> float:
     """Seconds of the fastest of some runs, after one that warms up."""
     product()
     seconds = []

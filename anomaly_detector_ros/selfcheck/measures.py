@@ -8,19 +8,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from anomaly_detector_ros.benchmarking.cost import Machine, stage_costs
 from anomaly_detector_ros.benchmarking.machine import peak_memory
 from anomaly_detector_ros.benchmarking.timing import END_TO_END, Case, measure, summarise
 from anomaly_detector_ros.demo.processes import graph_environment
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.errors import UserError, one_line
-from anomaly_detector_ros.runtime.devices import memory_bytes
+from anomaly_detector_ros.runtime.devices import choose_dtype, memory_bytes
 from anomaly_detector_ros.selfcheck.finding import Finding
 from anomaly_detector_ros.selfcheck.reference import scene
 
@@ -70,6 +71,9 @@ def speed(profile: str, device: torch.device, quick: bool) -> Iterator[Finding]:
             yield Finding(section, name, told, "advice", remedy)
         else:
             yield Finding(section, name, told)
+        if batch == 1:
+            seconds = {stage: each["median"] for stage, each in found.items()}
+            yield _prediction(section, profile, detector, seconds)
     yield _stream(section, profile, detector, 3.0 if quick else 20.0)
     peak = ", ".join(f"{k} {v / 2**20:.0f} MiB" for k, v in peak_memory(device).items())
     yield Finding(section, f"{profile}: peak memory so far", peak)
@@ -79,6 +83,25 @@ def _seconds(detector: Detector) -> float:
     begun = time.perf_counter()
     detector.detect(scene(*FRAME))
     return time.perf_counter() - begun
+
+
+def _prediction(
+    section: str, profile: str, detector: Detector, seconds: Mapping[str, float]
+) -> Finding:
+    """What the cost model says of a single frame, beside what its stages took."""
+    dtype = choose_dtype("auto", detector.device)
+    machine = Machine.measured(detector.device, dtype)
+    told = [
+        f"{stage} {machine.seconds(operations) * 1e3:.0f} ms predicted, "
+        f"{seconds[stage] * 1e3:.0f} measured ({sum(o.flops for o in operations) / 1e9:.0f} GFLOP)"
+        for stage, operations in stage_costs(detector, scene(*FRAME)).items()
+        if operations
+    ]
+    rates = (
+        f"{machine.flops_per_second / 1e9:.0f} GFLOP/s in {str(dtype).removeprefix('torch.')}, "
+        f"{machine.bytes_per_second / 1e9:.0f} GB/s, {machine.seconds_per_call * 1e6:.0f} µs a call"
+    )
+    return Finding(section, f"{profile}: cost model", f"{'; '.join(told)}; of {rates}")
 
 
 def _stream(section: str, profile: str, detector: Detector, seconds: float) -> Finding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -130,8 +131,9 @@ def test_weights_that_are_missing_have_a_remedy(
 
 def test_speed_of_a_profile(light_profile: str) -> None:
     found = list(measures.speed(light_profile, torch.device("cpu"), quick=True))
-    assert [each.status for each in found] == ["ok"] * 4
+    assert [each.status for each in found] == ["ok"] * 5
     assert "s a frame" in found[1].value
+    assert re.search(r"features \d+ ms predicted, \d+ measured.*GB/s", found[2].value)
 
 
 @pytest.mark.parametrize(
