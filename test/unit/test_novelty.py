@@ -8,7 +8,7 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from anomaly_detector_ros.distances import novelty as novelty_module
-from anomaly_detector_ros.distances.base import DISTANCES
+from anomaly_detector_ros.distances.base import DISTANCES, Taught
 from anomaly_detector_ros.distances.cosine import CosineDistance
 from anomaly_detector_ros.distances.novelty import Novelty, NoveltyDistance, spread_out
 from anomaly_detector_ros.errors import UserError
@@ -142,3 +142,6 @@ def test_an_image_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(calls) == 1
     assert not torch.equal(distance(other, edit), score)
     assert len(calls) == 2
+    # What is taught meanwhile counts at once.
+    lesson = Taught(other[0].flatten(1).T, shown=True)
+    assert (distance.taught([lesson]).strength(other) == 0).all()
