@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
+from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor, nn
 
 from anomaly_detector_ros.errors import as_user_error
-from anomaly_detector_ros.runtime.inference import ready
+from anomaly_detector_ros.runtime.inference import ready, split_attention
 from anomaly_detector_ros.synthesis.denoisers.compiled import accelerate
 from anomaly_detector_ros.synthesis.denoisers.inpainting import InpaintingUnet, inpainting_input
 from anomaly_detector_ros.synthesis.schedule import Schedule
@@ -114,4 +115,8 @@ class DiffusersDenoiser(UnetDenoiser):
         if (directory / "vae").is_dir():
             space = LatentSpace.from_pretrained(directory, device=device, dtype=dtype)
         network = InpaintingUnet(unet) if InpaintingUnet.is_one(unet) else unet
+        if split_attention(device, dtype):
+            for module in unet.modules():
+                if isinstance(module, Attention):
+                    module.set_processor(AttnProcessor())
         return cls(ready(network, device, dtype), schedule, dtype, space=space)
