@@ -20,6 +20,7 @@ from anomaly_detector_ros.cli.common import (
     TopicOption,
     console,
     load_detector,
+    make_directory,
     parse_grey_range,
     progress_bar,
     tell,
@@ -124,10 +125,9 @@ def _spread(sources: list[Source], frames: int) -> tuple[list[Source], int]:
 def _begin(detector: Detector, output: Path, offline: bool) -> Lessons:
     """The lessons that the file holds, in force, or none yet."""
     from anomaly_detector_ros.building import Parts
-    from anomaly_detector_ros.calibration.live import check_writable
     from anomaly_detector_ros.lessons.journal import remove_partial
 
-    check_writable(output)
+    make_directory(output.parent)
     remove_partial(output)
     parts = Parts(detector.device, offline=offline)
     lessons = parts.lessons(detector.profile, output if output.exists() else None)

@@ -18,7 +18,7 @@ from std_msgs.msg import ColorRGBA, Header
 from visualization_msgs.msg import ImageMarker, Marker
 
 from anomaly_detector_ros.errors import UserError, one_line
-from anomaly_detector_ros.ros.camera import Camera, Picture
+from anomaly_detector_ros.ros.camera import LOG_INTERVAL, Camera, Picture
 from anomaly_detector_ros.ros.output import Output
 from anomaly_detector_ros.ros.parameters import Parameters
 
@@ -131,7 +131,7 @@ class TeachingService:
         self._collecting: _Collecting | None = None
         self._working = ""
         self._waiting = 0
-        self._answer = ""
+        self._answer, self._told = "", float("-inf")
         self._refused = ""
         self._lessons: Lessons | None = None
         self._written: tuple[int, int] | None = None
@@ -504,8 +504,13 @@ class TeachingService:
     # -- answers -----------------------------------------------------------------------------------
 
     def _tell(self, text: str) -> None:
+        now = time.monotonic()
         with self._lock:
+            again = text == self._answer and now - self._told < LOG_INTERVAL
             self._answer = text
+            if again:  # a thousand clicks may have the same answer
+                return
+            self._told = now
         # Each from a line of its own: rclpy refuses another severity from the same one.
         if text.startswith(("not ", "a frame")):
             self._logger.warning(text)

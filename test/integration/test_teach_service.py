@@ -166,8 +166,13 @@ def test_points_that_mean_nothing_change_nothing(graph: Graph, file: Path):
     assert "not finite" in click(graph, accept, float("nan"), 1.0)
     assert "the frame is gone, it was shown" in click(graph, accept, 24.0, 24.0, (1, 0))
     assert not file.exists()
+    # What cannot be written is not in force either.
+    file.parent.write_text("no folder")
+    assert "not taken: cannot write the lessons" in click(graph, accept, 28.0, 24.0)
+    assert masks(with_thing(terrain(MEADOW, 0), 20))[20:28, 24:32].all()
+    file.parent.unlink()
     point = PointStamped()
-    point.point.x, point.point.y = 24.0, 24.0
+    point.point.x, point.point.y = 28.0, 24.0
     publisher = graph.publisher(accept, PointStamped)
     for _ in range(1000):
         publisher.publish(point)
