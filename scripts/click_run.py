@@ -55,7 +55,7 @@ def play(picture: Path) -> None:
             return
         if index in done:
             index, sent = index + 1, 0.0
-        if time.monotonic() - sent > 20 and publisher.get_subscription_count():
+        if time.monotonic() - sent > 10 and publisher.get_subscription_count():
             left, top = offset(index - 1)
             crop = np.ascontiguousarray(pixels[top : top + height, left : left + width])
             message = Image(height=height, width=width, encoding="rgb8", step=3 * width)
@@ -88,7 +88,9 @@ def main() -> None:
         for k, v in os.environ.items()
         if k not in ("_ROS_WHEELS_BOOTSTRAP_COMPLETE", "LD_LIBRARY_PATH")
     }
-    environment |= {"ROS_LOG_DIR": str(folder)}
+    # By default Fast DDS loses most pictures of this size.
+    profile = Path(__file__).parents[1] / "config" / "fastdds.xml"
+    environment |= {"ROS_LOG_DIR": str(folder), "FASTRTPS_DEFAULT_PROFILES_FILE": str(profile)}
     log = open(folder / "node.log", "w")  # noqa: SIM115
     node = subprocess.Popen(python, env=environment, stdout=log, stderr=log)
     player = subprocess.Popen(
@@ -185,6 +187,12 @@ def watch(options: argparse.Namespace, lessons: Path) -> None:
     print("alarmed share of the same pixels in", len(after), "frames after the click:")
     print(" ".join(f"{each:.2f}" for each in after), f"mean {np.mean(after):.3f}")
     print("frames in which most of them raise no alarm:", sum(each < 0.5 for each in after))
+    future = undo.call_async(Trigger.Request())
+    spin(future.done)
+    print(future.result().message)
+    last = max(masks)
+    spin(lambda: max(masks) >= last + 3)
+    print(f"after undoing: {[round(share(index), 2) for index in (last + 2, last + 3)]}")
     point.header.stamp.sec = 0  # the last frame
     for _ in range(options.clicks):
         accept.publish(point)
@@ -196,12 +204,6 @@ def watch(options: argparse.Namespace, lessons: Path) -> None:
             f"after {options.clicks} more clicks: {said[-1]}; "
             f"{lessons.stat().st_size} bytes of lessons"
         )
-    future = undo.call_async(Trigger.Request())
-    spin(future.done)
-    print(future.result().message)
-    last = max(masks)
-    spin(lambda: max(masks) >= last + 3)
-    print(f"after undoing: {[round(share(index), 2) for index in (last + 2, last + 3)]}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +26,7 @@ from anomaly_detector_ros.cli.common import (
     progress_bar,
     tell,
 )
+from anomaly_detector_ros.cli.nominal import DataOptions
 from anomaly_detector_ros.profiles import DEFAULT_PROFILE
 from anomaly_detector_ros.sources.frames import Source, find_sources, read_sources
 from anomaly_detector_ros.sources.tally import Tally
@@ -66,6 +68,14 @@ def teach(
             "than the others; all: leave none out."
         ),
     ] = Accept.PLAIN,
+    train: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DURATION",
+            help="Train the denoiser on the same frames besides, for so long (60min, 2h), and "
+            "measure what each brought on the last fifth of them, which is held out.",
+        ),
+    ] = None,
     topic: TopicOption = None,
     grey_range: GreyRangeOption = (0.0, 0.0),
     on_error: OnErrorOption = OnError.SKIP,
@@ -84,15 +94,31 @@ def teach(
 
     Example: anomaly-detector teach --data drive.mcap --output mine.safetensors
     """
+    tally, options = Tally(stop=on_error is OnError.STOP), parse_grey_range(grey_range)
+    sources = find_sources(data, topic)
+    make_directory(output.parent)
+    detector = load_detector(profile, device, offline=offline)
+    if train is None:
+        looks = _look(detector, *_spread(sources, frames), options, tally)
+        tell(tally)
+        tally.check()
+        summary = _teach(detector, looks, output, accept)
+        summary["frames_read"] = tally.to_dict()
+    else:
+        summary = _teach_and_train(
+            detector, sources, DataOptions(grey_range=options), tally, output, frames, accept, train
+        )
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2))
+    elif train is None:
+        _print(summary)
+
+
+def _teach(detector: Detector, looks: list[Look], output: Path, accept: Accept) -> dict[str, Any]:
+    """Teaches the detector, on top of what the file holds, and writes the file."""
     from anomaly_detector_ros.lessons.teaching import Teaching
 
-    tally = Tally(stop=on_error is OnError.STOP)
-    sources = _spread(find_sources(data, topic), frames)
-    detector = load_detector(profile, device, offline=offline)
-    lessons = _begin(detector, output, offline)
-    looks = _look(detector, sources, parse_grey_range(grey_range), tally)
-    tell(tally)
-    tally.check()
+    lessons = _begin(detector, output)
     teaching = Teaching(
         looks,
         detector.distance,
@@ -107,12 +133,57 @@ def teach(
     lesson = teaching.lesson(camera="", asked_by=_ASKED_BY)
     lessons = lessons.added(lesson)
     lessons.save(output)
-    summary = _summary(lesson, lessons, looks, output)
+    detector.teach(lessons)
+    return _summary(lesson, lessons, looks, output)
+
+
+def _teach_and_train(
+    detector: Detector,
+    sources: list[Source],
+    options: DataOptions,
+    tally: Tally,
+    output: Path,
+    frames: int,
+    accept: Accept,
+    duration: str,
+) -> dict[str, Any]:
+    """Teaches, trains, teaches the detector with the new denoiser, and measures each."""
+    from anomaly_detector_ros.building import Parts
+    from anomaly_detector_ros.cli.teach_train import (
+        Drive,
+        measured,
+        parse_duration,
+        print_measured,
+        trained_profile,
+    )
+    from anomaly_detector_ros.detector import Detector
+
+    seconds = parse_duration(duration)
+    with tempfile.TemporaryDirectory(prefix="anomaly-detector-frames-") as folder:
+        drive = Drive(sources, options, tally, Path(folder))
+        known = [Source(file, "picture") for file in drive.known]
+        chosen = known[:: max(1, -(-len(known) // frames))]
+        rates = {"as it was": measured(detector, drive)}
+        looks = _look(detector, chosen, 1, None, tally)
+        summary = _teach(detector, looks, output, accept)
+        rates["taught"] = measured(detector, drive)
+        parts = Parts(detector.device, offline=True)
+        profile, file = trained_profile(
+            detector.profile, parts, drive, output, seconds, str(detector.device)
+        )
+        detector = Detector.from_parts(profile, Parts(detector.device, offline=True))
+        looks = _look(detector, chosen, 1, None, tally)
+        own = output.with_name(f"{output.stem}_trained.safetensors")
+        summary["trained"] = _teach(detector, looks, own, accept)
+        rates["trained and taught"] = measured(detector, drive)
+    print_measured(rates, len(drive.held_out))
+    console.print(
+        f"saved: {output}; use either --profile {file}, or the shipped models with {output}",
+        markup=False,
+    )
+    summary |= {"held_out": rates, "held_out_frames": len(drive.held_out), "profile": str(file)}
     summary["frames_read"] = tally.to_dict()
-    if as_json:
-        typer.echo(json.dumps(summary, indent=2))
-    else:
-        _print(summary)
+    return summary
 
 
 def _spread(sources: list[Source], frames: int) -> tuple[list[Source], int]:
@@ -122,14 +193,13 @@ def _spread(sources: list[Source], frames: int) -> tuple[list[Source], int]:
     return [s for s in sources if s.kind != "picture" or s in pictures], step
 
 
-def _begin(detector: Detector, output: Path, offline: bool) -> Lessons:
+def _begin(detector: Detector, output: Path) -> Lessons:
     """The lessons that the file holds, in force, or none yet."""
     from anomaly_detector_ros.building import Parts
     from anomaly_detector_ros.lessons.journal import remove_partial
 
-    make_directory(output.parent)
     remove_partial(output)
-    parts = Parts(detector.device, offline=offline)
+    parts = Parts(detector.device, offline=True)
     lessons = parts.lessons(detector.profile, output if output.exists() else None)
     detector.teach(lessons)
     return lessons
@@ -137,7 +207,8 @@ def _begin(detector: Detector, output: Path, offline: bool) -> Lessons:
 
 def _look(
     detector: Detector,
-    sources: tuple[list[Source], int],
+    sources: list[Source],
+    stride: int,
     grey_range: tuple[float, float] | None,
     tally: Tally,
 ) -> list[Look]:
@@ -145,7 +216,7 @@ def _look(
 
     looks = []
     with progress_bar("looking") as advance:
-        for frame in read_sources(sources[0], tally, stride=sources[1], grey_range=grey_range):
+        for frame in read_sources(sources, tally, stride=stride, grey_range=grey_range):
             found = tally.tried(frame.name, detector.detect, frame.pixels)
             if found is not None:
                 looks.append(Look.of(frame.name, frame.pixels, found, detector.threshold))

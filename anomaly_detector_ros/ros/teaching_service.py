@@ -130,7 +130,7 @@ class TeachingService:
         self._recent: dict[str, deque[Shown]] = {name: deque(maxlen=RECENT) for name in cameras}
         self._collecting: _Collecting | None = None
         self._working = ""
-        self._waiting = 0
+        self._waiting = self._undone = 0
         self._answer, self._told = "", float("-inf")
         self._refused = ""
         self._lessons: Lessons | None = None
@@ -195,6 +195,7 @@ class TeachingService:
         with self._lock:
             lessons, last = self._current().undone()
             self._put(lessons)
+            self._undone += 1
         self._submit(self._apply)
         text = f"undone: {_named(last)}; {_described(lessons)} in force"
         self._tell(text)
@@ -364,10 +365,13 @@ class TeachingService:
                 self._tell(f"not taken: {MOST_WAITING} clicks wait already, click again later")
                 return
             self._waiting += 1
+            undone = self._undone
 
         def run() -> None:
             try:
                 self._check()
+                if undone != self._undone:
+                    raise UserError("a lesson was undone after this click: click again")
                 work()
             except Exception as error:
                 self._tell(f"not taken: {one_line(error)}")

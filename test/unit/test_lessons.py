@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -421,3 +422,30 @@ def test_teaching_on_files_listing_undoing_and_exporting(profile: str, tmp_path:
     assert np.mean([each >= 0.99 for each in masks(lessons={"file": str(file)})]) > 0.5
     with pytest.raises(UserError, match="nothing was taught"):
         run("lessons", "undo", file)
+
+
+def test_teaching_and_training_say_what_each_brought(
+    profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """With a training that takes the denoiser as it is."""
+    given: dict[str, object] = {}
+
+    def train(**options: object) -> None:
+        given.update(options)
+        shutil.copytree(options["init"], options["output"] / "model")
+
+    monkeypatch.setattr("anomaly_detector_ros.cli.train.train", train)
+    write_terrain(tmp_path / "drive", GRAVEL, 15, 700)
+    file, written = tmp_path / "mine.safetensors", tmp_path / "mine.yaml"
+    arguments = ("--profile", profile, "--data", tmp_path / "drive", "--output", file)
+    told = json.loads(run("teach", *arguments, "--train", "90s", "--json").stdout)
+    assert given["max_seconds"] == 90
+    assert (len(given["data"]), len(given["validation"])) == (12, 3)
+    before, taught, trained = (row["measured"] for row in told["held_out"].values())
+    assert before > 0.5
+    assert max(taught, trained) < 0.1
+    detector = Detector.from_profile(str(written), device="cpu", offline=True)
+    assert alarmed(detector, terrain(GRAVEL, 99)) < 0.1
+    assert detector.lessons.vectors > 0
+    with pytest.raises(UserError, match="--train 'long' is no duration"):
+        run("teach", *arguments, "--train", "long")
