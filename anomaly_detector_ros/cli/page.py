@@ -107,7 +107,8 @@ def frames_of_results(folder: Path, results: Path, suffixes: tuple[str, ...]) ->
 def count_facts(frames: list[PageFrame]) -> list[str]:
     """How many frames there are, how many hold anomalies, and how long one took."""
     flagged = sum(frame.values.get("anomalous", 0) > 0 for frame in frames)
-    facts = [f"{len(frames)} frames", f"{flagged} with anomalies"]
+    plural = "s" * (len(frames) != 1)
+    facts = [f"{len(frames)} frame{plural}", f"{flagged} with anomalies"]
     seconds = sorted(f.values["seconds"] for f in frames if "seconds" in f.values)
     if seconds:
         facts.append(f"{seconds[len(seconds) // 2]:.2f} s a frame")

@@ -217,8 +217,8 @@ function arrange(stay = true) {
   } else {
     column = 0;
   }
-  at("count").textContent = shown.length === frames.length
-    ? `${counted(frames.length)} frames` : `${counted(shown.length)} of ${counted(frames.length)} frames`;
+  const all = `${counted(frames.length)} frame${frames.length === 1 ? "" : "s"}`;
+  at("count").textContent = shown.length === frames.length ? all : `${counted(shown.length)} of ${all}`;
   at("list").scrollTop = 0;
   select((stay && shown.includes(current)) || !shown.length ? current : shown[0]);
   drawRows();
