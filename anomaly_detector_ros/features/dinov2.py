@@ -108,13 +108,15 @@ class DinoV2Features(NetworkFeatures):
 def _build(weights: Path | None, block: int, input_size: tuple[int, int], norm: bool) -> nn.Module:
     import timm  # slow to import, so only where a network is built
 
-    model = timm.create_model(
-        "vit_small_patch14_dinov2",
-        pretrained=False,
-        num_classes=0,
-        depth=block,
-        img_size=input_size,
-    )
+    # Weights that a file will replace are not made up first.
+    with torch.device("cpu" if weights is None else "meta"):
+        model = timm.create_model(
+            "vit_small_patch14_dinov2",
+            pretrained=False,
+            num_classes=0,
+            depth=block,
+            img_size=input_size,
+        )
     if weights is not None:
         state = load_dinov2_weights(weights, block)
         grid = (input_size[0] // PATCH, input_size[1] // PATCH)

@@ -6,6 +6,7 @@ are found by following the graph to their biases.
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,13 +38,21 @@ class OnnxExport:
         import onnx
         from google.protobuf.message import DecodeError
 
+        model = onnx.ModelProto()
         try:
-            graph = onnx.load(str(path)).graph
+            # Read in place: `onnx.load` holds the bytes of the file beside what it makes of them.
+            with (
+                path.open("rb") as file,
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+                memoryview(mapped) as content,
+            ):
+                model.ParseFromString(content)
         except FileNotFoundError:
             raise UserError(f"{path}: no such file: fetch the model or correct the path") from None
-        except (DecodeError, OSError) as error:
+        except (DecodeError, OSError, ValueError) as error:  # ValueError: it is empty
             detail = one_line(error, 200)
             raise UserError(f"{path}: not a usable ONNX file: fetch it again ({detail})") from None
+        graph = model.graph
         self.nodes: list[onnx.NodeProto] = list(graph.node)
         self.constants: dict[str, onnx.TensorProto] = {
             **{item.name: item for item in graph.initializer},
