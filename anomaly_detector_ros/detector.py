@@ -341,7 +341,8 @@ class Detector:
             segments = self.segment(image, raw)
         with clock.measure("scoring"):
             scores = self.scores(raw, segments, before)
-            heatmap = self._to_heatmap(scores, camera)
+            level = frame_level(raw)
+            heatmap = self._to_heatmap(scores, camera, maps[0, :1], level)
             score = frame_score(heatmap)
         mask = heatmap >= self.threshold
         timings = clock.timings()
@@ -357,7 +358,7 @@ class Detector:
             uncertainty,
             scores,
             self.calibrated,
-            frame_level(raw),
+            level,
             _directions(maps[0]) if self._squares is None else None,
         )
 
@@ -421,12 +422,28 @@ class Detector:
             return refined
         return refined - np.float32(share * level_among(frame_level(raw), before))
 
-    def _to_heatmap(self, scores: np.ndarray, camera: str) -> np.ndarray:
+    def alarms(self, look: Look, distance: Distance, camera: str) -> np.ndarray:
+        """The heatmap (H', W') of a frame by another distance; see `rescore`."""
+        scores, level = self.rescore(look, distance)
+        features = torch.from_numpy(look.features[:1]).to(self.device).float()
+        return self._to_heatmap(scores, camera, features, level, distance)
+
+    def _to_heatmap(
+        self,
+        scores: np.ndarray,
+        camera: str,
+        features: Tensor,
+        level: float,
+        distance: Distance | None = None,
+    ) -> np.ndarray:
         if not np.isfinite(scores).all():
             raise RuntimeError("the anomaly map holds values that are not finite")
         if self.calibration is None:
             return np.asarray(np.clip(scores, 0, 1), np.float32)
-        return self.calibration.heatmap(scores, camera)
+        taught = self.calibration.lessons is not None and self.calibration.is_of_lessons(
+            (distance or self.distance).taught_share(features), level, camera
+        )
+        return self.calibration.heatmap(scores, camera, taught=taught)
 
     def _to_tensor(self, image: np.ndarray) -> Tensor:
         # A copy: an image that shares a message's memory is read-only, which torch cannot hold.

@@ -22,6 +22,8 @@ KIND = "calibration"
 DEFAULT_CAMERA = ""
 """Stands for every camera that has no scores of its own."""
 
+# Chosen on YCOR and the seabed; see docs/teach.md.
+_TAUGHT_SHARE, _USUAL = 0.1, 5.0
 _FORMAT = 2
 _LIBRARIES = ("torch", "numpy")
 
@@ -80,12 +82,35 @@ class Calibration:
         """The nominal scores of a camera: its own if it has some, else the default ones."""
         return self.cameras.get(camera, self.cameras[DEFAULT_CAMERA])
 
-    def heatmap(self, scores: np.ndarray, camera: str = DEFAULT_CAMERA) -> np.ndarray:
+    def heatmap(
+        self, scores: np.ndarray, camera: str = DEFAULT_CAMERA, *, taught: bool = True
+    ) -> np.ndarray:
         """Scores (H, W) -> float32 (H, W) in [0, 1], the share of nominal pixels with lower ones.
 
-        The same score has the same value in every image of a camera.
+        The same score has the same value in every image of a camera and terrain.
+
+        Args:
+            taught: whether the lessons' scores count besides; see `is_of_lessons`.
         """
-        return self.in_force(camera)(scores).astype(np.float32)
+        known = self.in_force(camera) if taught else self.nominal(camera).distribution
+        return known(scores).astype(np.float32)
+
+    def is_of_lessons(self, share: float, level: float, camera: str = DEFAULT_CAMERA) -> bool:
+        """Whether a frame is of terrain that lessons are about, so that their scores count.
+
+        It is not where hardly any place is more like what was taught, and the frame's level is one
+        of the frames that the camera was calibrated on. So what scores high on new terrain does not
+        hide anomalies on the old one.
+
+        Args:
+            share: see `Distance.taught_share`.
+            level: `Detection.level`.
+        """
+        if self.lessons is None:
+            return False
+        levels = self.nominal(camera).levels
+        usual = levels is not None and level <= levels.mean + _USUAL * levels.deviation
+        return share >= _TAUGHT_SHARE or not usual
 
     def in_force(self, camera: str = DEFAULT_CAMERA) -> ScoreDistribution:
         """The distribution that makes the heatmap of a camera's scores."""

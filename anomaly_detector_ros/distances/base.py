@@ -92,6 +92,14 @@ class Distance(ABC):
             return self
         raise self._unteachable()
 
+    def taught_share(self, features: Tensor) -> float:
+        """The share of places that are more like what was taught as nominal than like the rest.
+
+        Args:
+            features: of one image, (1, C, h, w).
+        """
+        return 0.0
+
     def _unteachable(self) -> UserError:
         return UserError(
             f"{type(self).__name__} has no memory that could be taught: choose a profile whose "

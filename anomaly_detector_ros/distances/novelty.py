@@ -253,6 +253,16 @@ class NoveltyDistance(Distance):
         changed.accepted, changed.rejected, changed._last = accepted, rejected, None
         return changed
 
+    def taught_share(self, features: Tensor) -> float:
+        """See `Distance`."""
+        if not len(self.accepted):
+            return 0.0
+        count = self.settings.neighbours
+        own, taught = (
+            memory_distance(features, known, count) for known in (self.memory, self.accepted)
+        )
+        return float((taught < own).float().mean())
+
     def _unlike(self, vectors: Tensor, others: Tensor) -> Tensor:
         if not len(vectors) or not len(others):
             return vectors

@@ -429,13 +429,12 @@ class TeachingService:
         """Whether most of a region of a frame would raise an alarm with these lessons."""
         detector = self._detectors().detector(camera) or self._detectors().load()
         taught = detector.distance.taught(lessons.taught())
-        scores, _ = detector.rescore(shown.look, taught)
-        heatmap = detector.calibration.heatmap(scores, camera) if detector.calibration else scores
-        size = scores.shape[::-1]
+        heatmap = detector.alarms(shown.look, taught, camera)
+        size = heatmap.shape[::-1]
         inside = cv2.resize(region.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
         if not inside.any():
             rows, columns = np.nonzero(region)
-            scale = scores.shape[0] / region.shape[0], scores.shape[1] / region.shape[1]
+            scale = heatmap.shape[0] / region.shape[0], heatmap.shape[1] / region.shape[1]
             inside[int(rows.mean() * scale[0]), int(columns.mean() * scale[1])] = True
         return float(np.median(heatmap[inside])) >= self._threshold(camera)
 

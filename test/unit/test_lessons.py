@@ -166,6 +166,13 @@ def test_a_few_frames_make_new_terrain_nominal_and_leave_anomalies(detector: Det
     assert np.mean([alarmed(detector, each) for each in others]) < 0.03
     assert detector.detect(with_thing(others[0])).mask[18:30, 22:34].mean() > 0.9
     assert np.abs(detector.detect(meadow).scores - meadow_before).max() < 0.02
+    # The old terrain keeps its scale, the new one has another.
+    calibration = detector.calibration
+    for picture, is_new in ((meadow, False), (others[0], True)):
+        found = detector.detect(picture)
+        expected = calibration.heatmap(found.scores, taught=is_new)
+        assert np.array_equal(found.heatmap, expected)
+        assert not np.array_equal(expected, calibration.heatmap(found.scores, taught=not is_new))
     detector.teach(begun(detector))  # undone
     assert np.mean([alarmed(detector, each) for each in others]) > 0.5
     assert np.array_equal(detector.detect(meadow).scores, meadow_before)
