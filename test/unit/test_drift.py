@@ -130,3 +130,12 @@ def test_levels_that_are_none_are_refused(nominal: NominalLevels):
     for broken in ({"deviation": 0.0}, {"mean": float("nan")}, {"largest": -1.0}, {"frames": 0}):
         with pytest.raises(ValueError, match="levels"):
             replace(nominal, **broken)
+
+
+def test_terrain_that_was_taught_is_as_good_as_that_of_the_calibration():
+    nominal, taught = NominalLevels(0.2, 0.01, 4.0, 60), NominalLevels(0.4, 0.01, 4.0, 20)
+    for level, alarms in ((0.2, False), (0.4, False), (0.3, True)):
+        monitor = DriftMonitor(nominal, MIN_FRAMES, taught)
+        for _ in range(MIN_FRAMES):
+            monitor.add(level)
+        assert monitor.drifted == alarms

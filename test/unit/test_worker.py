@@ -286,3 +286,25 @@ def test_counters_average_over_a_window():
 def test_unknown_drop_reason_is_refused():
     with pytest.raises(ValueError, match="drop reason"):
         Dropped("whim")
+
+
+def test_images_and_other_work_take_turns():
+    counters = [CameraCounters()]
+    done: list[str] = []
+    errors: list[Exception] = []
+    worker = Worker(
+        counters,
+        lambda turns: [done.append("image"), turns[0].settle(Processed(0.0, 0.0, {}))],
+        report=lambda index, error: errors.append(error),
+    )
+    worker.submit(lambda: done.append("first"))
+    worker.submit(lambda: done.append(str(1 / 0)))
+    worker.submit(lambda: done.append("last"))
+    worker.put(0, frame(0))
+    worker.start()
+    wait_until(lambda: "last" in done)
+    assert worker.stop(5)
+    assert done == ["first", "image", "last"]
+    assert [type(error) for error in errors] == [ZeroDivisionError]
+    worker.submit(lambda: done.append("never"))
+    assert len(done) == 3
