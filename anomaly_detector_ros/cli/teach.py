@@ -172,7 +172,7 @@ def _teach_and_train(
             detector.profile, parts, drive, output, seconds, str(detector.device)
         )
         detector = Detector.from_parts(profile, Parts(detector.device, offline=True))
-        looks = _look(detector, chosen, 1, None, tally)
+        looks = _look(detector, chosen, 1, None, Tally(stop=tally.stop))  # the same frames again
         own = output.with_name(f"{output.stem}_trained.safetensors")
         summary["trained"] = _teach(detector, looks, own, accept)
         rates["trained and taught"] = measured(detector, drive)
