@@ -271,6 +271,7 @@ class NoveltyDistance(Distance):
     def strength(self, features: Tensor) -> Tensor:
         """See `Distance`: rises from 0 to 1 with N less the frame's level, neighbours included."""
         novelty = self._novelty(features)
+        self._last = features, novelty  # the same image's score is asked for next
         level = self.frame_level * novelty.flatten(1).median(1).values
         low, high = self.settings.edit_from, self.settings.edit_to
         assert high is not None  # the settings guide edits
@@ -288,12 +289,8 @@ class NoveltyDistance(Distance):
         return score.clamp(min=0)
 
     def _novelty(self, features: Tensor) -> Tensor:
-        """N of features (B, C, h, w): (B, h, w) float32.
-
-        An image is asked about twice, for where it is to be edited and for its score; the answer
-        is kept until then.
-        """
-        last = self._last
+        """N of features (B, C, h, w): (B, h, w) float32."""
+        last, self._last = self._last, None
         if last is not None and torch.equal(last[0], features):
             return last[1]
         novelty = memory_distance(features, self.memory, self.settings.neighbours)
@@ -303,7 +300,6 @@ class NoveltyDistance(Distance):
         if len(self.rejected):
             away = memory_distance(features, self.rejected) / novelty.clamp(min=self.reach)
             novelty = novelty + _REJECTED_WEIGHT * (1 - away).clamp(min=0)
-        self._last = features, novelty
         return novelty
 
 

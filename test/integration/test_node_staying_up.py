@@ -132,14 +132,18 @@ def test_cycles_leave_nothing_behind(light_profile: str):
 
         for _ in range(3):
             cycle()
-        gc.collect()
-        before, memory = present(), memory_bytes(_cpu())
-        for _ in range(20):
-            cycle()
-        gc.collect()
+        before = present()
+        grown: list[float] = []
+        # Pools fill up in the first rounds; what leaks grows in all of them.
+        while not grown or grown[-1] > 4:
+            assert len(grown) < 6, f"each 8 cycles took so many MiB more: {grown}"
+            gc.collect()
+            memory = memory_bytes(_cpu())
+            for _ in range(8):
+                cycle()
+            gc.collect()
+            grown.append((memory_bytes(_cpu()) - memory) / 2**20)
         wait_until(lambda: present() == before, f"{before}, not {present()}")
-        grown = memory_bytes(_cpu()) - memory
-        assert grown < 0.02 * memory, f"{grown / 2**20:.1f} MiB of {memory / 2**20:.0f}"
     finally:
         graph.close()
 

@@ -142,6 +142,8 @@ def test_an_image_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(calls) == 1
     assert not torch.equal(distance(other, edit), score)
     assert len(calls) == 2
+    distance.strength(image)  # of the next frame, even if it is the same
+    assert len(calls) == 3
     # What is taught meanwhile counts at once.
     lesson = Taught(other[0].flatten(1).T, shown=True)
     assert (distance.taught([lesson]).strength(other) == 0).all()
