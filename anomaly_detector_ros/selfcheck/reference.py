@@ -33,11 +33,6 @@ from anomaly_detector_ros.weights.loading import RANDOM
 
 FILE = "selfcheck.safetensors"
 SIZE = (136, 256)
-# Edits and features in full precision: another precision is another result.
-_EXACT: Mapping[str, Any] = {
-    "denoiser": {"dtype": "float32", "compile": "none"},
-    "features": {"dtype": "float32"},
-}
 
 
 @dataclass(frozen=True)
@@ -77,7 +72,14 @@ def _pixels(parts: Parts, size: tuple[int, int]) -> Tensor:
 
 
 def _exact(name: str) -> Profile:
-    return load_profile(name, overrides=_EXACT)
+    """A profile in full precision: another precision is another result."""
+    overrides: dict[str, Any] = {
+        "denoiser": {"dtype": "float32", "compile": "none"},
+        "features": {"dtype": "float32"},
+    }
+    if hasattr(load_profile(name).parts.segmenter, "dtype"):
+        overrides["segmenter"] = {"dtype": "float32"}
+    return load_profile(name, overrides=overrides)
 
 
 def _distance(profile: Profile, parts: Parts) -> Distance:
@@ -144,7 +146,7 @@ def _novelty(parts: Parts) -> Tensor:
 
 def _segments(name: str) -> Callable[[Parts], Tensor]:
     def run(parts: Parts) -> Tensor:
-        segmenter = parts.segmenter(load_profile(name).parts.segmenter)
+        segmenter = parts.segmenter(_exact(name).parts.segmenter)
         assert segmenter is not None
         image = scene(*SIZE)
         raw = np.asarray((image[..., 0] > 200) * np.float32(0.9) + image[..., 2] / 2550, np.float32)
