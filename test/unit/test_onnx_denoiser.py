@@ -108,7 +108,10 @@ def test_detect_leaves_nothing_but_its_results(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "out").iterdir())) == 6
+    kinds = ["edited", "heatmap", "mask", "overlay", "segments"]
+    expected = {f"picture_{kind}.{'npy' if kind == 'heatmap' else 'png'}" for kind in kinds}
+    expected |= {"results.jsonl", "index.html", "index_files"}
+    assert {file.name for file in (tmp_path / "out").iterdir()} == expected
     assert [file for file in home.rglob("*") if not file.is_dir()] == []
 
 
