@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.features.preprocessing import check_input_size, network_size, normalise
-from anomaly_detector_ros.runtime.inference import ready
+from anomaly_detector_ros.runtime.inference import precision, ready
 from anomaly_detector_ros.runtime.tensors import to_device
 
 Colour = tuple[float, float, float]
@@ -85,7 +84,7 @@ class NetworkFeatures(ABC):
         size = network_size((images.shape[-2], images.shape[-1]), self.input_size, self.stride)
         pixels = normalise(to_device(images, self.device), size, self.mean, self.std)
         height, width = (side // self.stride * self.stride for side in size)
-        with self._precision():
+        with precision(self.device, self.dtype):
             maps = self._maps(pixels[..., :height, :width]).float()
         if self.channel_norm:
             cells = maps.permute(0, 2, 3, 1)
@@ -95,10 +94,6 @@ class NetworkFeatures(ABC):
     @abstractmethod
     def _maps(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (B, 3, H, W) -> (B, channels, H / stride, W / stride)."""
-
-    def _precision(self) -> AbstractContextManager[None]:
-        mixed = self.dtype is not torch.float32
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=mixed)
 
 
 def resample_position_embedding(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
@@ -16,8 +17,8 @@ def ready(network: Network, device: torch.device | str, dtype: torch.dtype) -> N
     Args:
         network: changed in place.
         device: where it will run.
-        dtype: of its products and convolutions, which are to be called under autocast; all else
-            is float32.
+        dtype: of its products and convolutions, which are to be called under `precision`; all
+            else is float32.
     """
     network = network.float().eval().requires_grad_(False)
     if dtype is not torch.float32:
@@ -30,6 +31,11 @@ def ready(network: Network, device: torch.device | str, dtype: torch.dtype) -> N
         for attention in attentions:  # timm's
             attention.fused_attn = False
     return network.to(device).to(memory_format=torch.channels_last)
+
+
+def precision(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
+    """In which a network that is `ready` is called: autocast unless all of it is float32."""
+    return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
 
 
 def split_attention(device: torch.device | str, dtype: torch.dtype) -> bool:

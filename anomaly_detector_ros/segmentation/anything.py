@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple,
 
 import cv2
 import numpy as np
+import torch
 from annotated_types import Ge, Gt, Le, Lt
 from skimage.feature import peak_local_max
 
@@ -141,6 +142,14 @@ def make_generator(
         stability_score_thresh=settings.stability_score_thresh,
         min_mask_region_area=settings.min_mask_region_area,
     )
+
+
+def prompts_at_once(device: torch.device) -> int:
+    """Prompts to decode at once, each into three masks of logits.
+
+    The official number keeps a GPU busy; a CPU is no faster with many, and they take its memory.
+    """
+    return 4 if device.type == "cpu" else 64
 
 
 class PointMasks(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -16,13 +15,14 @@ from torch import Tensor
 
 from anomaly_detector_ros.errors import UserError
 from anomaly_detector_ros.runtime.devices import choose_dtype
-from anomaly_detector_ros.runtime.inference import ready
+from anomaly_detector_ros.runtime.inference import precision, ready
 from anomaly_detector_ros.segmentation.anything import (
     AnythingSettings,
     AutomaticSegmenter,
     PointMasks,
     PromptedSegmenter,
     make_generator,
+    prompts_at_once,
     stability,
 )
 from anomaly_detector_ros.segmentation.base import SEGMENTERS, Segmenter
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 _MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 _STD = np.array([58.395, 57.12, 57.375], np.float32)
-# Prompts decoded at once: more are no faster on a CPU, and take its memory.
-_BATCH_ON_CPU, _BATCH = 4, 64
 
 
 @SEGMENTERS.register("mobile_sam")
@@ -100,7 +98,7 @@ class MobileSamPredictor:
     ) -> None:
         self._device, self._dtype = torch.device(device), dtype
         self._cells = max(1, round(longest_side / STRIDE))
-        self._batch = _BATCH_ON_CPU if self._device.type == "cpu" else _BATCH
+        self._batch = prompts_at_once(self._device)
         self._network = ready(network, device, dtype)
         network.prompt_encoder.input_image_size = (self._cells * STRIDE,) * 2
         self._embedding: Tensor | None = None
@@ -114,7 +112,7 @@ class MobileSamPredictor:
         scale = self._cells / max(height, width)
         grid = max(1, round(height * scale)), max(1, round(width * scale))
         pixels = torch.from_numpy(encoder_input(image, grid)).to(self._device)
-        with self._precision():
+        with precision(self._device, self._dtype):
             self._embedding = self._network.image_encoder(pixels).float()
         self._network.prompt_encoder.image_embedding_size = grid
         self._positions = self._network.positions(grid, self._cells)
@@ -159,7 +157,7 @@ class MobileSamPredictor:
         sparse, dense = self._network.prompt_encoder(
             points=(places[:, None].to(self._device), labels), boxes=None, masks=None
         )
-        with self._precision():
+        with precision(self._device, self._dtype):
             masks, quality = self._network.mask_decoder(
                 image_embeddings=self._embedding,
                 image_pe=self._positions,
@@ -172,10 +170,6 @@ class MobileSamPredictor:
         logits = F.interpolate(chosen[:, None], self._size, mode="bilinear", align_corners=False)
         return logits[:, 0].cpu().numpy(), quality.cpu().numpy()
 
-    def _precision(self) -> AbstractContextManager[None]:
-        mixed = self._dtype is not torch.float32
-        return torch.autocast(self._device.type, self._dtype, enabled=mixed)
-
 
 def mobile_sam_generator(
     predictor: MobileSamPredictor, settings: MobileSam
@@ -186,7 +180,9 @@ def mobile_sam_generator(
     """
     encoder = SimpleNamespace(img_size=settings.longest_side)
     model = SimpleNamespace(image_encoder=encoder, mask_threshold=0.0)
-    generator = make_generator(model, settings, points_per_batch=_BATCH_ON_CPU)
+    generator = make_generator(
+        model, settings, points_per_batch=prompts_at_once(_GridPredictor.device)
+    )
     generator.predictor = _GridPredictor(predictor, model)
     return generator
 

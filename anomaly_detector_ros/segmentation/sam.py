@@ -19,6 +19,7 @@ from anomaly_detector_ros.segmentation.anything import (
     PointMasks,
     PromptedSegmenter,
     make_generator,
+    prompts_at_once,
 )
 from anomaly_detector_ros.segmentation.base import SEGMENTERS, Segmenter
 from anomaly_detector_ros.weights.loading import RANDOM, Loader
@@ -26,10 +27,6 @@ from anomaly_detector_ros.weights.loading import RANDOM, Loader
 if TYPE_CHECKING:
     from segment_anything import SamAutomaticMaskGenerator
     from segment_anything.modeling import Sam as Network
-
-# Prompts decoded at once, each into three masks of logits: the official number keeps a GPU busy; a
-# CPU is no faster with many, and they take its memory.
-_BATCH, _BATCH_ON_CPU = 64, 4
 
 
 @SEGMENTERS.register("sam")
@@ -116,8 +113,7 @@ def _build(model: str) -> Network:
 
 def sam_generator(sam: Network, settings: AnythingSettings) -> SamAutomaticMaskGenerator:
     """Segment Anything's own mask generator, with as large batches as suit the device."""
-    batch = _BATCH_ON_CPU if sam.device.type == "cpu" else _BATCH
-    return make_generator(sam, settings, points_per_batch=batch)
+    return make_generator(sam, settings, points_per_batch=prompts_at_once(sam.device))
 
 
 class SamPointPredictor:
@@ -127,7 +123,7 @@ class SamPointPredictor:
         from segment_anything import SamPredictor
 
         self._predictor = SamPredictor(sam)
-        self._batch = _BATCH_ON_CPU if sam.device.type == "cpu" else _BATCH
+        self._batch = prompts_at_once(sam.device)
         self._dtype = choose_dtype("auto", sam.device)
 
     def set_image(self, image: np.ndarray) -> None:

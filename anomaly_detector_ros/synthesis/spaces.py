@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from anomaly_detector_ros.errors import UserError, as_user_error
-from anomaly_detector_ros.runtime.inference import ready
+from anomaly_detector_ros.runtime.inference import precision, ready
 from anomaly_detector_ros.synthesis.autoencoder import FACTOR, Autoencoder
 
 
@@ -105,7 +105,7 @@ class LatentSpace:
     def _run(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         device = self.autoencoder.device
         given = x.to(device, torch.float32, memory_format=torch.channels_last)
-        with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with precision(device, self.dtype):
             found = network(given)
         return found.to(x)
 

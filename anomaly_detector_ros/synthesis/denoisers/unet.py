@@ -10,7 +10,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor, nn
 
 from anomaly_detector_ros.errors import as_user_error
-from anomaly_detector_ros.runtime.inference import ready, split_attention
+from anomaly_detector_ros.runtime.inference import precision, ready, split_attention
 from anomaly_detector_ros.synthesis.denoisers.compiled import accelerate
 from anomaly_detector_ros.synthesis.denoisers.inpainting import InpaintingUnet, inpainting_input
 from anomaly_detector_ros.synthesis.schedule import Schedule
@@ -76,8 +76,7 @@ class UnetDenoiser:
         return self._forms[mode]
 
     def _predict(self, images: Tensor, timesteps: Tensor) -> Tensor:
-        mixed = self.dtype != torch.float32
-        with torch.autocast(images.device.type, self.dtype, enabled=mixed):
+        with precision(images.device, self.dtype):
             output: Tensor = self.unet(images, timesteps).sample
         return output
 
