@@ -98,6 +98,7 @@ def teach(
     sources = find_sources(data, topic)
     make_directory(output.parent)
     detector = load_detector(profile, device, offline=offline)
+    _begin(detector, output)
     if train is None:
         looks = _look(detector, *_spread(sources, frames), options, tally)
         tell(tally)
@@ -115,10 +116,11 @@ def teach(
 
 
 def _teach(detector: Detector, looks: list[Look], output: Path, accept: Accept) -> dict[str, Any]:
-    """Teaches the detector, on top of what the file holds, and writes the file."""
+    """Teaches the detector, on top of the lessons in force, and writes the file."""
     from anomaly_detector_ros.lessons.teaching import Teaching
 
-    lessons = _begin(detector, output)
+    lessons = detector.lessons
+    assert lessons is not None  # see _begin
     teaching = Teaching(
         looks,
         detector.distance,
@@ -172,8 +174,9 @@ def _teach_and_train(
             detector.profile, parts, drive, output, seconds, str(detector.device)
         )
         detector = Detector.from_parts(profile, Parts(detector.device, offline=True))
-        looks = _look(detector, chosen, 1, None, Tally(stop=tally.stop))  # the same frames again
         own = output.with_name(f"{output.stem}_trained.safetensors")
+        _begin(detector, own)
+        looks = _look(detector, chosen, 1, None, Tally(stop=tally.stop))  # the same frames again
         summary["trained"] = _teach(detector, looks, own, accept)
         rates["trained and taught"] = measured(detector, drive)
     print_measured(rates, len(drive.held_out))
@@ -193,16 +196,14 @@ def _spread(sources: list[Source], frames: int) -> tuple[list[Source], int]:
     return [s for s in sources if s.kind != "picture" or s in pictures], step
 
 
-def _begin(detector: Detector, output: Path) -> Lessons:
-    """The lessons that the file holds, in force, or none yet."""
+def _begin(detector: Detector, output: Path) -> None:
+    """The lessons that the file holds are in force, or none yet; what cannot be is refused."""
     from anomaly_detector_ros.building import Parts
     from anomaly_detector_ros.lessons.journal import remove_partial
 
     remove_partial(output)
     parts = Parts(detector.device, offline=True)
-    lessons = parts.lessons(detector.profile, output if output.exists() else None)
-    detector.teach(lessons)
-    return lessons
+    detector.teach(parts.lessons(detector.profile, output if output.exists() else None))
 
 
 def _look(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Mapping
@@ -55,16 +56,19 @@ class Drive:
     def __init__(
         self, sources: list[Source], options: DataOptions, tally: Tally, folder: Path
     ) -> None:
+        from anomaly_detector_ros.training.trainer import MIN_IMAGES
+
         step = max(1, -(-sum(source.expected() for source in sources) // MOST))
         frames = read_sources(sources, tally, stride=step, grey_range=options.grey_range)
         with progress_bar("reading") as advance:
             files = keep_files(frames, folder, options, advance)
         cut = len(files) - max(1, len(files) // 5)
         self.known, self.held_out = files[:cut], files[cut:]
-        if len(self.known) < 2:
+        if len(self.known) < MIN_IMAGES:
             tell(tally)
             raise UserError(
-                f"{len(files)} frames are too few to train on and hold some out: drive on"
+                f"{len(files)} frames are too few to train on and hold a fifth out: give "
+                f"{math.ceil(MIN_IMAGES / 0.8)} at least, better some hundreds"
             )
 
 
@@ -99,6 +103,7 @@ def trained_profile(
             autoencoder=str(folder) if latent else SHIPPED_AUTOENCODER,
             size="x".join(map(str, denoiser.size)),
             init=folder,
+            enlarge=True,  # as the detector does with frames of a small camera
             learning_rate=2e-4,
             min_sharpness=0.0,
             max_seconds=seconds,

@@ -55,6 +55,7 @@ FEW_IMAGES = 200
 """Fewer training images than this are worth a warning."""
 
 _SAMPLES = 32
+_SMALL = "smaller than --size"
 _RECONSTRUCTION = ("psnr", "cosine", "gradients_kept")
 
 
@@ -100,6 +101,12 @@ def train(
     min_sharpness: MinSharpnessOption = MIN_SHARPNESS,
     min_change: MinChangeOption = MIN_CHANGE,
     grey_range: GreyRangeOption = (0.0, 0.0),
+    enlarge: Annotated[
+        bool,
+        typer.Option(
+            "--enlarge", help="Enlarge frames that are smaller than --size; else they are left out."
+        ),
+    ] = False,
     on_error: OnErrorOption = OnError.SKIP,
     stage: Annotated[
         str,
@@ -122,7 +129,7 @@ def train(
         str | None,
         typer.Option(
             help="Denoiser: small (7.1 M parameters of pixels, 7.4 of latents) or base (35.0, 15.5)"
-            f"; {_defaults('preset')}."
+            f"; {_defaults('preset')}. With --init it is as large as that one."
         ),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps in all.")] = 20_000,
@@ -206,11 +213,11 @@ def train(
     )
     tally = Tally(stop=on_error is OnError.STOP)
     sources = find_nominal(data, split, options)
-    images = read_images("training images", sources, config, options, tally)
+    images = read_images("training images", sources, config, options, tally, enlarge)
     held_out, others = None, list[Source]()
     if validation or validation_split:
         others = find_nominal(validation or data, validation_split, options)
-        held_out = read_images("validation images", others, config, options, tally)
+        held_out = read_images("validation images", others, config, options, tally, enlarge)
     _warn(images, tally, shared_sources(sources, others))
 
     with console.status("starting"):
@@ -223,7 +230,7 @@ def train(
     summary = {
         "model": str(output / "model"),
         "stage": config.stage,
-        "preset": config.preset,
+        "preset": None if init else config.preset,
         "parameters": trainer.parameters,
         "size": list(config.size),
         "images": len(images),
@@ -247,6 +254,7 @@ def read_images(
     config: TrainingConfig,
     options: DataOptions,
     tally: Tally,
+    enlarge: bool = False,
 ) -> TrainingImages:
     """Reads all frames to train on into memory.
 
@@ -256,6 +264,7 @@ def read_images(
         config: gives their size.
         options: how to read them.
         tally: counts them.
+        enlarge: those that are smaller than the training size, which are left out otherwise.
 
     Raises:
         UserError: a source is not whole, no frame is good, or there is not enough memory.
@@ -266,7 +275,7 @@ def read_images(
     pictures = all(source.kind == "picture" for source in sources)
     total = len(sources) if pictures else None  # of recordings nobody knows how many are good
     with progress_bar(what, total) as advance:
-        frames = _Frames(sources, config.size, options, tally)
+        frames = _Frames(sources, config.size, options, tally, enlarge)
         # An autoencoder's crops are cut from what is kept, not brought to the size.
         min_crop = 1.0 if config.stage == "autoencoder" else config.min_crop
         images = TrainingImages(frames, config.size, min_crop, advance)
@@ -275,9 +284,14 @@ def read_images(
     if tally.failed:
         tally.check()
     if tally.processed == before:
+        small = _SMALL in tally.to_dict()["skipped"]
+        remedy = (
+            "give --enlarge or a smaller --size"
+            if small
+            else "lower --min-sharpness or --min-change"
+        )
         raise UserError(
-            f"no frame of '{sources[0].file}' is good to train on ({tally.lines()[0]}): lower "
-            "--min-sharpness or --min-change"
+            f"no frame of '{sources[0].file}' is good to train on ({tally.lines()[0]}): {remedy}"
         )
     return images
 
@@ -286,23 +300,35 @@ class _Frames:
     """The pixels of the frames to train on; their number is known where all are pictures."""
 
     def __init__(
-        self, sources: list[Source], size: tuple[int, int], options: DataOptions, tally: Tally
+        self,
+        sources: list[Source],
+        size: tuple[int, int],
+        options: DataOptions,
+        tally: Tally,
+        enlarge: bool,
     ) -> None:
         self._sources, self._size, self._options, self._tally = sources, size, options, tally
+        self._enlarge = enlarge
 
     def __length_hint__(self) -> int:
         return sum(source.kind == "picture" for source in self._sources)
 
     def __iter__(self) -> Iterator[np.ndarray]:
+        import cv2
+
         height, width = self._size
         for frame in read_nominal(self._sources, self._options, self._tally):
-            given = frame.pixels.shape[:2]
-            if given[0] < height or given[1] < width:
+            pixels, given = frame.pixels, frame.pixels.shape[:2]
+            scale = max(height / given[0], width / given[1])
+            if scale > 1 and not self._enlarge:
                 small = UserError(f"{given[0]}x{given[1]}, the training size is {height}x{width}")
-                self._tally.skip("smaller than --size", frame.name, small)
+                self._tally.skip(_SMALL, frame.name, small)
                 continue
+            if scale > 1:
+                larger = (math.ceil(given[1] * scale), math.ceil(given[0] * scale))
+                pixels = cv2.resize(pixels, larger, interpolation=cv2.INTER_CUBIC)
             self._tally.processed += 1
-            yield frame.pixels
+            yield pixels
 
 
 def _warn(images: TrainingImages, tally: Tally, shared: int) -> None:
@@ -336,8 +362,12 @@ def _run(
 
         def on_step(step: int, loss: float) -> None:
             nonlocal rate
-            rate = (step - first) * trainer.images_per_step / (time.monotonic() - start)
-            advance(step, doing=f"loss {loss:.4f}, {rate:.1f} images/s")
+            elapsed = time.monotonic() - start
+            rate = (step - first) * trainer.images_per_step / elapsed
+            total = trainer.config.steps
+            if max_seconds < math.inf:  # which may end the run long before its last step
+                total = min(total, first + math.ceil((step - first) * max_seconds / elapsed))
+            advance(step, max(step, total), f"loss {loss:.4f}, {rate:.1f} images/s")
 
         trainer.on_step, trainer.on_save = on_step, _log
         trainer.run(save_every, snapshot_every, max_seconds)

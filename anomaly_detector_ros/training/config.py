@@ -48,6 +48,8 @@ def one_of(choices: Collection[str]) -> AfterValidator:
 
 
 Side = Annotated[int, Ge(16), MultipleOf(8)]
+# What a network must have in common with the one whose weights it starts from.
+_INTERFACE = ("in_channels", "out_channels", "latent_channels")
 Network = TypeVar("Network", UNet2DModel, Autoencoder)
 
 
@@ -58,7 +60,8 @@ class TrainingConfig:
     Attributes:
         stage: a denoiser of pixels, an autoencoder, or a denoiser of an autoencoder's latents.
         size: training height and width in pixels, multiples of 8.
-        preset: key of `SIZE_PRESETS` or `LATENT_PRESETS`, the width of a denoiser.
+        preset: key of `SIZE_PRESETS` or `LATENT_PRESETS`, the width of a denoiser that starts from
+            random weights.
         steps: optimiser steps in all.
         batch_size: images a step and process.
         learning_rate: peak of the AdamW rate; linear warm-up, cosine decay to a tenth.
@@ -94,7 +97,7 @@ def build_unet(config: TrainingConfig) -> UNet2DModel:
     Its random weights come from torch's global generator, unless ``config.init`` names others.
 
     Raises:
-        UserError: ``config.init`` is no model of this shape.
+        UserError: ``config.init`` is no such model.
     """
     channels = SIZE_PRESETS[config.preset]
     plain = len(channels) - 1
@@ -134,14 +137,19 @@ def build_autoencoder(config: TrainingConfig) -> Autoencoder:
 
 
 def _started(network: Network, config: TrainingConfig, part: str) -> Network:
-    """The network with the weights of ``config.init``, if any."""
+    """The network, or in its place the one of ``config.init``, whatever its width and depth."""
     directory = config.init
     if directory is None:
         return network
-    remedy = "give a model directory of the same stage and preset"
+    remedy = "give a model directory of the same stage"
     with as_user_error(f"cannot start from the weights of '{directory}'", remedy):
-        given = type(network).from_pretrained(
+        given: Network = type(network).from_pretrained(
             directory, subfolder=part, use_safetensors=True, local_files_only=True
         )
-        network.load_state_dict(given.state_dict())
-    return network
+        for setting in _INTERFACE:
+            if given.config.get(setting) != network.config.get(setting):
+                raise ValueError(f"{setting} is {given.config.get(setting)}")
+    if "sample_size" in network.config:
+        given.register_to_config(sample_size=network.config.sample_size)
+    given.float().train()
+    return given

@@ -72,7 +72,7 @@ class Trainer:
 
     Raises:
         UserError: too few images; no such device; ``output`` holds another run or has no room;
-            ``config.init`` is no model of this shape.
+            ``config.init`` is no such model.
     """
 
     def __init__(

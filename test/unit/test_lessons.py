@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from support.calibration_data import pooled
 from support.lesson_data import (
     BARREL,
@@ -434,25 +435,34 @@ def test_teaching_on_files_listing_undoing_and_exporting(profile: str, tmp_path:
 def test_teaching_and_training_say_what_each_brought(
     profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """With a training that takes the denoiser as it is."""
-    given: dict[str, object] = {}
-
-    def train(**options: object) -> None:
-        given.update(options)
-        shutil.copytree(options["init"], options["output"] / "model")
-
-    monkeypatch.setattr("anomaly_detector_ros.cli.train.train", train)
-    write_terrain(tmp_path / "drive", GRAVEL, 15, 700)
+    """With frames that are smaller than the denoiser's, which is none of the presets."""
+    monkeypatch.setattr("anomaly_detector_ros.cli.train._SAMPLES", 4)
+    monkeypatch.setattr("anomaly_detector_ros.training.measures._SAMPLING_STEPS", 2)
+    (settings,) = yaml.safe_load(Path(profile).read_text()).values()
+    first = Path(settings["denoiser"]["model"]) / "unet"
+    write_terrain(tmp_path / "drive", GRAVEL, 26, 700)
+    for picture in (tmp_path / "drive").iterdir():
+        cv2.imwrite(str(picture), cv2.resize(cv2.imread(str(picture)), (22, 14)))
     file, written = tmp_path / "mine.safetensors", tmp_path / "mine.yaml"
     arguments = ("--profile", profile, "--data", tmp_path / "drive", "--output", file)
-    told = json.loads(run("teach", *arguments, "--train", "90s", "--json").stdout)
-    assert given["max_seconds"] == 90
-    assert (len(given["data"]), len(given["validation"])) == (12, 3)
+    told = json.loads(run("teach", *arguments, "--train", "2s", "--json").stdout)
+    record = json.loads((tmp_path / "mine_denoiser" / "training.json").read_text())
+    assert (record["size"], record["init"]) == ([16, 24], str(first.parent))
     before, taught, trained = (row["measured"] for row in told["held_out"].values())
+    assert told["held_out_frames"] == 5
     assert before > 0.5
     assert max(taught, trained) < 0.1
     detector = Detector.from_profile(str(written), device="cpu", offline=True)
     assert alarmed(detector, terrain(GRAVEL, 99)) < 0.1
     assert detector.lessons.vectors > 0
+    ours, theirs = (
+        load_file(folder / "diffusion_pytorch_model.safetensors")
+        for folder in (tmp_path / "mine_denoiser" / "model" / "unet", first)
+    )
+    assert ours.keys() == theirs.keys()
+    assert any(not torch.equal(ours[name], theirs[name]) for name in ours)
     with pytest.raises(UserError, match="--train 'long' is no duration"):
         run("teach", *arguments, "--train", "long")
+    few = ("--profile", profile, "--data", picture, "--output", tmp_path / "few.safetensors")
+    with pytest.raises(UserError, match="1 frames are too few .* give 25 at least"):
+        run("teach", *few, "--train", "2s")

@@ -232,12 +232,15 @@ def test_losses_behind_the_checkpoint_are_forgotten(images, tmp_path):
     assert [json.loads(line)["step"] for line in losses.read_text().splitlines()] == [4, 6]
 
 
-def test_training_starts_from_given_weights_or_says_why_not(images, tmp_path):
+def test_training_starts_from_given_weights_or_says_why_not(images, tmp_path, monkeypatch):
     train(images, tmp_path / "first", until=1)
     config = replace(CONFIG, init=str(tmp_path / "first" / "model"))
     given = DDPMPipeline.from_pretrained(tmp_path / "first" / "model").unet.state_dict()
     found = trainer(images, tmp_path / "second", config).stage.network.state_dict()
     assert all(torch.allclose(given[name].float(), found[name], atol=1e-3) for name in given)
+    monkeypatch.setitem(SIZE_PRESETS, "small", (64, 64))  # what it would start from otherwise
+    again = trainer(images, tmp_path / "other", config)
+    assert again.parameters == sum(value.numel() for value in given.values())
     absent = replace(CONFIG, init=str(tmp_path / "absent"))
     with pytest.raises(UserError, match=r"cannot start from the weights of '.*absent'"):
         trainer(images, tmp_path / "third", absent)

@@ -48,11 +48,11 @@ def write_bag(path: Path, pictures: list[np.ndarray | None], topics=("/camera",)
     return path
 
 
-def read(paths: list[Path], split: str | None = None, **options):
+def read(paths: list[Path], split: str | None = None, *, enlarge: bool = False, **options):
     chosen, tally = DataOptions(**options), Tally()
     sources = find_nominal(paths, split, chosen)
     config = TrainingConfig(size=SIZE, preset="small", min_crop=1.0)
-    return train.read_images("images", sources, config, chosen, tally), tally
+    return train.read_images("images", sources, config, chosen, tally, enlarge), tally
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +87,18 @@ def test_the_topic_of_a_bag_must_be_chosen_where_there_are_several(tmp_path):
 def test_a_bag_without_good_frames_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no frame of '.*bag' is good .*2 blurred"):
         read([write_bag(tmp_path / "bag", [BLURRED, BLURRED])])
+
+
+def test_small_frames_are_left_out_or_enlarged(tmp_path):
+    small = write_scenes(tmp_path / "small", 3)
+    for picture in small.iterdir():
+        cv2.imwrite(str(picture), cv2.resize(cv2.imread(str(picture)), (30, 12)))
+    with pytest.raises(UserError, match=r"3 smaller than --size\)\): give --enlarge or a smaller"):
+        read([small])
+    images, tally = read([small], enlarge=True)
+    assert tally.processed == len(images) == 3
+    assert images.whole(0).shape == (*SIZE, 3)
+    assert min(images.images[0].shape[:2]) >= SIZE[0]
 
 
 def test_frames_of_a_video(tmp_path):

@@ -126,6 +126,9 @@ def test_a_denoiser_goes_on_from_another(images, vae, tmp_path):
     given = load_denoiser(tmp_path / "first" / "model").unet.state_dict()
     started = trainer(images, tmp_path / "second", settings).stage.network.state_dict()
     assert all(torch.allclose(given[name].float(), started[name], atol=1e-3) for name in given)
+    pixels = replace(settings, stage="pixels")
+    with pytest.raises(UserError, match=r"in_channels is 9.* model directory of the same stage"):
+        trainer(images, tmp_path / "third", pixels)
 
 
 def test_what_is_missing_or_too_small_is_said(images, tmp_path):
