@@ -41,6 +41,7 @@ def graph(profile: str, file: Path, request: pytest.FixtureRequest):
         teach_seconds=600.0,
         teach_frames=600,
         max_input_age=0.0,
+        **{"camera.height": 1.2},
     )
     wait_until(lambda: graph.state() == "active", "activation", timeout=120.0)
     try:
@@ -149,6 +150,16 @@ def test_a_point_in_space_is_found_in_the_picture(graph: Graph):
     assert "(28, 24) of 72x48" in taken
     wait_until(lambda: markers, "a marker")
     assert markers[0].pose.position.z == 4.0
+    assert masks(picture)[20:28, 24:32].mean() < 0.5
+    assert trigger(graph, "undo_lesson").success
+    assert masks(picture)[20:28, 24:32].all()
+    # As RViz sends it: in its fixed frame, here where the ray of pixel (28, 30) meets the ground,
+    # and with the time of the click by the computer's clock.
+    ahead = 1.2 * 50 / (30 - 23.5)
+    taken = click(
+        graph, "/clicked_point", ahead, 7.5 * ahead / 50, (1_999_999_999, 0), frame="base_link"
+    )
+    assert "(28, 30) of 72x48" in taken
     assert masks(picture)[20:28, 24:32].mean() < 0.5
     behind = click(graph, "/clicked_point", x, y, frame="optical", z=-4.0)
     assert "in no frame that was shown lately: no camera sees it" in behind
