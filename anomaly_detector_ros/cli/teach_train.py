@@ -67,7 +67,7 @@ class Drive:
         if len(self.known) < MIN_IMAGES:
             tell(tally)
             raise UserError(
-                f"{len(files)} frames are too few to train on and hold a fifth out: give "
+                f"too few frames to train on and hold a fifth out ({len(files)}): give "
                 f"{math.ceil(MIN_IMAGES / 0.8)} at least, better some hundreds"
             )
 
@@ -122,7 +122,8 @@ def trained_profile(
     of = fingerprint(changed, parts.registry)
     replace(calibration, fingerprint=of, shared="", lessons=None).save(file)
     lessons = output.with_name(f"{output.stem}_trained.safetensors")
-    lessons.unlink(missing_ok=True)  # of an earlier run's denoiser
+    if lessons.exists():  # of an earlier run's denoiser
+        lessons.replace(lessons.with_name(f"{output.stem}_trained_before.safetensors"))
     written = {
         **{name: value for name, value in asdict(changed).items() if name != "name" and value},
         "calibration": {"file": file.name},

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +13,14 @@ from typing import TYPE_CHECKING, Literal
 import cv2
 import numpy as np
 from geometry_msgs.msg import Point, PointStamped
-from std_msgs.msg import ColorRGBA, Header
+from std_msgs.msg import ColorRGBA
 from visualization_msgs.msg import ImageMarker, Marker
 
 from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.ros.camera import LOG_INTERVAL, Camera, Picture
 from anomaly_detector_ros.ros.output import Output
 from anomaly_detector_ros.ros.parameters import Parameters
+from anomaly_detector_ros.ros.shown_frames import Shown, ShownFrames
 
 if TYPE_CHECKING:
     from rclpy.impl.rcutils_logger import RcutilsLogger
@@ -33,36 +33,6 @@ if TYPE_CHECKING:
 CLICKED, ACCEPT, REJECT = "/clicked_point", "accept", "reject"
 MOST_WAITING = 16
 """Clicks that may wait for their turn; more are refused."""
-RECENT = 12
-"""Frames of a camera that can be clicked on ..."""
-APART = 0.4
-"""... and seconds that lie between them at least."""
-# A point of a cloud stands for its surroundings.
-_NEAR = 8
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A frame that was published, as far as a click needs it.
-
-    Attributes:
-        seen: when, monotonic seconds.
-        picture: its header and where it was taken, with the pixels made small.
-        segments: int32 (H, W).
-        mask: bool (H, W).
-        look: what lessons are made of.
-    """
-
-    seen: float
-    picture: Picture
-    segments: np.ndarray
-    mask: np.ndarray
-    look: Look
-
-    @property
-    def stamp(self) -> int:
-        """Of its message, nanoseconds."""
-        return self.picture.stamp
 
 
 @dataclass
@@ -122,12 +92,12 @@ class TeachingService:
         outlines: Mapping[str, Output],
         logger: RcutilsLogger,
     ) -> None:
-        self._cameras, self._parameters = dict(cameras), parameters
+        self._cameras, self._parameters = list(cameras), parameters
         self._submit, self._detectors, self._threshold = submit, detectors, threshold
         self._changed, self._marker, self._outlines = changed, marker, outlines
         self._logger = logger
         self._lock = threading.RLock()
-        self._recent: dict[str, deque[Shown]] = {name: deque(maxlen=RECENT) for name in cameras}
+        self._shown = ShownFrames(cameras)
         self._collecting: _Collecting | None = None
         self._working = ""
         self._waiting = self._undone = 0
@@ -207,17 +177,15 @@ class TeachingService:
             if self._collecting is not None:
                 self._tell(f"teaching was cancelled: {self._progress()}")
             self._collecting = None
-        for recent in self._recent.values():
-            recent.clear()
+        self._shown.clear()
 
     def click(self, camera: str, message: PointStamped, nominal: bool) -> None:
         """A pixel of a camera's frame was pointed at: x to the right, y down; stamp 0: the last."""
         topic = f"~/{camera}/{ACCEPT if nominal else REJECT}"
 
         def work() -> None:
-            x, y = _finite(message.point.x), _finite(message.point.y)
-            shown = self._at(camera, _nanoseconds(message.header))
-            self._take(camera, shown, int(np.floor(y)), int(np.floor(x)), nominal, topic)
+            shown, row, column = self._shown.at_pixel(camera, message)
+            self._take(camera, shown, row, column, nominal, topic)
 
         self._queue(work)
 
@@ -225,7 +193,7 @@ class TeachingService:
         """A point in space was pointed at, as RViz publishes them: a false alarm stands there."""
 
         def work() -> None:
-            camera, shown, row, column = self._find(message)
+            camera, shown, row, column = self._shown.in_space(message)
             self._take(camera, shown, row, column, True, CLICKED)
             self._mark(message)
 
@@ -280,7 +248,7 @@ class TeachingService:
         try:
             now = time.monotonic()
             look = self._look(camera, picture, detection)
-            self._remember(camera, now, picture, detection, look)
+            self._shown.add(camera, now, picture, detection, look)
             with self._lock:
                 if self._collecting is not None:
                     self._collecting.add(camera, look, now)
@@ -293,19 +261,6 @@ class TeachingService:
         stamp = picture.header.stamp
         name = f"{camera} {stamp.sec}.{stamp.nanosec:09d}"
         return Look.of(name, picture.pixels, detection, self._threshold(camera))
-
-    def _remember(
-        self, camera: str, now: float, picture: Picture, detection: Detection, look: Look
-    ) -> None:
-        height, width = picture.pixels.shape[:2]
-        size = (160, max(1, round(height * 160 / width)))
-        small = cv2.resize(picture.pixels, size, interpolation=cv2.INTER_AREA)
-        recent = self._recent[camera]
-        # The newest is always there, whatever lies before it.
-        if len(recent) > 1 and recent[-1].seen - recent[-2].seen < APART:
-            recent.pop()
-        kept = picture._replace(pixels=small)
-        recent.append(Shown(now, kept, detection.segments, detection.mask, look))
 
     # -- lessons, in the detector's thread ---------------------------------------------------------
 
@@ -459,51 +414,6 @@ class TeachingService:
         lessons.save(self._file)
         self._lessons, self._written = lessons, _version(self._file)
 
-    # -- which frame -------------------------------------------------------------------------------
-
-    def _at(self, camera: str, stamp: int) -> Shown:
-        """The frame that was shown at a stamp, nanoseconds; 0: the last one."""
-        recent = list(self._recent[camera])
-        if not recent:
-            raise UserError(f"no frame of {camera} was shown yet")
-        found = [each for each in recent if each.stamp <= stamp] if stamp else recent
-        if not found:
-            ago = (recent[-1].stamp - stamp) * 1e-9
-            raise UserError(
-                f"the frame is gone, it was shown {ago:.1f} s before the last one: click on one of "
-                f"the last {RECENT}"
-            )
-        return found[-1]
-
-    def _find(self, message: PointStamped) -> tuple[str, Shown, int, int]:
-        """The camera, frame and pixel that show a point in space: best where there is an alarm."""
-        point = np.array([_finite(getattr(message.point, axis)) for axis in "xyz"])
-        seen: list[tuple[str, Shown, int, int]] = []
-        problem = "no camera sees it"
-        for name, camera in self._cameras.items():
-            for shown in reversed(self._recent[name]):
-                try:
-                    place = camera.locate(
-                        point, message.header.frame_id, shown.mask.shape, shown.picture.taken
-                    )
-                except UserError as error:
-                    problem = one_line(error)
-                    break
-                if place is None:
-                    continue
-                row, column = place
-                top, left = max(row - _NEAR, 0), max(column - _NEAR, 0)
-                near = np.argwhere(shown.mask[top : row + _NEAR + 1, left : column + _NEAR + 1])
-                if len(near):
-                    nearest = near[
-                        np.abs(near - np.array([row - top, column - left])).sum(1).argmin()
-                    ]
-                    return name, shown, int(top + nearest[0]), int(left + nearest[1])
-                seen.append((name, shown, row, column))
-        if not seen:
-            raise UserError(f"the point is in no frame that was shown lately: {problem}")
-        return seen[0]
-
     # -- answers -----------------------------------------------------------------------------------
 
     def _tell(self, text: str) -> None:
@@ -568,17 +478,6 @@ def _described(lessons: Lessons | None) -> str:
 def _named(lesson: Lesson) -> str:
     frames = f"{lesson.frames} frames, " if lesson.kind == "teach" else ""
     return f"{lesson.kind}, {frames}{len(lesson.vectors)} vectors, {lesson.about}"
-
-
-def _finite(value: float) -> float:
-    if not np.isfinite(value):
-        raise UserError("the point is not finite")
-    return float(value)
-
-
-def _nanoseconds(header: Header) -> int:
-    nanoseconds: int = header.stamp.sec * 1_000_000_000 + header.stamp.nanosec
-    return nanoseconds
 
 
 def _colour(nominal: bool) -> ColorRGBA:
