@@ -28,7 +28,7 @@ from anomaly_detector_ros.lessons.teaching import Look, Teaching
 
 _COLUMNS = (
     *("frames", "left out", "false positives", "found", "found at 1% false positives", "AUC-PR"),
-    *("AUC-PR, old terrain", "vectors", "MiB", "s to learn", "ms to search"),
+    *("old terrain: found", "AUC-PR", "vectors", "MiB", "s to learn", "ms to search"),
 )
 
 
@@ -39,13 +39,16 @@ class Measured:
     threshold: float
     counts: PixelCounts = field(default_factory=PixelCounts)
 
-    def add(self, heatmap: np.ndarray, image: LabelledImage) -> None:
-        """Adds one image."""
-        self.counts.add(heatmap, image.anomaly, image.valid)
+    def add(self, detector: Detector, images: Iterable[LabelledImage]) -> None:
+        """Adds what a detector makes of images."""
+        for image in images:
+            self.counts.add(detector.detect(image.image).heatmap, image.anomaly, image.valid)
 
     def shares(self) -> tuple[float, float, float, float]:
         """False and true positives at the threshold, true ones at 1% false ones, AUC-PR."""
         curve = self.counts.curve()
+        if not len(curve.thresholds):
+            return np.nan, np.nan, np.nan, np.nan
         false = curve.nominal / max(curve.nominal[-1], 1)
         true = curve.anomalous / curve.anomalous[-1] if curve.anomalous[-1] else false * np.nan
         reached = curve.thresholds >= self.threshold
@@ -76,39 +79,39 @@ def main() -> None:
     print(f"| {' | '.join(_COLUMNS)} |\n|{' --- |' * len(_COLUMNS)}")
     for count in (0, *given.frames):
         measured, before = Measured(detector.threshold), Measured(detector.threshold)
-        row = Row()
+        learnt = Learnt()
         if others is not None:
-            row.teach(detector, _spread(looks, count))
-            _add(detector, others, measured)
+            learnt.teach(detector, _spread(looks, count))
+            measured.add(detector, others)
         else:
             for index, image in enumerate(taught):
                 known = [look for number, look in enumerate(looks) if number != index]
-                row.teach(detector, _spread(known, count))
-                _add(detector, [image], measured)
-        _add(detector, old, before)
-        false, found, usual, auc = measured.shares()
-        kept = before.shares()[3] if old else float("nan")
-        print(
-            f"| {count} | {row.left_out:.1f} | {false:.1%} | {found:.2f} | {usual:.2f} "
-            f"| {auc:.3f} | {kept:.3f} | {row.vectors} | {row.mib:.2f} | {row.learning:.1f} "
-            f"| {_search_time(detector, looks[0]) * 1e3:.0f} |",
-            flush=True,
-        )
+                learnt.teach(detector, _spread(known, count))
+                measured.add(detector, [image])
+        before.add(detector, old)
+        false, *rest = measured.shares()
+        _, still, _, kept = before.shares()
+        cells = [f"{count}", f"{learnt.left_out:.1f}", f"{false:.1%}"]
+        cells += [f"{share:.2f}" for share in rest[:2]] + [f"{rest[2]:.3f}", f"{still:.2f}"]
+        cells += [f"{kept:.3f}", f"{learnt.vectors}", f"{learnt.mib:.2f}", f"{learnt.seconds:.1f}"]
+        cells += [f"{_search_time(detector, looks[0]) * 1e3:.0f}"]
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 @dataclass
-class Row:
+class Learnt:
     """What teaching took; of several lessons the mean, and the size of the last one.
 
     Attributes:
         left_out: frames.
-        learning: seconds of all cores, besides looking at the frames.
+        seconds: of all cores, besides looking at the frames.
+        vectors, mib: of the last one.
     """
 
     left_out: float = 0.0
+    seconds: float = 0.0
     vectors: int = 0
     mib: float = 0.0
-    learning: float = 0.0
     _lessons: int = 0
 
     def teach(self, detector: Detector, looks: Sequence[Look]) -> None:
@@ -125,15 +128,10 @@ class Row:
         lesson: Lesson = teaching.lesson(camera="", asked_by="measure_teaching")
         taken = time.process_time() - started
         self._lessons += 1
-        self.learning += (taken - self.learning) / self._lessons
+        self.seconds += (taken - self.seconds) / self._lessons
         self.left_out += (len(lesson.left_out) - self.left_out) / self._lessons
         self.vectors, self.mib = len(lesson.vectors), lesson.vectors.numel() / 2**20
         detector.teach(lessons.added(lesson))
-
-
-def _add(detector: Detector, images: Iterable[LabelledImage], measured: Measured) -> None:
-    for image in images:
-        measured.add(detector.detect(image.image).heatmap, image)
 
 
 def _search_time(detector: Detector, look: Look) -> float:
