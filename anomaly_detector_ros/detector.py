@@ -171,7 +171,7 @@ class Detector:
         features = torch.from_numpy(look.features).to(self.device).float()
         maps = upsample_bilinear(distance(features[:1], features[1:]), look.segments.shape)
         raw = distance.anomaly(maps).cpu().numpy()
-        return self.scores(raw, look.segments), frame_level(raw)
+        return self.scores(raw, look.segments)
 
     def detect(
         self,
@@ -340,8 +340,7 @@ class Detector:
         with clock.measure("segmentation"):
             segments = self.segment(image, raw)
         with clock.measure("scoring"):
-            scores = self.scores(raw, segments, before)
-            level = frame_level(raw)
+            scores, level = self.scores(raw, segments, before)
             heatmap = self._to_heatmap(scores, camera, maps[0, :1], level)
             score = frame_score(heatmap)
         mask = heatmap >= self.threshold
@@ -410,17 +409,20 @@ class Detector:
 
     def scores(
         self, raw: np.ndarray, segments: np.ndarray, before: Sequence[float] = ()
-    ) -> np.ndarray:
+    ) -> tuple[np.ndarray, float]:
         """What a calibration is of, float32 (H, W): `refine`, less a share of the level.
 
         Args:
             before: see `detect`.
+
+        Returns:
+            These scores, and the frame's own level.
         """
-        refined = self.refine(raw, segments)
+        refined, level = self.refine(raw, segments), frame_level(raw)
         share = self.distance.frame_level
         if not share:
-            return refined
-        return refined - np.float32(share * level_among(frame_level(raw), before))
+            return refined, level
+        return refined - np.float32(share * level_among(level, before)), level
 
     def alarms(self, look: Look, distance: Distance, camera: str) -> np.ndarray:
         """The heatmap (H', W') of a frame by another distance; see `rescore`."""

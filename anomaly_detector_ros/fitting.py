@@ -21,7 +21,7 @@ from anomaly_detector_ros.calibration.calibration import (
     NominalScores,
 )
 from anomaly_detector_ros.calibration.distribution import ScorePool
-from anomaly_detector_ros.calibration.level import FRAMES, frame_level
+from anomaly_detector_ros.calibration.level import FRAMES
 from anomaly_detector_ros.detection import Detection
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.distances.base import Distance
@@ -331,7 +331,7 @@ class NominalFiles:
         """
         image, original, edits = self.edited(index, detector)
         raw = detector.compare(image, original, edits)
-        return detector.scores(raw, detector.segment(image, raw), before), frame_level(raw)
+        return detector.scores(raw, detector.segment(image, raw), before)
 
     def compare(self, distance: Distance) -> None:
         """See `NominalImages`."""

@@ -78,7 +78,8 @@ class Edited:
     def anomaly_map(self, truth: LabelledImage) -> np.ndarray:
         """See `Method`."""
         raw = self.raw_map(truth)
-        return self.detector.scores(raw, self.detector.segment(truth.image, raw))
+        scores, _ = self.detector.scores(raw, self.detector.segment(truth.image, raw))
+        return scores
 
 
 class Synthesis(Edited):
