@@ -166,7 +166,7 @@ def _teach_and_train(
         known = [Source(file, "picture") for file in drive.known]
         chosen = known[:: max(1, -(-len(known) // frames))]
         rates = {"as it was": measured(detector, drive)}
-        looks = _look(detector, chosen, 1, None, tally)
+        looks = _look(detector, chosen, 1, None, Tally(stop=tally.stop))  # they were counted
         summary = _teach(detector, looks, output, accept)
         rates["taught"] = measured(detector, drive)
         parts = Parts(detector.device, offline=True)
@@ -176,7 +176,7 @@ def _teach_and_train(
         detector = Detector.from_parts(profile, Parts(detector.device, offline=True))
         own = output.with_name(f"{output.stem}_trained.safetensors")
         _begin(detector, own)
-        looks = _look(detector, chosen, 1, None, Tally(stop=tally.stop))  # the same frames again
+        looks = _look(detector, chosen, 1, None, Tally(stop=tally.stop))
         summary["trained"] = _teach(detector, looks, own, accept)
         rates["trained and taught"] = measured(detector, drive)
     print_measured(rates, len(drive.held_out))

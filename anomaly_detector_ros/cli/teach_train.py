@@ -62,6 +62,7 @@ class Drive:
         frames = read_sources(sources, tally, stride=step, grey_range=options.grey_range)
         with progress_bar("reading") as advance:
             files = keep_files(frames, folder, options, advance)
+        tally.processed += len(files)
         cut = len(files) - max(1, len(files) // 5)
         self.known, self.held_out = files[:cut], files[cut:]
         if len(self.known) < MIN_IMAGES:
@@ -124,14 +125,31 @@ def trained_profile(
     lessons = output.with_name(f"{output.stem}_trained.safetensors")
     if lessons.exists():  # of an earlier run's denoiser
         lessons.replace(lessons.with_name(f"{output.stem}_trained_before.safetensors"))
-    written = {
-        **{name: value for name, value in asdict(changed).items() if name != "name" and value},
-        "calibration": {"file": file.name},
-        "lessons": {"file": lessons.name},
-    }
+    written = changes_of(
+        profile,
+        denoiser={"model": f"./{run.name}/model"},
+        calibration={"file": file.name},
+        lessons={"file": lessons.name},
+    )
     target = output.with_suffix(".yaml")
-    write_atomically(target, yaml.safe_dump({output.stem: _plain(written)}).encode())
+    write_atomically(target, yaml.safe_dump({output.stem: written}, sort_keys=False).encode())
     return replace(changed, calibration={"file": str(file)}), target
+
+
+def changes_of(profile: Profile, **changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What a profile file says of another one with some settings of its parts changed.
+
+    It names an installed profile as its base; of all others it repeats what they say.
+    """
+    from anomaly_detector_ros.profiles import load_profile, profile_names
+
+    if profile.name in profile_names() and profile == load_profile(profile.name):
+        return {"base": profile.name, **changes}
+    said = {name: value for name, value in asdict(profile).items() if name != "name" and value}
+    for part, settings in changes.items():
+        said[part] = {**said.get(part, {}), **settings}
+    plain: dict[str, Any] = _plain(said)
+    return plain
 
 
 def measured(detector: Detector, drive: Drive) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from anomaly_detector_ros.building import Parts
 from anomaly_detector_ros.calibration.calibration import NominalScores
 from anomaly_detector_ros.calibration.drift import NominalLevels
 from anomaly_detector_ros.cli.main import app
+from anomaly_detector_ros.cli.teach_train import changes_of
 from anomaly_detector_ros.detector import Detector
 from anomaly_detector_ros.distances.base import Taught
 from anomaly_detector_ros.distances.cosine import CosineDistance
@@ -49,6 +50,7 @@ from anomaly_detector_ros.lessons.teaching import (
     thumbnail,
     vectors_at,
 )
+from anomaly_detector_ros.profiles import load_profile
 
 
 @pytest.fixture(scope="module")
@@ -452,12 +454,18 @@ def test_teaching_and_training_say_what_each_brought(
     assert told["held_out_frames"] == 5
     assert before > 0.5
     assert max(taught, trained) < 0.1
-    detector = Detector.from_profile(str(written), device="cpu", offline=True)
+    assert told["frames_read"]["read"] == 26
+    moved = tmp_path / "robot"  # with all that belongs to it
+    moved.mkdir()
+    for each in tmp_path.glob("mine*"):
+        each.rename(moved / each.name)
+    detector = Detector.from_profile(str(moved / written.name), device="cpu", offline=True)
+    assert detector.profile.denoiser["model"] == str(moved / "mine_denoiser" / "model")
     assert alarmed(detector, terrain(GRAVEL, 99)) < 0.1
     assert detector.lessons.vectors > 0
     ours, theirs = (
         load_file(folder / "diffusion_pytorch_model.safetensors")
-        for folder in (tmp_path / "mine_denoiser" / "model" / "unet", first)
+        for folder in (moved / "mine_denoiser" / "model" / "unet", first)
     )
     assert ours.keys() == theirs.keys()
     assert any(not torch.equal(ours[name], theirs[name]) for name in ours)
@@ -466,3 +474,15 @@ def test_teaching_and_training_say_what_each_brought(
     few = ("--profile", profile, "--data", picture, "--output", tmp_path / "few.safetensors")
     with pytest.raises(UserError, match=r"too few frames to train .* \(1\): give 25 at least"):
         run("teach", *few, "--train", "2s")
+
+
+def test_a_profile_of_ones_own_names_the_installed_one_that_it_changes(profile: str):
+    changes = {"denoiser": {"model": "./mine/model"}, "lessons": {"file": "mine.safetensors"}}
+    light = load_profile("light")
+    assert changes_of(light, **changes) == {"base": "light", **changes}
+    others = load_profile("light", overrides={"sampler": {"steps": 9}})
+    for other in (others, load_profile(profile)):
+        said = changes_of(other, **changes)
+        assert said["denoiser"] == {**other.denoiser, "model": "./mine/model"}
+        assert said["sampler"] == other.sampler
+        assert yaml.safe_load(yaml.safe_dump(said)) == said
