@@ -141,7 +141,8 @@ class Teaching:
         """Does the work: one piece between two items."""
         known = self._distance.taught(self._before)
         folds = np.array_split(np.arange(len(self.accepted)), min(_FOLDS, len(self.accepted)))
-        share = -(-2 * self._most // len(folds))
+        # So the memory of all folds but one is no larger than the one that is kept.
+        share = -(-self._most // len(folds))
         chosen: list[Tensor] = []
         for fold in folds:
             vectors = torch.cat([self.accepted[i].vectors for i in fold])

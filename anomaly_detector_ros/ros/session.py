@@ -34,6 +34,7 @@ from anomaly_detector_ros.ros.obstacles import ObstacleOutputs
 from anomaly_detector_ros.ros.output import Output
 from anomaly_detector_ros.ros.parameters import UNSET, CostmapParameters, Parameters, models_path
 from anomaly_detector_ros.ros.qos import EVENTS, LATCHED, Topics
+from anomaly_detector_ros.ros.shown_frames import ShownFrames
 from anomaly_detector_ros.ros.teaching_service import CLICKED, TeachingService
 from anomaly_detector_ros.ros.worker import Frame, Turn, Watchdog, Worker
 
@@ -101,10 +102,13 @@ class Session:
                 report=self._report,
             )
             self._detectors = self._load()
+            by_name = {camera.name: camera for camera in self.cameras}
             self.teaching = TeachingService(
-                {camera.name: camera for camera in self.cameras},
+                list(by_name),
                 parameters,
                 name,
+                shown=ShownFrames(by_name, parameters, transforms),
+                clock=clock,
                 submit=self._worker.submit,
                 detectors=lambda: self._detectors,
                 threshold=self.threshold,

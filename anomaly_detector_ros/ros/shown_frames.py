@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,9 @@ import numpy as np
 from geometry_msgs.msg import PointStamped
 
 from anomaly_detector_ros.errors import UserError, one_line
+from anomaly_detector_ros.mapping.poses import Transforms
 from anomaly_detector_ros.ros.camera import Camera, Picture
+from anomaly_detector_ros.ros.parameters import Parameters
 
 if TYPE_CHECKING:
     from anomaly_detector_ros.detection import Detection
@@ -55,10 +57,15 @@ class ShownFrames:
 
     Args:
         cameras: by name.
+        parameters: the node's, in force at any time.
+        transforms: where TF is looked up.
     """
 
-    def __init__(self, cameras: Mapping[str, Camera]) -> None:
+    def __init__(
+        self, cameras: Mapping[str, Camera], parameters: Parameters, transforms: Transforms
+    ) -> None:
         self._cameras = dict(cameras)
+        self._parameters, self._transforms = parameters, transforms
         self._recent: dict[str, deque[Shown]] = {name: deque(maxlen=RECENT) for name in cameras}
 
     def add(
@@ -89,7 +96,7 @@ class ShownFrames:
             UserError: there is no such frame, or the point is not finite.
         """
         x, y = _finite(message.point.x), _finite(message.point.y)
-        stamp = message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
+        stamp = _stamp(message)
         recent = list(self._recent[camera])
         if not recent:
             raise UserError(f"no frame of {camera} was shown yet")
@@ -102,24 +109,25 @@ class ShownFrames:
             )
         return found[-1], int(np.floor(y)), int(np.floor(x))
 
-    def in_space(self, message: PointStamped) -> tuple[str, Shown, int, int]:
+    def in_space(self, message: PointStamped, arrived: int) -> tuple[str, Shown, int, int]:
         """The camera, frame, row and column that show a point: best where there is an alarm.
 
-        The point is looked up where the camera was when it took each frame. The message's stamp
-        does not count: RViz gives the time of the click.
+        Args:
+            message: its frame may move, as the robot's does: the point lay there when it was sent.
+            arrived: nanoseconds by the node's clock; that of who sent it may be another.
 
         Raises:
             UserError: no frame shows it, or the point is not finite.
         """
         point = np.array([_finite(getattr(message.point, axis)) for axis in "xyz"])
+        places = [(point, message.header.frame_id)]
+        places[:0] = self._standing_still(*places[0], (_stamp(message), arrived))
         seen: list[tuple[str, Shown, int, int]] = []
         problem = "no camera sees it"
         for name, camera in self._cameras.items():
             for shown in reversed(self._recent[name]):
                 try:
-                    place = camera.locate(
-                        point, message.header.frame_id, shown.mask.shape, shown.picture.taken
-                    )
+                    place = _locate(camera, shown, places)
                 except UserError as error:
                     problem = one_line(error)
                     break
@@ -132,6 +140,34 @@ class ShownFrames:
             raise UserError(f"the point is in no frame that was shown lately: {problem}")
         return seen[0]
 
+    def _standing_still(
+        self, point: np.ndarray, frame: str, moments: Sequence[int]
+    ) -> list[tuple[np.ndarray, str]]:
+        """The point of a moment in the frame of the costmap; nothing where TF does not know it."""
+        fixed = self._parameters["costmap.frame"]
+        try:
+            pose = self._transforms.lookup(fixed, frame, moments)
+        except UserError:
+            return []
+        return [((pose @ np.append(point, 1.0))[:3], fixed)]
+
+
+def _locate(
+    camera: Camera, shown: Shown, places: Sequence[tuple[np.ndarray, str]]
+) -> tuple[int, int] | None:
+    """The pixel of a frame, row and column, at the first of the places that TF knows.
+
+    Raises:
+        UserError: it knows none.
+    """
+    *others, last = places
+    for point, frame in others:
+        try:
+            return camera.locate(point, frame, shown.mask.shape, shown.picture.taken)
+        except UserError:
+            continue
+    return camera.locate(*last, shown.mask.shape, shown.picture.taken)
+
 
 def _nearest_alarm(mask: np.ndarray, row: int, column: int) -> tuple[int, int] | None:
     """The nearest pixel of a mask, bool (H, W), among those around one."""
@@ -141,6 +177,11 @@ def _nearest_alarm(mask: np.ndarray, row: int, column: int) -> tuple[int, int] |
         return None
     nearest = near[np.abs(near - np.array([row - top, column - left])).sum(1).argmin()]
     return int(top + nearest[0]), int(left + nearest[1])
+
+
+def _stamp(message: PointStamped) -> int:
+    nanoseconds: int = message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
+    return nanoseconds
 
 
 def _finite(value: float) -> float:

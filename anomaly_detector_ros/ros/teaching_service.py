@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Literal
 import cv2
 import numpy as np
 from geometry_msgs.msg import Point, PointStamped
+from rclpy.clock import Clock
 from std_msgs.msg import ColorRGBA
 from visualization_msgs.msg import ImageMarker, Marker
 
 from anomaly_detector_ros.errors import UserError, one_line
-from anomaly_detector_ros.ros.camera import LOG_INTERVAL, Camera, Picture
+from anomaly_detector_ros.ros.camera import LOG_INTERVAL, Picture
 from anomaly_detector_ros.ros.output import Output
 from anomaly_detector_ros.ros.parameters import Parameters
 from anomaly_detector_ros.ros.shown_frames import Shown, ShownFrames
@@ -66,9 +67,11 @@ class TeachingService:
     images. What becomes of it is logged, and `report` tells of it on the diagnostics.
 
     Args:
-        cameras: by name.
+        cameras: their names.
         parameters: the node's, in force at any time.
         node: the node's fully qualified name, of which the file's name is made by default.
+        shown: takes the frames that were published.
+        clock: the node's.
         submit: has a function called in the detector's thread.
         detectors: those in use.
         threshold: the threshold in force for a camera.
@@ -80,10 +83,12 @@ class TeachingService:
 
     def __init__(
         self,
-        cameras: Mapping[str, Camera],
+        cameras: Sequence[str],
         parameters: Parameters,
         node: str,
         *,
+        shown: ShownFrames,
+        clock: Clock,
         submit: Callable[[Callable[[], None]], None],
         detectors: Callable[[], Detectors],
         threshold: Callable[[str], float],
@@ -97,7 +102,7 @@ class TeachingService:
         self._changed, self._marker, self._outlines = changed, marker, outlines
         self._logger = logger
         self._lock = threading.RLock()
-        self._shown = ShownFrames(cameras)
+        self._shown, self._clock = shown, clock
         self._collecting: _Collecting | None = None
         self._working = ""
         self._waiting = self._undone = 0
@@ -191,9 +196,10 @@ class TeachingService:
 
     def click_in_space(self, message: PointStamped) -> None:
         """A point in space was pointed at, as RViz publishes them: a false alarm stands there."""
+        arrived = self._clock.now().nanoseconds
 
         def work() -> None:
-            camera, shown, row, column = self._shown.in_space(message)
+            camera, shown, row, column = self._shown.in_space(message, arrived)
             self._take(camera, shown, row, column, True, CLICKED)
             self._mark(message)
 

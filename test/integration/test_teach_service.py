@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +165,45 @@ def test_a_point_in_space_is_found_in_the_picture(graph: Graph):
     behind = click(graph, "/clicked_point", x, y, frame="optical", z=-4.0)
     assert "in no frame that was shown lately: no camera sees it" in behind
     assert "no transform" in click(graph, "/clicked_point", x, y, frame="elsewhere", z=4.0)
+
+
+def test_a_point_in_a_frame_that_moves_is_where_it_was_when_it_was_sent(
+    graph: Graph, monkeypatch: pytest.MonkeyPatch
+):
+    """The robot has turned to the left since its camera took the picture."""
+    turned, late = 0.3, 1_900_000_000
+
+    def lookup(target: str, source: str, moments: Sequence[int]) -> np.ndarray:
+        angle = turned if moments[0] > late * 1_000_000_000 else 0.0
+        poses = {"odom": np.eye(4), "base_link": np.eye(4)}
+        poses["base_link"][:2, :2] = [
+            [np.cos(angle), -np.sin(angle)],
+            [np.sin(angle), np.cos(angle)],
+        ]
+        return np.linalg.inv(poses[target]) @ poses[source]
+
+    monkeypatch.setattr(graph.node.session._transforms, "lookup", lookup)
+    masks = Masks(graph)
+    info = CameraInfo(width=72, height=48)
+    info.k = [50.0, 0.0, 35.5, 0.0, 50.0, 23.5, 0.0, 0.0, 1.0]
+    info.header.frame_id = "optical"
+    graph.send_info(info)
+    wait_until(lambda: graph.node.session.cameras[0]._info is not None, "camera_info")
+    assert masks(with_thing(terrain(MEADOW, 0), 20))[20:28, 24:32].all()
+    ahead = 1.2 * 50 / (30 - 23.5)
+    left = (35.5 - 28) * ahead / 50
+    seen = (
+        ahead * np.cos(turned) + left * np.sin(turned),
+        left * np.cos(turned) - ahead * np.sin(turned),
+    )
+    assert "(28, 30) of 72x48" in click(
+        graph, "/clicked_point", *seen, (late + 1, 0), frame="base_link"
+    )
+    assert trigger(graph, "undo_lesson").success
+    assert masks(with_thing(terrain(MEADOW, 1), 20))[20:28, 24:32].all()
+    assert "(28, 30) of 72x48" in click(
+        graph, "/clicked_point", ahead, left, (late + 1, 0), frame="odom"
+    )
 
 
 def test_points_that_mean_nothing_change_nothing(graph: Graph, file: Path):

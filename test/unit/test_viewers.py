@@ -16,8 +16,12 @@ from anomaly_detector_ros.ros.diagnostics import Intake, camera_status
 from anomaly_detector_ros.runtime.resources import share_dir
 
 CAMERA = "/anomaly_detector/camera/"
-OUTPUTS = {*IMAGE_OUTPUTS, "overlay/compressed", "camera_info", "obstacles", "markers"}
-TOPICS = {CAMERA + output for output in OUTPUTS} | {"/anomaly_detector/costmap", "/diagnostics"}
+OUTPUTS = {*IMAGE_OUTPUTS, "overlay/compressed", "camera_info", "obstacles", "markers", "taken"}
+TOPICS = {CAMERA + output for output in OUTPUTS} | {
+    "/anomaly_detector/costmap",
+    "/anomaly_detector/taken",
+    "/diagnostics",
+}
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +133,19 @@ def test_rviz_shows_the_first_cameras_outputs():
     assert costmap["Durability Policy"] == "Transient Local"
     assert displays["Anomalies"]["Class"] == "rviz_default_plugins/MarkerArray"
     assert displays["Anomalies"]["Topic"]["Value"] == "anomaly_detector/camera/markers"
+
+
+def test_both_show_what_a_click_took_and_rviz_has_the_tool_to_click(layout: dict[str, Any]):
+    overlay = layout["configById"]["Image!overlay"]["imageMode"]
+    assert overlay["annotations"] == {CAMERA + "taken": {"visible": True}}
+    scene = layout["configById"]["3D!obstacles"]["topics"]
+    assert scene["/anomaly_detector/taken"] == {"visible": True}
+    manager = yaml.safe_load((share_dir("config") / "anomaly_detector.rviz").read_text())[
+        "Visualization Manager"
+    ]
+    (taken,) = (d for d in manager["Displays"] if d["Class"] == "rviz_default_plugins/Marker")
+    assert taken["Topic"]["Value"] == "anomaly_detector/taken"
+    assert {"Class": "rviz_default_plugins/PublishPoint"} in manager["Tools"]
 
 
 def test_rviz_finds_the_panels_that_it_is_to_place():
