@@ -35,12 +35,12 @@ def offset(index: int) -> tuple[int, int]:
 def play(picture: Path) -> None:
     """Shows one crop after the other, each once the mask of the one before has come."""
     import rclpy
-    from rclpy.executors import ExternalShutdownException
+    from rclpy.signals import SignalHandlerOptions
     from sensor_msgs.msg import Image
 
     pixels = cv2.imread(str(picture))[..., ::-1]
     height, width = pixels.shape[0] - MARGIN, pixels.shape[1] - MARGIN
-    rclpy.init()
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)  # a signal ends it at once
     node = rclpy.create_node("player")
     done: list[int] = []
     node.create_subscription(
@@ -49,10 +49,7 @@ def play(picture: Path) -> None:
     publisher = node.create_publisher(Image, "camera/image_raw", 10)
     index, sent = 1, 0.0
     while rclpy.ok():
-        try:
-            rclpy.spin_once(node, timeout_sec=0.05)
-        except ExternalShutdownException:
-            return
+        rclpy.spin_once(node, timeout_sec=0.05)
         if index in done:
             index, sent = index + 1, 0.0
         if time.monotonic() - sent > 10 and publisher.get_subscription_count():
