@@ -111,7 +111,6 @@ def demo(
     _require_ros()
     from anomaly_detector_ros.demo import camera
     from anomaly_detector_ros.demo.graph import Playback, run_graph
-    from anomaly_detector_ros.demo.processes import sigterm_as_interrupt
 
     playback = Playback(
         _paths(images, bag),
@@ -134,7 +133,7 @@ def demo(
         f"detector and a recorder. What they leave goes to '{output}'.",
         markup=False, soft_wrap=True,
     )  # fmt: skip
-    with progress_bar("starting", playback.expected) as advance, sigterm_as_interrupt():
+    with progress_bar("starting", playback.expected) as advance:
         summary = run_graph(
             playback,
             output,

@@ -23,6 +23,7 @@ from anomaly_detector_ros.cli.teach import teach
 from anomaly_detector_ros.cli.train import train
 from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.runtime.allocator import tune
+from anomaly_detector_ros.runtime.signals import sigterm_as_interrupt
 
 app = typer.Typer(
     name="anomaly-detector",
@@ -66,14 +67,15 @@ def _globals(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 success, 1 error, 2 wrong usage, 130 Ctrl-C."""
+    """Run the command line and exit: 0 success, 1 error, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM."""
     given = sys.argv[1:] if arguments is None else arguments
     ours = given[: given.index("--")] if "--" in given else given
     debug, quiet, verbose = (option in ours for option in _ANYWHERE)
     _speak(quiet, verbose)
     tune()  # before torch is imported
     try:
-        app([*(a for a in ours if a not in _ANYWHERE), *given[len(ours) :]])
+        with sigterm_as_interrupt():
+            app([*(a for a in ours if a not in _ANYWHERE), *given[len(ours) :]])
     except KeyboardInterrupt:
         sys.exit(130)
     except UserError as error:

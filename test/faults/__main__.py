@@ -40,7 +40,7 @@ def main() -> int:
     from bench import Bench
     from fault import markdown, run
 
-    from anomaly_detector_ros.demo.processes import sigterm_as_interrupt
+    from anomaly_detector_ros.runtime.signals import sigterm_as_interrupt
 
     script = [
         *message_faults.FAULTS,

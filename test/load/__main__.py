@@ -25,7 +25,7 @@ def main() -> int:
 
     from two_cameras import Run, checks
 
-    from anomaly_detector_ros.demo.processes import sigterm_as_interrupt
+    from anomaly_detector_ros.runtime.signals import sigterm_as_interrupt
 
     with sigterm_as_interrupt(), tempfile.TemporaryDirectory(prefix="load_") as folder:
         run = Run(Path(folder), options.seconds)

@@ -11,7 +11,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -20,6 +19,7 @@ import cv2
 import numpy as np
 import pytest
 from support.processes import start_python
+from support.waiting import wait_until
 
 from anomaly_detector_ros.cli.common import append_line, write_atomically
 from anomaly_detector_ros.cli.main import main
@@ -267,7 +267,10 @@ def test_full_disk_leaves_no_half_file(tmp_path: Path, pictures: Path, light_pro
     assert list(out.iterdir()) == []
 
 
-def test_interrupt_ends_with_130(tmp_path: Path, pictures: Path, light_profile: str) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_it_and_leaves_nothing_half_written(
+    tmp_path: Path, light_profile: str, number: int, code: int
+) -> None:
     many = tmp_path / "many"
     many.mkdir()
     for index in range(300):
@@ -277,19 +280,44 @@ def test_interrupt_ends_with_130(tmp_path: Path, pictures: Path, light_profile: 
         *command("detect", many, "--output", out, "--profile", light_profile)[1:],
         cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
     )  # fmt: skip
-    deadline = time.monotonic() + 90
-    while not (out / "results.jsonl").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    wait_until((out / "results.jsonl").exists, "a result", 90)
+    process.send_signal(number)
     try:
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130
+    assert process.returncode == code
     assert "Traceback" not in errors
     for line in (out / "results.jsonl").read_text().splitlines():
         json.loads(line)
     assert not list(out.glob("*.partial"))
+
+
+def test_frames_that_were_unpacked_go_when_it_is_told_to_end(
+    tmp_path: Path, light_profile: str
+) -> None:
+    many, scratch = tmp_path / "many", tmp_path / "scratch"
+    for folder in (many, scratch):
+        folder.mkdir()
+    for index in range(400):
+        cv2.imwrite(str(many / f"{index}.png"), picture(index))
+    process = start_python(
+        *command(
+            "calibrate", "--profile", light_profile, "--data", many, "--grey-range", "0", "255",
+            "--output", tmp_path / "new.safetensors",
+        )[1:],
+        cwd=ROOT, env={**os.environ, "TMPDIR": str(scratch)},
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        wait_until(lambda: list(scratch.glob("anomaly-detector-frames-*/*")), "frames", 90)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 143
+    assert not list(scratch.glob("anomaly-detector-*"))
+    assert not list(tmp_path.glob("new*"))
 
 
 def test_demo_does_not_delete_what_it_shall_play(tmp_path: Path, pictures: Path) -> None:
