@@ -178,6 +178,7 @@ class NoveltyDistance(Distance):
         self.frame_level, self._cosine = settings.frame_level, CosineDistance()
         none = self.memory[:0]
         self._last: tuple[Tensor, Tensor] | None = None
+        self._share: tuple[Tensor, Tensor] | None = None
         self.accepted, self.rejected = self._fitted = (
             none if accepted is None else F.normalize(accepted.float(), dim=1),
             none if rejected is None else F.normalize(rejected.float(), dim=1),
@@ -186,7 +187,7 @@ class NoveltyDistance(Distance):
     def to(self, device: torch.device | str) -> NoveltyDistance:
         """See `Distance`."""
         moved = copy.copy(self)
-        moved._last = None
+        moved._last = moved._share = None
         moved.memory, moved.accepted, moved.rejected = (
             each.to(device) for each in (self.memory, self.accepted, self.rejected)
         )
@@ -250,18 +251,18 @@ class NoveltyDistance(Distance):
                 accepted = self._unlike(accepted, vectors)
                 rejected = torch.cat([rejected, vectors])
         changed = copy.copy(self)
-        changed.accepted, changed.rejected, changed._last = accepted, rejected, None
+        changed.accepted, changed.rejected = accepted, rejected
+        changed._last = changed._share = None
         return changed
 
     def taught_share(self, features: Tensor) -> float:
         """See `Distance`."""
         if not len(self.accepted):
             return 0.0
-        count = self.settings.neighbours
-        own, taught = (
-            memory_distance(features, known, count) for known in (self.memory, self.accepted)
-        )
-        return float((taught < own).float().mean())
+        if self._share is None or not torch.equal(self._share[0], features):
+            self._nominal(features)
+        assert self._share is not None  # as something was taught
+        return float(self._share[1])
 
     def _unlike(self, vectors: Tensor, others: Tensor) -> Tensor:
         if not len(vectors) or not len(others):
@@ -293,14 +294,20 @@ class NoveltyDistance(Distance):
         last, self._last = self._last, None
         if last is not None and torch.equal(last[0], features):
             return last[1]
-        novelty = memory_distance(features, self.memory, self.settings.neighbours)
-        if len(self.accepted):
-            others = memory_distance(features, self.accepted, self.settings.neighbours)
-            novelty = torch.minimum(novelty, others)
+        novelty = self._nominal(features)
         if len(self.rejected):
             away = memory_distance(features, self.rejected) / novelty.clamp(min=self.reach)
             novelty = novelty + _REJECTED_WEIGHT * (1 - away).clamp(min=0)
         return novelty
+
+    def _nominal(self, features: Tensor) -> Tensor:
+        """The lower distance from both memories, (B, h, w); `taught_share` is asked for next."""
+        own = memory_distance(features, self.memory, self.settings.neighbours)
+        if not len(self.accepted):
+            return own
+        taught = memory_distance(features, self.accepted, self.settings.neighbours)
+        self._share = features, (taught < own).float().mean()
+        return torch.minimum(own, taught)
 
 
 def in_bytes(directions: Tensor) -> Tensor:

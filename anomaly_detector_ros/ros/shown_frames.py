@@ -120,8 +120,8 @@ class ShownFrames:
             UserError: no frame shows it, or the point is not finite.
         """
         point = np.array([_finite(getattr(message.point, axis)) for axis in "xyz"])
-        places = [(point, message.header.frame_id)]
-        places[:0] = self._standing_still(*places[0], (_stamp(message), arrived))
+        frame, moments = message.header.frame_id, (_stamp(message), arrived)
+        places = [*self._standing_still(point, frame, moments), (point, frame)]
         seen: list[tuple[str, Shown, int, int]] = []
         problem = "no camera sees it"
         for name, camera in self._cameras.items():

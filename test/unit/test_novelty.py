@@ -144,6 +144,19 @@ def test_an_image_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(calls) == 2
     distance.strength(image)  # of the next frame, even if it is the same
     assert len(calls) == 3
+    # Nor is it looked up again for how much of it is of what was taught.
+    taught = distance.taught([Taught(image[0].flatten(1).T)])
+    calls.clear()
+    taught.strength(image)
+    taught(image, edit)
+    shares = [taught.taught_share(each) for each in (image, other)]
+    assert len(calls) == 2 + 2  # each in both memories
+    for share, each in zip(shares, (image, other), strict=True):
+        own, known = (
+            look_up(each, m, settings.neighbours) for m in (taught.memory, taught.accepted)
+        )
+        assert share == pytest.approx(float((known < own).float().mean()))
+    assert shares[0] > shares[1]
     # What is taught meanwhile counts at once.
     lesson = Taught(other[0].flatten(1).T, shown=True)
     assert (distance.taught([lesson]).strength(other) == 0).all()
