@@ -59,7 +59,7 @@ class Picture(NamedTuple):
     @property
     def stamp(self) -> int:
         """Of the message, nanoseconds."""
-        return _nanoseconds(self.header)
+        return nanoseconds(self.header)
 
 
 def input_topic(camera: str, transport: str) -> str:
@@ -217,7 +217,7 @@ class Camera:
             )
         # As TF 1 had it; no listener's TF 2 would find it.
         message.header.frame_id = message.header.frame_id.lstrip("/")
-        stamp = _nanoseconds(message.header)
+        stamp = nanoseconds(message.header)
         self._obstacles.depth.watch(stamp)
         now = self._clock.now().nanoseconds
         waited = time.monotonic() - frame.arrived
@@ -286,7 +286,7 @@ class Camera:
     ) -> Detection:
         from anomaly_detector_ros.detection import frame_score
 
-        stamp = _nanoseconds(header)
+        stamp = nanoseconds(header)
         heatmap = self._filter.update(found.heatmap, stamp, seconds)
         score = found.score if heatmap is found.heatmap else frame_score(heatmap)
         mask = heatmap >= np.float32(threshold)
@@ -321,6 +321,6 @@ class Camera:
             self._logger.error(line)
 
 
-def _nanoseconds(header: Header) -> int:
-    nanoseconds: int = header.stamp.sec * 1_000_000_000 + header.stamp.nanosec
-    return nanoseconds
+def nanoseconds(header: Header) -> int:
+    """The stamp of a message."""
+    return int(header.stamp.sec) * 1_000_000_000 + int(header.stamp.nanosec)

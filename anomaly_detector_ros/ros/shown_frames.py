@@ -13,7 +13,7 @@ from geometry_msgs.msg import PointStamped
 
 from anomaly_detector_ros.errors import UserError, one_line
 from anomaly_detector_ros.mapping.poses import Transforms
-from anomaly_detector_ros.ros.camera import Camera, Picture
+from anomaly_detector_ros.ros.camera import Camera, Picture, nanoseconds
 from anomaly_detector_ros.ros.parameters import Parameters
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class ShownFrames:
             UserError: there is no such frame, or the point is not finite.
         """
         x, y = _finite(message.point.x), _finite(message.point.y)
-        stamp = _stamp(message)
+        stamp = nanoseconds(message.header)
         recent = list(self._recent[camera])
         if not recent:
             raise UserError(f"no frame of {camera} was shown yet")
@@ -120,7 +120,7 @@ class ShownFrames:
             UserError: no frame shows it, or the point is not finite.
         """
         point = np.array([_finite(getattr(message.point, axis)) for axis in "xyz"])
-        frame, moments = message.header.frame_id, (_stamp(message), arrived)
+        frame, moments = message.header.frame_id, (nanoseconds(message.header), arrived)
         places = [*self._standing_still(point, frame, moments), (point, frame)]
         seen: list[tuple[str, Shown, int, int]] = []
         problem = "no camera sees it"
@@ -177,11 +177,6 @@ def _nearest_alarm(mask: np.ndarray, row: int, column: int) -> tuple[int, int] |
         return None
     nearest = near[np.abs(near - np.array([row - top, column - left])).sum(1).argmin()]
     return int(top + nearest[0]), int(left + nearest[1])
-
-
-def _stamp(message: PointStamped) -> int:
-    nanoseconds: int = message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
-    return nanoseconds
 
 
 def _finite(value: float) -> float:
